@@ -1,0 +1,34 @@
+# `make demo` and `make test` do all the set-up themselves; everything lives in .venv.
+PYTHON ?= python3
+PY := .venv/bin/python
+STEPS ?= 500
+RUN ?= runs/demo
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint types check clean
+
+# Reinstalled when the dependencies change; the stamp is written last, so a broken install is tried again.
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("stml-semi needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: .venv/installed
+	.venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	  cli.py semi --recipe recipes/kanji.yaml --max-steps $(STEPS) --output-dir $(RUN) --overwrite
+
+test: .venv/installed
+	$(PY) -m pytest -n 2 --dist worksteal
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: .venv/installed
+	.venv/bin/pyright
+
+check: lint types test
+
+clean:
+	rm -rf .venv runs dist build

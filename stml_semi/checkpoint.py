@@ -1,0 +1,156 @@
+"""All that a resume needs, in safetensors and JSON; nothing is pickled.
+
+Random numbers are functions of seed and step, so no generator state is kept.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stml_semi.data.pool import PoolTable
+
+
+class TrainState(NamedTuple):
+    """The moving parts of a run."""
+
+    modules: dict[str, nn.Module]
+    """Bare modules (no wrappers) by name: embedder, teacher, labeled_loss, balancer."""
+    optimizer: torch.optim.Optimizer
+    scaler: Any = None
+    """GradScaler of fp16 runs."""
+
+
+def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable | None, *, keep: int) -> Path:
+    """Writes folder/step-N under a temporary name, renames it when complete, and deletes all but the last `keep`.
+
+    Returns the checkpoint's path. An error (a full disk, say) leaves earlier checkpoints as they were.
+    """
+    target = folder / f"step-{step}"
+    temporary = folder / f".step-{step}.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        tensors = {
+            f"{module}.{name}": value
+            for module, part in state.modules.items()
+            for name, value in part.state_dict().items()
+        }
+        optimizer = state.optimizer.state_dict()["state"]
+        files = {
+            "modules.safetensors": tensors,
+            "optimizer.safetensors": {
+                f"{i}.{key}": torch.as_tensor(value) for i, values in optimizer.items() for key, value in values.items()
+            },
+        }
+        if table is not None:
+            files["pool.safetensors"] = {
+                "rows": torch.from_numpy(table.rows),
+                "neighbors": torch.from_numpy(table.neighbors),
+            }
+        for name, content in files.items():
+            save_file(
+                {key: value.detach().cpu().contiguous().clone() for key, value in content.items()}, temporary / name
+            )
+        summary = {
+            "step": step,
+            "pool_refresh": None if table is None else table.refresh,
+            "scaler": None if state.scaler is None else state.scaler.state_dict(),
+            "sha256": {name: _sha256(temporary / name) for name in files},
+        }
+        (temporary / "state.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        for path in temporary.iterdir():
+            _flush(path)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _flush(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(m[1]), p) for p in folder.iterdir() if (m := re.fullmatch(r"step-(\d+)", p.name))]
+    return [path for _, path in sorted(found)]
+
+
+class Restored(NamedTuple):
+    """Where a run goes on."""
+
+    step: int
+    table: PoolTable | None
+
+
+def load_checkpoint(path: Path, state: TrainState) -> Restored:
+    """Restores `state` in place.
+
+    Raises:
+        ValueError: a file is missing, torn or was changed (its name and the previous checkpoint are named), or it
+            belongs to another configuration.
+    """
+    try:
+        summary = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        for name, digest in summary["sha256"].items():
+            if _sha256(path / name) != digest:
+                raise OSError(f"{name} is not what was written")
+        tensors = load_file(path / "modules.safetensors")
+        optimizer = load_file(path / "optimizer.safetensors")
+        pool = load_file(path / "pool.safetensors") if summary["pool_refresh"] is not None else None
+    except (OSError, ValueError, KeyError) as error:
+        earlier = [p for p in list_checkpoints(path.parent) if p != path]
+        fix = f"delete {path} to go on from {earlier[-1].name}" if earlier else "start anew with --overwrite"
+        raise ValueError(f"--resume: checkpoint {path} cannot be read ({error}): {fix}") from error
+    try:
+        for name, module in state.modules.items():
+            prefix = f"{name}."
+            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            module.load_state_dict(own)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--resume: checkpoint {path} is of another model or loss; use the configuration it was made with "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from None
+    _load_optimizer(state.optimizer, optimizer)
+    if state.scaler is not None and summary["scaler"] is not None:
+        state.scaler.load_state_dict(summary["scaler"])
+    table = None
+    if pool is not None:
+        table = PoolTable(summary["pool_refresh"], pool["rows"].numpy().astype(np.int64), pool["neighbors"].numpy())
+    return Restored(summary["step"], table)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    current = optimizer.state_dict()
+    values: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        values.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": values, "param_groups": current["param_groups"]})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Brings a file or folder to the disk, so that a rename never outruns the data it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,247 @@
+"""TrainConfig: the one definition of every knob.
+
+A field here is the command-line flag, the recipe key, the line in `--help` and the line in config.yaml.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+T = TypeVar("T")
+# The panel of `--help` in which a field is listed.
+Data = Annotated[T, "Data"]
+Model = Annotated[T, "Model"]
+Objective = Annotated[T, "Objective"]
+Optimization = Annotated[T, "Optimization"]
+Hardware = Annotated[T, "Hardware"]
+Run = Annotated[T, "Run"]
+
+Augmentation = Literal["auto", "paper", "strong", "glyph", "none"]
+Pooling = Literal["auto", "cls", "mean", "mean_max", "pooler"]
+Balance = Literal["unit", "ratio", "fixed"]
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["no", "bf16", "fp16"]
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainConfig(BaseModel):
+    """Everything that defines a run. Batch sizes are global: they do not depend on the number of processes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    labeled: Data[str | None] = None
+    """Labeled images: a benchmark (kanji), a folder of class folders, a csv/jsonl/parquet file or a hub id,
+    `name[:split]`; a comma joins several."""
+    unlabeled: Data[str | None] = None
+    """Unlabeled images: like --labeled, but any folder will do and no label column is read."""
+    eval: Data[str | None] = None
+    """Labeled images to evaluate on, of classes that are never trained on. Default: the benchmark's test split."""
+    labeled_image_column: Data[str | None] = None
+    """Column of --labeled that holds the images or their paths. Default: found by type and name."""
+    labeled_label_column: Data[str | None] = None
+    """Column of --labeled that holds the class. Default: found by type and name."""
+    unlabeled_image_column: Data[str | None] = None
+    """Column of --unlabeled that holds the images or their paths. Default: found by type and name."""
+    eval_image_column: Data[str | None] = None
+    """Column of --eval that holds the images or their paths. Default: found by type and name."""
+    eval_label_column: Data[str | None] = None
+    """Column of --eval that holds the class. Default: found by type and name."""
+    augment: Data[Augmentation] = "auto"
+    """Random views for training: paper (crop and flip), strong (paper, color and blur), glyph (small affine, no
+    flip)."""
+    image_size: Data[Count | None] = None
+    """Side of the square input in pixels. Default: what the backbone's image processor says."""
+
+    backbone: Model[str] = "auto"
+    """Any image backbone that transformers.AutoModel opens: folder, hub id, timm/... id, tiny-resnet, tiny-vit.
+    Default: the benchmark's, else facebook/dinov2-small."""
+    pooling: Model[Pooling] = "auto"
+    """How a feature map becomes a vector: auto is mean_max (GAP + GMP) for convolutions, cls where there is a class
+    token, else mean."""
+    embedding_dim: Model[Count] = 512
+    """Width of f, the retrieval head: the embedding that is served."""
+    auxiliary_dim: Model[Count] = 1024
+    """Width of g, the auxiliary head: teaches f during training, then dropped."""
+
+    labeled_loss: Objective[str] = "proxy_anchor"
+    """Loss on the labels, from pytorch-metric-learning: proxy_anchor, proxy_nca, softtriple, arcface, cosface,
+    multi_similarity, ..."""
+    labeled_batch_size: Objective[Count] = 64
+    """Labeled images per step, over all processes."""
+    images_per_class: Objective[Count] = 4
+    """Images of each class in a labeled batch; labeled_batch_size / images_per_class classes are drawn per step."""
+    unlabeled_batch_size: Objective[Count] = 120
+    """Unlabeled images per step, over all processes, before views: queries x num_neighbors."""
+    num_neighbors: Objective[Count] = 5
+    """Size of a neighborhood, the image itself included: k of the paper."""
+    num_views: Objective[Annotated[int, Field(ge=1, le=8)]] = 2
+    """Random views of every unlabeled image."""
+    sigma: Objective[Positive] = 3.0
+    """Bandwidth of pairwise similarity: exp(-squared distance / sigma)."""
+    delta: Objective[Positive] = 1.0
+    """Margin of the relaxed contrastive loss, in mean distances."""
+    momentum: Objective[Share] = 0.995
+    """Momentum of the teacher, an exponential moving average of the student."""
+    balance: Objective[Balance] = "unit"
+    """What unlabeled_weight multiplies: unit (both terms at unit gradient norm), ratio (the labeled term's gradient
+    norm), fixed (the bare loss, as published)."""
+    unlabeled_weight: Objective[NotNegative] = 0.3
+    """How strongly the unlabeled term pulls; its meaning is set by --balance."""
+    label_warmup_steps: Objective[CountOrZero | None] = None
+    """First steps on labels alone. Default: 30% of max_steps; unsup has none."""
+
+    learning_rate: Optimization[Positive] = 1e-4
+    """Peak learning rate of AdamW for backbone and heads."""
+    proxy_lr_scale: Optimization[Positive] = 100.0
+    """Learning rate of the proxies, as a multiple of learning_rate."""
+    weight_decay: Optimization[NotNegative] = 1e-4
+    """Weight decay; norms, biases and proxies have none."""
+    lr_schedule: Optimization[Schedule] = "cosine"
+    """How the learning rate falls to zero over the run."""
+    lr_warmup_steps: Optimization[CountOrZero] = 0
+    """Steps over which the learning rate rises to its peak."""
+    max_steps: Optimization[Count] = 1000
+    """Optimizer steps of the whole run."""
+    refresh_every: Optimization[Count] = 100
+    """Steps between refreshes of the unlabeled pool and its neighbor table."""
+    pool_size: Optimization[Count] = 16384
+    """Unlabeled images that are live between two refreshes; a smaller source is used whole."""
+
+    micro_batch_size: Hardware[Count | None] = None
+    """Most images in one forward part, per process: bounds memory, changes no result. Default: the whole batch at
+    once."""
+    mixed_precision: Hardware[Precision | None] = None
+    """Precision of the backbone; distances and losses stay in float32. Default: what accelerate is configured
+    to use."""
+    num_workers: Hardware[CountOrZero | None] = None
+    """Processes that decode images, per training process. Default: by the number of cores."""
+
+    output_dir: Run[str | None] = None
+    """Run folder. Default: runs/<command>-<labeled>-<unlabeled>."""
+    seed: Run[CountOrZero] = 0
+    """Seed of every random choice."""
+    eval_every: Run[CountOrZero] = 500
+    """Steps between evaluations; 0 evaluates at the end only."""
+    save_every: Run[CountOrZero] = 500
+    """Steps between checkpoints; 0 saves at the end only."""
+    keep_checkpoints: Run[Count] = 2
+    """How many checkpoints stay; older ones are deleted."""
+    log_every: Run[Count] = 10
+    """Steps between lines in metrics.jsonl."""
+    resume: Run[bool] = False
+    """Go on from the newest checkpoint in --output-dir."""
+    overwrite: Run[bool] = False
+    """Delete what --output-dir holds and start anew."""
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps on labels alone, resolved."""
+        if self.labeled is None:
+            return 0
+        if self.label_warmup_steps is None:
+            return round(0.3 * self.max_steps)
+        return self.label_warmup_steps
+
+    @property
+    def classes_per_batch(self) -> int:
+        """Classes drawn for a labeled batch."""
+        return self.labeled_batch_size // self.images_per_class
+
+    @property
+    def queries_per_batch(self) -> int:
+        """Queries drawn for an unlabeled batch."""
+        return self.unlabeled_batch_size // self.num_neighbors
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        def divides(batch: str, part: str) -> None:
+            size, unit = getattr(self, batch), getattr(self, part)
+            if size % unit:
+                raise ValueError(
+                    f"{flag(batch)} {size} is not a multiple of {flag(part)} {unit}: "
+                    f"take {max(size // unit, 1) * unit} or {(size // unit + 1) * unit}"
+                )
+
+        divides("labeled_batch_size", "images_per_class")
+        divides("unlabeled_batch_size", "num_neighbors")
+        if self.labeled and self.classes_per_batch < 2:
+            raise ValueError(
+                f"--labeled-batch-size {self.labeled_batch_size} holds one class of --images-per-class "
+                f"{self.images_per_class}: a batch compares at least two, so double --labeled-batch-size"
+            )
+        if self.labeled and self.unlabeled and self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"--label-warmup-steps {self.warmup_steps} leaves none of --max-steps {self.max_steps} for the "
+                f"unlabeled images: lower it, or use `sup`"
+            )
+        if self.resume and self.overwrite:
+            raise ValueError("--resume keeps the run folder and --overwrite deletes it: choose one")
+        return self
+
+    @classmethod
+    def build(cls, values: dict[str, Any], origin: str = "the command line") -> "TrainConfig":
+        """A validated configuration.
+
+        Raises:
+            ValueError: one line naming the flag and the fix (unknown key with the closest match, wrong type or range,
+                fields that do not fit together).
+        """
+        refuse_unknown(values, origin)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            message = first["msg"].removeprefix("Value error, ")
+            if first["loc"]:
+                message = f"{flag(str(first['loc'][0]))} {first['input']!r}: {message[:1].lower()}{message[1:]}"
+            raise ValueError(message) from None
+
+    def to_yaml(self) -> str:
+        """The configuration as a recipe; how this run was started (resume, overwrite) is not part of it."""
+        values = self.model_dump(exclude={"resume", "overwrite"})
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def flag(name: str) -> str:
+    """labeled_batch_size -> --labeled-batch-size"""
+    return "--" + name.replace("_", "-")
+
+
+def refuse_unknown(values: dict[str, Any], origin: str) -> None:
+    """Raises ValueError with the closest match for a key that is no field."""
+    for key in values:
+        if key not in TrainConfig.model_fields:
+            close = difflib.get_close_matches(str(key).replace("-", "_"), TrainConfig.model_fields, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "`semi --help` lists the keys"
+            raise ValueError(f"unknown key '{key}' in {origin}: {hint}")
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Fields set by a recipe file.
+
+    Raises:
+        ValueError: no such file (with the closest match beside it), no YAML mapping, unknown key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        beside = [str(p) for folder in {path.parent, Path("recipes")} for p in sorted(folder.glob("*.yaml"))]
+        close = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"recipes here: {', '.join(beside) or 'none'}"
+        raise ValueError(f"--recipe {path}: no such file; {hint}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--recipe {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--recipe {path}: expected `key: value` lines such as `max_steps: 500`")
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    refuse_unknown(values, str(path))
+    return values

@@ -1,0 +1,1 @@
+"""From what the user names on the command line to batches of pixels."""

@@ -1,0 +1,204 @@
+"""This process's share of the plan, decoded and augmented by workers."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from stml_semi.data.images import BadImage, read_image, read_pixels
+from stml_semi.data.plan import LabeledPlan, Rows, UnlabeledPlan
+from stml_semi.data.tables import ImageTable
+from stml_semi.data.views import augment, eval_views, view_rng
+
+# A run of unreadable neighbors this long is no accident any more.
+_MOST_REPLACEMENTS = 100
+
+
+class BadPicture(NamedTuple):
+    """A picture that could not be read: a line of bad_images.jsonl."""
+
+    image: str
+    reason: str
+
+
+class Batch(NamedTuple):
+    """One process's share of a global batch."""
+
+    labeled_pixels: Tensor
+    """(B, 3, H, W) uint8, one view each."""
+    labels: Tensor
+    """(B,) int64."""
+    unlabeled_pixels: Tensor
+    """(U, num_views, 3, H, W) uint8."""
+    image_index: Tensor
+    """(U,) int64: row of the unlabeled source, the identity shared by views."""
+    bad: list[BadPicture]
+
+
+class ViewSettings(NamedTuple):
+    """How training views are made."""
+
+    preset: str
+    size: tuple[int, int]
+    num_views: int
+    seed: int
+
+
+class Steps(Dataset[Batch]):
+    """Item `step` is this process's share of that step's global batch; either half may be missing."""
+
+    def __init__(
+        self,
+        views: ViewSettings,
+        *,
+        labeled: tuple[ImageTable, LabeledPlan] | None,
+        unlabeled: tuple[ImageTable, UnlabeledPlan] | None,
+        labeled_share: slice,
+        unlabeled_share: slice,
+    ) -> None:
+        self.views = views
+        self.labeled = labeled
+        self.unlabeled = unlabeled
+        self.labeled_share = labeled_share
+        self.unlabeled_share = unlabeled_share
+
+    def __getitem__(self, step: int) -> Batch:
+        bad: list[BadPicture] = []
+        height, width = self.views.size
+        labeled_pixels = torch.empty((0, 3, height, width), dtype=torch.uint8)
+        labels = torch.empty(0, dtype=torch.int64)
+        unlabeled_pixels = torch.empty((0, self.views.num_views, 3, height, width), dtype=torch.uint8)
+        index = torch.empty(0, dtype=torch.int64)
+        if self.labeled:
+            table, plan = self.labeled
+            assert table.labels is not None
+            rows = plan.rows(self.views.seed, step)
+            first = 0  # Positions count over the whole global batch: labeled rows first, unlabeled ones after them.
+            pictures, _ = self._pictures(table, rows, self.labeled_share, step, first, 1, bad)
+            labeled_pixels = pictures[:, 0]
+            labels = torch.from_numpy(table.labels[rows[self.labeled_share]])
+        if self.unlabeled:
+            table, plan = self.unlabeled
+            rows = plan.batch(self.views.seed, step)
+            first = plan_size(self.labeled)
+            unlabeled_pixels, used = self._pictures(
+                table, rows, self.unlabeled_share, step, first, self.views.num_views, bad
+            )
+            index = torch.from_numpy(used)
+        return Batch(labeled_pixels, labels, unlabeled_pixels, index, bad)
+
+    def _pictures(
+        self, table: ImageTable, rows: Rows, share: slice, step: int, first: int, num_views: int, bad: list[BadPicture]
+    ) -> tuple[Tensor, Rows]:
+        """Views (n, num_views, 3, H, W) of a share of rows, and the rows that were really used, (n,)."""
+        preset, (height, width), _, seed = self.views
+        own = rows[share]
+        pixels = torch.empty((len(own), num_views, 3, height, width), dtype=torch.uint8)
+        used = own.copy()
+        for i, row in enumerate(own):
+            used[i], picture = _read_or_replace(table, int(row), bad)
+            for view in range(num_views):
+                rng = view_rng(seed, step, first + share.start + i, view)
+                pixels[i, view] = augment(picture, preset=preset, size=(height, width), rng=rng)
+        return pixels, used
+
+
+def plan_size(labeled: tuple[ImageTable, LabeledPlan] | None) -> int:
+    """Rows of the labeled half of a global batch."""
+    return labeled[1].classes_per_batch * labeled[1].images_per_class if labeled else 0
+
+
+def _read_or_replace(table: ImageTable, row: int, bad: list[BadPicture]) -> tuple[int, Tensor]:
+    """The picture of a row; if it cannot be read, the next readable one of the same class (or of the source).
+
+    The replacement depends on the row alone: it is the same in every process and in a resumed run.
+    """
+    candidates = None
+    for offset in range(_MOST_REPLACEMENTS):
+        if offset:
+            if candidates is None:
+                candidates = _alike(table, row)
+            candidate = int(candidates[offset % len(candidates)])
+        else:
+            candidate = row
+        try:
+            return candidate, read_pixels(table.source(candidate))
+        except BadImage as error:
+            bad.append(BadPicture(table.describe(candidate), str(error)))
+    raise ValueError(f"{table.name}: {_MOST_REPLACEMENTS} unreadable pictures in a row, the last is {bad[-1].image}")
+
+
+def _alike(table: ImageTable, row: int) -> Sequence[int]:
+    """Rows that may stand in for `row`, in cyclic order from it on."""
+    if table.labels is None:
+        return [*range(row, min(row + _MOST_REPLACEMENTS, len(table))), *range(min(row, _MOST_REPLACEMENTS))]
+    same = np.flatnonzero(table.labels == table.labels[row])
+    return np.roll(same, -int(np.searchsorted(same, row))).tolist()
+
+
+class EvalBatch(NamedTuple):
+    """Evaluation views of consecutive rows."""
+
+    pixels: Tensor
+    """(n, 3, H, W) float32, as the image processor makes them; a bad picture is all zeros."""
+    readable: Tensor
+    """(n,) bool."""
+    bad: list[BadPicture]
+
+
+class EvalChunks(Dataset[EvalBatch]):
+    """Item i is the i-th chunk of rows, seen through the backbone's image processor."""
+
+    def __init__(self, table: ImageTable, rows: NDArray[np.int64], processor: Any, batch_size: int) -> None:
+        self.table = table
+        self.chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        self.processor = processor
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, item: int) -> EvalBatch:
+        pictures, readable, bad = [], [], []
+        for row in self.chunks[item]:
+            try:
+                pictures.append(read_image(self.table.source(int(row))))
+                readable.append(True)
+            except BadImage as error:
+                bad.append(BadPicture(self.table.describe(int(row)), str(error)))
+                readable.append(False)
+        mask = torch.tensor(readable)
+        if not pictures:
+            return EvalBatch(torch.empty(0), mask, bad)
+        seen = eval_views(pictures, self.processor)
+        pixels = seen.new_zeros((len(mask), *seen.shape[1:]))
+        pixels[mask] = seen
+        return EvalBatch(pixels, mask, bad)
+
+
+def step_batches(dataset: Steps, steps: range, *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
+    """This process's batches for `steps`, in order, decoded ahead by workers."""
+    yield from DataLoader(
+        dataset, batch_size=None, sampler=steps, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_as_is
+    )
+
+
+def eval_batches(dataset: EvalChunks, *, num_workers: int, pin_memory: bool) -> Iterator[EvalBatch]:
+    """Chunks in order, decoded ahead by workers."""
+    yield from DataLoader(
+        dataset, batch_size=None, shuffle=False, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_as_is
+    )
+
+
+def default_num_workers(world_size: int) -> int:
+    """Decoding processes per training process: the cores that are left, 8 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(cores // world_size - 1, 8), 0)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,102 @@
+"""Which images form the global batch of a step: a pure function of seed, step and neighbor table.
+
+Every process computes the same plan and takes its share, so nothing has to be communicated or saved.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+
+# Streams of random numbers that must not repeat each other.
+_CLASSES, _IMAGES, _QUERIES, _POOL = range(4)
+
+
+class LabeledPlan(NamedTuple):
+    """What labeled sampling needs to know of a table."""
+
+    rows_by_class: list[Rows]
+    classes_per_batch: int
+    images_per_class: int
+
+    def rows(self, seed: int, step: int) -> Rows:
+        """Rows of the labeled table for a step: classes x images_per_class, (B,) class after class.
+
+        Classes come from a permutation that starts anew once all had their turn, so each is seen equally often.
+        A class with fewer images than asked for shows some of them again.
+        """
+        classes = _turn(seed, _CLASSES, len(self.rows_by_class), self.classes_per_batch, step)
+        rng = np.random.default_rng([seed, _IMAGES, step])
+        return np.concatenate([_draw(rng, self.rows_by_class[c], self.images_per_class) for c in classes])
+
+
+class UnlabeledPlan(NamedTuple):
+    """What unlabeled sampling needs to know of a pool."""
+
+    rows: Rows
+    """(P,) rows of the unlabeled table that are live."""
+    neighbors: NDArray[np.int64]
+    """(P, num_neighbors - 1) positions in the pool of each image's nearest neighbors, nearest first."""
+    queries_per_batch: int
+
+    def batch(self, seed: int, step: int) -> Rows:
+        """Rows of the unlabeled table for a step: each query followed by its neighbors, (B,) query after query."""
+        queries = _turn(seed, _QUERIES, len(self.rows), self.queries_per_batch, step)
+        return self.rows[np.concatenate([queries[:, None], self.neighbors[queries]], axis=1).ravel()]
+
+
+def pool_rows(seed: int, refresh: int, num_images: int, pool_size: int) -> Rows:
+    """Rows that are live after the given refresh, (P,), rising: the next `pool_size` of a random order of all images.
+
+    A source that is not larger than the pool is all of it, always.
+    """
+    if num_images <= pool_size:
+        return np.arange(num_images)
+    return np.sort(_turn(seed, _POOL, num_images, pool_size, refresh))
+
+
+def _turn(seed: int, stream: int, total: int, size: int, number: int) -> Rows:
+    """The `number`-th batch of `size` different items out of `total`, by permutations that each cover all items.
+
+    The last batch of a permutation is filled up from its beginning.
+    """
+    per_round = -(-total // size)
+    round_number, turn = divmod(number, per_round)
+    order = np.random.default_rng([seed, stream, round_number]).permutation(total)
+    return order[(turn * size + np.arange(size)) % total]
+
+
+def _draw(rng: np.random.Generator, rows: Rows, count: int) -> Rows:
+    """`count` rows, all different as far as there are that many."""
+    order = rng.permutation(rows)
+    return np.resize(order, count)
+
+
+def check_labeled(num_classes: int, classes_per_batch: int, images_per_class: int) -> None:
+    """
+    Raises:
+        ValueError: fewer classes than a batch draws.
+    """
+    if num_classes < classes_per_batch:
+        raise ValueError(
+            f"--labeled has {num_classes} classes, but a batch draws {classes_per_batch}: lower --labeled-batch-size "
+            f"to {num_classes * images_per_class} or raise --images-per-class"
+        )
+
+
+def check_unlabeled(num_images: int, queries_per_batch: int, num_neighbors: int) -> None:
+    """
+    Raises:
+        ValueError: fewer images than a batch draws.
+    """
+    needed = queries_per_batch * num_neighbors
+    if num_images < needed:
+        fitting = num_images // num_neighbors * num_neighbors
+        fix = (
+            f"lower --unlabeled-batch-size to {fitting}"
+            if fitting
+            else f"add images or lower --num-neighbors below {num_images + 1}"
+        )
+        raise ValueError(f"--unlabeled has {num_images} images, but a batch draws {needed}: {fix}")

@@ -1,0 +1,80 @@
+"""Processes: who holds which rows of the global batch, and how rows come together again.
+
+The only file that imports torch.distributed. Without a process group everything is the identity.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process's number, 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together, 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(total: int, *, rank: int, world_size: int) -> slice:
+    """The contiguous rows of `total` that a process works on; sizes differ by one at most."""
+    return slice(total * rank // world_size, total * (rank + 1) // world_size)
+
+
+def gather(local: Tensor, total: int) -> Tensor:
+    """All processes' shares in rank order: (share, ...) -> (total, ...), with gradient.
+
+    Every process computes the same loss from the result. The backward pass hands each process the gradient of its own
+    rows times the number of processes, which undoes the mean that DistributedDataParallel takes over them: gradients
+    equal those of one process with the whole batch. (`Accelerator.gather` carries no gradient.)
+
+    Args:
+        local: this process's rows, as many as its `share(total)`.
+        total: rows over all processes.
+    """
+    if world_size() == 1:
+        return local
+    return cast(Tensor, _Gather.apply(local, total))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, total: int) -> Tensor:
+        world = world_size()
+        shares = [share(total, rank=r, world_size=world) for r in range(world)]
+        ctx.own, ctx.world = shares[rank()], world
+        assert len(local) == ctx.own.stop - ctx.own.start, (local.shape, ctx.own)
+        # Shares differ by one row at most, and collectives want equal shapes: pad, gather, cut.
+        longest = -(-total // world)
+        padded = local.new_zeros((longest, *local.shape[1:]))
+        padded[: len(local)] = local
+        parts = [torch.empty_like(padded) for _ in shares]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: s.stop - s.start] for part, s in zip(parts, shares, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0][ctx.own] * ctx.world, None
+
+
+def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Averages gradients of parameters that no wrapper looks after (proxies), so that processes cannot drift apart."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad, op=dist.ReduceOp.SUM)
+            parameter.grad /= world_size()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's small object, in rank order, on every process."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,122 @@
+"""The exported model: a sentence-transformers folder that opens without this project."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from stml_semi.models.embedder import Embedder, Pool
+
+PoolingMode = Literal["cls", "mean", "max"]
+
+
+def export_model(embedder: Embedder, processor: Any, folder: Path) -> None:
+    """Writes backbone, pooling, head f and normalization as standard modules of sentence-transformers.
+
+    The backbone lies at the root in plain transformers format, so `AutoModel.from_pretrained(folder)` opens it too.
+    The folder is complete or absent: it is written under a temporary name beside it and renamed.
+
+    Args:
+        embedder: the bare model, without wrappers.
+        processor: its image processor; its output for a picture is what the model was evaluated on.
+        folder: replaced if it exists.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+
+    pool = embedder.pool
+    modes = pooling_modes(pool)
+    pooled = pool.kind == "pooler"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _quiet(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        backbone = Path(scratch) / "backbone"
+        embedder.backbone.save_pretrained(
+            backbone, state_dict={k: v.contiguous() for k, v in embedder.backbone.state_dict().items()}
+        )
+        processor.save_pretrained(backbone)
+        output = "pooler_output" if pooled else "last_hidden_state"
+        modules: list[nn.Module] = [
+            Transformer(
+                str(backbone),
+                modality_config={"image": {"method": "forward", "method_output_name": output}},
+                module_output_name="sentence_embedding" if pooled else "token_embeddings",
+            )
+        ]
+        if not pooled:
+            modules.append(Pooling(pool.num_features, modes))
+        weight = folded_weight(embedder.head_f.weight.detach().cpu(), pool, _num_tokens(embedder, processor))
+        dense = Dense(
+            weight.shape[1],
+            weight.shape[0],
+            activation_function=nn.Identity(),
+            init_weight=weight,
+            init_bias=embedder.head_f.bias.detach().cpu(),
+        )
+        target = Path(scratch) / "model"
+        SentenceTransformer(modules=[*modules, dense, Normalize()], device="cpu").save_pretrained(
+            str(target), create_model_card=False
+        )
+        target.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        target.rename(folder)
+
+
+def pooling_modes(pool: Pool) -> tuple[PoolingMode, ...]:
+    """The modes of the standard Pooling module whose concatenation holds what `pool` computes."""
+    if pool.kind == "cls":
+        return ("cls",)
+    if pool.kind == "mean_max":
+        return ("mean", "max")
+    return ("cls", "mean") if pool.num_prefix_tokens == 1 else ("mean",)
+
+
+def folded_weight(weight: torch.Tensor, pool: Pool, num_tokens: int) -> torch.Tensor:
+    """Head f for the concatenation of `pooling_modes`, exactly equal to the head on the pooled vector.
+
+    mean + max is one weight applied to both halves. The mean over patches, n of them beside one class token, is
+    ((n + 1) mean over all - class token) / n.
+
+    Args:
+        weight: (d, C).
+        pool: how the vector of width C was pooled.
+        num_tokens: tokens of a picture, class token included.
+    """
+    if pool.kind == "mean_max":
+        return torch.cat([weight, weight], dim=1)
+    if pool.kind == "mean" and pool.num_prefix_tokens == 1:
+        patches = num_tokens - 1
+        return torch.cat([-weight / patches, weight * (num_tokens / patches)], dim=1)
+    return weight
+
+
+def _num_tokens(embedder: Embedder, processor: Any) -> int:
+    from stml_semi.data.views import view_size
+    from stml_semi.models.backbone import probe
+
+    if embedder.pool.kind != "mean" or embedder.pool.num_prefix_tokens != 1:
+        return 0
+    return probe(embedder.backbone, view_size(processor)).last_hidden_state.shape[1]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars over single files and no advice about modules that are put together on purpose."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    logger = logging.getLogger("sentence_transformers")
+    level = logger.level
+    transformers_logging.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,159 @@
+"""Retrieval metrics from embeddings and labels: recall@k, R-precision and MAP@R.
+
+R is the number of other images of the query's class. R-precision is the share of them among the R nearest; MAP@R also
+rewards finding them early (Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, arXiv 2003.08505):
+
+    MAP@R = 1/R sum_{i=1..R} P(i) [i-th neighbor is of the class],    P(i) = precision among the first i
+
+Values equal those of pytorch-metric-learning's AccuracyCalculator with k="max_bin_count" on normalized embeddings.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stml_semi.neighbors import Gallery, check_embeddings
+
+
+class QueryScores(NamedTuple):
+    """Scores of single queries, to be averaged, compared or resampled. Not a number where `num_relevant` is 0."""
+
+    recall: Tensor
+    """(Q, len(recall_at)) float64: 1 if any of the k nearest has the query's label, else 0."""
+    r_precision: Tensor
+    """(Q,) float64."""
+    average_precision: Tensor
+    """(Q,) float64: average precision at R, whose mean is MAP@R."""
+    num_relevant: Tensor
+    """(Q,) int64: R."""
+
+
+def retrieval_metrics(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+    gallery: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+) -> dict[str, float | int]:
+    """Scores retrieval by cosine, exactly, in bounded memory (see `nearest_neighbors`).
+
+    Args:
+        embeddings: the queries, (N, d) of any floating type; need not be normalized.
+        labels: (N,) integers.
+        recall_at: numbers of neighbors for recall. One larger than the gallery means the whole gallery.
+        gallery: (G, d), what is searched. Default: the other embeddings, so that each image is a query against all the
+            rest. Only the own row is left out; a copy of it in another row is not.
+        gallery_labels: (G,) integers, given together with `gallery`.
+
+    Returns:
+        "recall@k" for each k, "r_precision" and "map@r" (0..1), "num_queries" and "num_gallery". Queries without any
+        image of their class in the gallery are left out, like in the reference: `num_queries` counts those scored.
+
+    Raises:
+        ValueError: no query has an image of its class to find; or input that is empty, misshapen, not finite, or
+            labels that are not integers.
+    """
+    scores = query_scores(embeddings, labels, recall_at=recall_at, gallery=gallery, gallery_labels=gallery_labels)
+    return summarize(scores, recall_at=recall_at, num_gallery=len(embeddings) if gallery is None else len(gallery))
+
+
+def summarize(scores: QueryScores, *, recall_at: Sequence[int], num_gallery: int) -> dict[str, float | int]:
+    """Means over the queries that have something to find; see `retrieval_metrics`, whose result this is."""
+    scored = scores.num_relevant > 0
+    num_queries = int(scored.sum())
+    if num_queries == 0:
+        raise ValueError(
+            "no query has an image of its class to find: give at least two images of a class, "
+            "or a gallery with classes of the queries"
+        )
+    values = torch.column_stack([scores.recall, scores.r_precision, scores.average_precision])[scored]
+    names = [*(f"recall@{k}" for k in recall_at), "r_precision", "map@r"]
+    means: dict[str, float | int] = dict(zip(names, values.mean(0).tolist(), strict=True))
+    return {**means, "num_queries": num_queries, "num_gallery": num_gallery}
+
+
+@torch.no_grad()
+def query_scores(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+    gallery: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> QueryScores:
+    """Scores queries one by one. Takes what `retrieval_metrics` takes, and raises the same where input is wrong.
+
+    Args:
+        rows: (Q,) integers, which of the embeddings are queries, default all. Processes that hold the same embeddings
+            can each score a share of the rows and gather the scores.
+    """
+    if not recall_at or min(recall_at) < 1:
+        raise ValueError(f"recall_at={tuple(recall_at)} must name numbers of neighbors, 1 or more")
+    _check(embeddings, labels, "embeddings", "labels")
+    own = gallery is None and gallery_labels is None
+    if own:
+        gallery, gallery_labels = embeddings, labels
+    elif gallery is None or gallery_labels is None:
+        raise ValueError("gallery and gallery_labels go together: give both or neither")
+    else:
+        _check(gallery, gallery_labels, "gallery", "gallery_labels")
+    searched = Gallery(gallery)
+    device = searched.rows.device
+    query_labels, reference = labels.to(device), gallery_labels.to(device)
+    rows = torch.arange(len(labels), device=device) if rows is None else rows.to(device)
+
+    num_relevant = _count(reference, query_labels[rows]) - int(own)
+    recall = torch.full((len(rows), len(recall_at)), torch.nan, dtype=torch.float64, device=device)
+    r_precision, average_precision = recall.new_full((2, len(rows)), torch.nan)
+    for part, depth in _by_depth(num_relevant, min(max(recall_at), len(searched) - int(own))):
+        picked = rows[part]
+        queries = embeddings[picked.to(embeddings.device)]
+        found = searched.search(queries, depth, exclude=picked if own else None).indices.to(device)
+        hits = reference[found] == query_labels[picked, None]
+        for column, k in enumerate(recall_at):
+            recall[part, column] = hits[:, :k].any(1).double()
+        wanted = num_relevant[part].double()
+        rank = torch.arange(1, depth + 1, device=device)
+        hits &= rank <= wanted[:, None]
+        r_precision[part] = hits.sum(1) / wanted
+        average_precision[part] = (hits.cumsum(1) * hits / rank.double()).sum(1) / wanted
+    return QueryScores(recall, r_precision, average_precision, num_relevant)
+
+
+def _by_depth(num_relevant: Tensor, least: int) -> Iterator[tuple[Tensor, int]]:
+    """Groups queries by how many neighbors they need, so that one large class does not set the depth for all.
+
+    Each group is its queries and their depth. Groups are small enough to bound the memory; queries with nothing to
+    find are in none of them.
+    """
+    order = num_relevant.argsort(stable=True)
+    ascending = num_relevant[order].tolist()
+    start = bisect_right(ascending, 0)
+    while start < len(order):
+        deepest = 2 * max(ascending[start], least)
+        height = min(2**14, max(1, 2**20 // deepest))
+        stop = min(start + height, bisect_right(ascending, deepest))
+        yield order[start:stop], max(ascending[stop - 1], least)
+        start = stop
+
+
+def _count(reference: Tensor, labels: Tensor) -> Tensor:
+    """How often each label occurs in the reference: (G,), (Q,) -> (Q,) int64."""
+    known, counts = reference.unique(return_counts=True)
+    place = torch.searchsorted(known, labels).clamp_max(len(known) - 1)
+    return torch.where(known[place] == labels, counts[place], 0)
+
+
+def _check(embeddings: Tensor, labels: Tensor, embeddings_name: str, labels_name: str) -> None:
+    check_embeddings(embeddings, embeddings_name)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{labels_name} must be integers, not {labels.dtype}: number the classes")
+    if labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"{labels_name} must be one per row of {embeddings_name}: ({len(embeddings)},), not {tuple(labels.shape)}"
+        )

@@ -1,0 +1,131 @@
+"""Any image backbone that transformers opens, with the image processor that defines its evaluation view."""
+
+import inspect
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EMBEDDED = Path(__file__).parent / "embedded"
+
+
+class Backbone(NamedTuple):
+    """A backbone and its image processor, both ready to use in float32."""
+
+    model: Any
+    """transformers.PreTrainedModel whose forward takes pixel_values (B, 3, H, W)."""
+    processor: Any
+    """transformers.BaseImageProcessor: picture -> pixel_values."""
+
+
+def resolve_backbone(name: str) -> str:
+    """tiny-resnet and tiny-vit are folders inside the package; everything else stays what it is."""
+    folder = EMBEDDED / name
+    return str(folder) if folder.is_dir() and not Path(name).exists() else name
+
+
+def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--backbone") -> Backbone:
+    """Opens a folder, a hub id (timm/... too) or an embedded backbone.
+
+    Of models with a vision and a text tower (CLIP, SigLIP) the vision tower is taken.
+
+    Args:
+        name: what `transformers.AutoModel.from_pretrained` takes, or tiny-resnet, tiny-vit.
+        image_size: side of the input in pixels; position embeddings are resampled where they depend on it.
+
+    Raises:
+        ValueError: not found, or not an image backbone.
+    """
+    from transformers import AutoConfig, AutoImageProcessor
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+    from transformers.utils import logging
+
+    path = resolve_backbone(name)
+    # What transformers reports about weights that we leave out on purpose (text towers, classifiers) helps nobody.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        config = AutoConfig.from_pretrained(path)
+        config = getattr(config, "vision_config", config)
+        if type(config) not in MODEL_MAPPING:
+            raise ValueError(f"transformers has no AutoModel for '{config.model_type}'")
+        model_class: Any = MODEL_MAPPING[type(config)]
+        if model_class.main_input_name != "pixel_values":
+            raise ValueError(f"'{config.model_type}' does not take images")
+        # A ViT's pooler is a layer of its masked-language ancestors: random unless it was trained, and not used here.
+        options = (
+            {"add_pooling_layer": False}
+            if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+            else {}
+        )
+        model = model_class.from_pretrained(path, config=config, dtype=torch.float32, **options)
+        processor = AutoImageProcessor.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{flag} {name}: {reason} - give a folder with config.json, model.safetensors and "
+            f"preprocessor_config.json, a hub id such as facebook/dinov2-small, or tiny-resnet"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if image_size is not None:
+        model, processor = _resize(model, processor, image_size)
+    return Backbone(model, processor)
+
+
+def _resize(model: Any, processor: Any, image_size: int) -> Backbone:
+    """The same backbone for another input size, saved as such: whoever opens the export needs no extra argument."""
+    if model.config.model_type == "timm_wrapper":
+        raise ValueError(
+            "--image-size: timm backbones keep their size; take an id that was trained at the size you want"
+        )
+    processor = type(processor).from_dict({**processor.to_dict(), **_scaled_sizes(processor, image_size)})
+    if getattr(model.config, "image_size", None) not in (None, image_size):
+        native = model.state_dict()
+        model.config.image_size = image_size
+        options = {"add_pooling_layer": False} if getattr(model, "pooler", 0) is None else {}
+        resized = type(model)(model.config, **options)
+        wanted = resized.state_dict()
+        for key, value in native.items():
+            if key in wanted and wanted[key].shape != value.shape:
+                native[key] = _resample_positions(value, wanted[key].shape)
+        resized.load_state_dict({key: native[key] for key in wanted if key in native}, strict=False)
+        model = resized
+    return Backbone(model, processor)
+
+
+def _scaled_sizes(processor: Any, image_size: int) -> dict[str, dict[str, int]]:
+    """size and crop_size for another output, the share that the crop leaves out (256 -> 224, say) unchanged."""
+    fields = {}
+    for name in ("size", "crop_size"):
+        size = getattr(processor, name, None)
+        if size:
+            fields[name] = {key: value for key, value in dict(size).items() if value is not None}
+    cropped = fields.get("crop_size") if getattr(processor, "do_center_crop", False) else None
+    scale = image_size / max((cropped or fields["size"]).values())
+    return {name: {key: round(value * scale) for key, value in size.items()} for name, size in fields.items()}
+
+
+def _resample_positions(positions: Tensor, shape: torch.Size) -> Tensor:
+    """Bicubic resampling of a grid of position embeddings (..., prefix + h^2, d); class tokens stay as they are."""
+    old, new = positions.shape[-2], shape[-2]
+    old_side, new_side = int(old**0.5), int(new**0.5)
+    prefix = old - old_side**2
+    assert new - new_side**2 == prefix, (
+        f"position embeddings {tuple(positions.shape)} do not resample to {tuple(shape)}"
+    )
+    flat = positions.reshape(old, -1)
+    grid = flat[prefix:].T.reshape(1, -1, old_side, old_side)
+    grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
+    return torch.cat([flat[:prefix], grid.reshape(-1, new_side**2).T]).reshape(shape)
+
+
+@torch.no_grad()
+def probe(model: nn.Module, size: tuple[int, int]) -> Any:
+    """The model's output on one gray picture of `size` (height, width), to learn its shapes."""
+    was_training = model.training
+    output = model.eval()(pixel_values=torch.zeros(1, 3, *size))
+    model.train(was_training)
+    return output

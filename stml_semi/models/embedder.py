@@ -1,0 +1,185 @@
+"""Backbone -> pooling -> heads f (retrieval) and g (auxiliary)."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stml_semi.config import Pooling
+from stml_semi.data.views import Normalization
+from stml_semi.models.backbone import probe
+
+# Vision towers whose pooler was trained: their class token alone lacks the last norm (CLIP) or does not exist (SigLIP).
+_TRAINED_POOLER = {"clip_vision_model", "siglip_vision_model", "siglip2_vision_model"}
+
+
+class Embeddings(NamedTuple):
+    """Embeddings of a batch, not normalized."""
+
+    f: Tensor
+    """(B, embedding_dim): the retrieval head, what is served."""
+    g: Tensor
+    """(B, auxiliary_dim): the auxiliary head, used in training only."""
+
+
+class Pool(NamedTuple):
+    """How a backbone's output becomes one vector."""
+
+    kind: Pooling
+    """cls, mean, mean_max or pooler; never auto."""
+    num_prefix_tokens: int
+    """Tokens before the patches (class and register tokens); 0 for feature maps."""
+    num_features: int
+
+
+def resolve_pooling(pooling: Pooling, backbone: Any, size: tuple[int, int]) -> Pool:
+    """The pooling that fits a backbone, found by looking at its output.
+
+    Raises:
+        ValueError: the backbone has no such output.
+    """
+    output = probe(backbone, size)
+    features = output.last_hidden_state
+    kind = backbone.config.model_type
+    is_map = features.ndim == 4
+    prefix = 0 if is_map else _num_prefix_tokens(backbone.config, features.shape[1], size)
+    if pooling == "auto":
+        if is_map:
+            pooling = "mean_max"
+        elif kind in _TRAINED_POOLER:
+            pooling = "pooler"
+        else:
+            pooling = "cls" if prefix else "mean"
+    if pooling == "cls" and not prefix:
+        raise ValueError(f"--pooling cls: {kind} has no class token; use mean or mean_max")
+    if pooling == "mean_max" and prefix:
+        raise ValueError(f"--pooling mean_max is for feature maps, and {kind} has a class token: use cls or mean")
+    if pooling == "pooler" and getattr(output, "pooler_output", None) is None:
+        raise ValueError(f"--pooling pooler: {kind} has no pooler; use {'mean_max' if is_map else 'cls or mean'}")
+    width = output.pooler_output.flatten(1).shape[1] if pooling == "pooler" else features.shape[1 if is_map else -1]
+    return Pool(pooling, prefix, width)
+
+
+def _num_prefix_tokens(config: Any, tokens: int, size: tuple[int, int]) -> int:
+    patch = getattr(config, "patch_size", None)
+    if isinstance(patch, int) and not hasattr(config, "depths"):
+        return tokens - (size[0] // patch) * (size[1] // patch)
+    # Pyramids (Swin) and wrapped models do not tell their stride: the patches are the largest square.
+    return tokens - int(tokens**0.5) ** 2
+
+
+class Embedder(nn.Module):
+    """Maps pictures to `Embeddings`. One forward pass may carry labeled images and unlabeled views together."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: Any,
+        pool: Pool,
+        normalization: Normalization,
+        *,
+        embedding_dim: int,
+        auxiliary_dim: int,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        """
+        Args:
+            backbone: transformers model.
+            pool: from `resolve_pooling`.
+            normalization: mean and standard deviation per channel for uint8 input.
+            embedding_dim: width of f.
+            auxiliary_dim: width of g.
+            micro_batch_size: most images in one forward part; the parts are recomputed in the backward pass
+                (exact gradients, memory of one part). None: one part.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.pool = pool
+        self.micro_batch_size = micro_batch_size
+        self.head_f = _head(pool.num_features, embedding_dim)
+        self.head_g = _head(pool.num_features, auxiliary_dim)
+        self.register_buffer("mean", torch.as_tensor(normalization.mean).float().view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.as_tensor(normalization.std).float().view(1, 3, 1, 1), persistent=False)
+        self.channels_last = any(
+            isinstance(m, nn.Conv2d) and m.weight.shape[2] != m.stride[0] for m in backbone.modules()
+        )
+        if self.channels_last:
+            self.backbone.to(memory_format=torch.channels_last)
+
+    def forward(self, pixels: Tensor) -> Embeddings:
+        """(B, 3, H, W), uint8 or already normalized float -> Embeddings(f (B, d), g (B, e))."""
+        size = self.micro_batch_size
+        if size is None or len(pixels) <= size:
+            return self._embed(pixels)
+        if torch.is_grad_enabled():
+            # Non-reentrant checkpointing replays dropout and autocast: each part's graph exists only while it is used.
+            parts = [checkpoint(self._embed, part, use_reentrant=False) for part in pixels.split(size)]
+        else:
+            parts = [self._embed(part) for part in pixels.split(size)]
+        return Embeddings(torch.cat([part.f for part in parts]), torch.cat([part.g for part in parts]))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pooled backbone features (B, num_features), before the heads: what the frozen backbone offers."""
+        if pixels.dtype == torch.uint8:
+            pixels = (pixels.float() / 255 - self.mean) / self.std
+        if self.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return pool_output(self.backbone(pixel_values=pixels), self.pool)
+
+    def _embed(self, pixels: Tensor) -> Embeddings:
+        features = self.features(pixels)
+        return Embeddings(self.head_f(features), self.head_g(features))
+
+    def train(self, mode: bool = True) -> "Embedder":
+        """Training mode, but BatchNorm keeps its pretrained statistics: those of a batch depend on how it is split."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
+def pool_output(output: Any, pool: Pool) -> Tensor:
+    """A backbone's output, with features (B, C, H, W) or (B, prefix + patches, C), as vectors (B, C)."""
+    if pool.kind == "pooler":
+        return output.pooler_output.flatten(1)
+    features = output.last_hidden_state
+    if features.ndim == 4:
+        features = features.flatten(2).transpose(1, 2)
+    if pool.kind == "cls":
+        return features[:, 0]
+    if pool.kind == "mean_max":
+        return features.mean(1) + features.amax(1)
+    # With registers the standard modules of an export can only average all tokens: then so do we.
+    return features[:, pool.num_prefix_tokens :].mean(1) if pool.num_prefix_tokens <= 1 else features.mean(1)
+
+
+def _head(num_features: int, width: int) -> nn.Linear:
+    head = nn.Linear(num_features, width)
+    nn.init.orthogonal_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def freeze_unused(embedder: Embedder, size: tuple[int, int]) -> list[str]:
+    """Switches off the gradient of parameters that no embedding depends on (mask tokens, poolers): their names.
+
+    DistributedDataParallel stops at parameters that never get a gradient, and optimizers would only decay them.
+    """
+    embedder.zero_grad()
+    output = embedder._embed(torch.zeros(1, 3, *size))
+    (output.f.sum() + output.g.sum()).backward()
+    unused = [name for name, p in embedder.named_parameters() if p.requires_grad and p.grad is None]
+    for name in unused:
+        embedder.get_parameter(name).requires_grad_(False)
+    embedder.zero_grad()
+    return unused
+
+
+def unit_length(f: Tensor) -> Tensor:
+    """Embeddings as they are served: float32, unit length. (B, d) -> (B, d)."""
+    return F.normalize(f.float(), dim=1)

@@ -1,0 +1,90 @@
+"""What a run says while it works: a bar with loss terms and time left, or plain lines where there is no terminal."""
+
+import sys
+import time
+from typing import Any, Self
+
+from stml_semi.config import TrainConfig
+
+
+class RunProgress:
+    """Progress on standard error. A bar on a terminal; elsewhere about twenty lines over the whole run."""
+
+    def __init__(self, config: TrainConfig, tables: Any, *, enabled: bool) -> None:
+        """
+        Args:
+            config: of the run.
+            tables: its pictures, named in the first line.
+            enabled: only the main process talks.
+        """
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.console = Console(stderr=True, quiet=not enabled, highlight=False, soft_wrap=True)
+        self.bar = None
+        self.max_steps = config.max_steps
+        self.started, self.first = time.monotonic(), 0
+        self.every = max(config.max_steps // 20, 1)
+        self.terms = ""
+        if enabled:
+            sources = [f"{len(t)} {kind} images ({t.name})" for kind, t in _named(tables) if t is not None]
+            self.console.print(f"{', '.join(sources)}; backbone {config.backbone}; run folder {config.output_dir}")
+        if enabled and sys.stderr.isatty():
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[terms]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.task = self.bar.add_task("train", total=config.max_steps, terms="")
+
+    def __enter__(self) -> Self:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def step(self, step: int, line: dict[str, float] | None) -> None:
+        """A step is done; `line` is what metrics.jsonl got, if anything."""
+        if line is not None:
+            self.terms = _terms(line)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description="train", terms=self.terms)
+            return
+        if not self.first:
+            self.started, self.first = time.monotonic(), step
+        elif line is not None and (step % self.every < 10 or step == self.max_steps):
+            left = (time.monotonic() - self.started) / (step - self.first) * (self.max_steps - step)
+            self.console.print(f"step {step}/{self.max_steps} {self.terms} left {left:.0f}s")
+
+    def note(self, message: str) -> None:
+        """Something other than a step takes time."""
+        if self.bar is not None:
+            self.bar.update(self.task, description=message)
+        else:
+            self.console.print(message)
+
+
+def _named(tables: Any) -> list[tuple[str, Any]]:
+    return [("labeled", tables.labeled), ("unlabeled", tables.unlabeled), ("evaluation", tables.evaluation)]
+
+
+def _terms(line: dict[str, float]) -> str:
+    text = f"labeled {line['labeled_loss']:.3f}"
+    if line["relaxed_contrastive"]:
+        text += f" contrastive {line['relaxed_contrastive']:.3f} distillation {line['self_distillation']:.4f}"
+    return f"{text} {line['images_per_second']:.0f} images/s"

@@ -1,0 +1,87 @@
+"""The run folder: config.yaml, metrics.jsonl, bad_images.jsonl, checkpoints/, model/."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from stml_semi.config import TrainConfig
+from stml_semi.data.loading import BadPicture
+
+
+class RunFolder:
+    """Paths and logs of a run. Only the main process writes."""
+
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
+        self.path = Path(path)
+        self.writes = writes
+        self.metrics = self.path / "metrics.jsonl"
+        self.bad_images = self.path / "bad_images.jsonl"
+        self.config = self.path / "config.yaml"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self._listed: set[str] = set()
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """
+        Raises:
+            ValueError: the folder holds files and neither resume nor overwrite was asked for, it cannot be written,
+                or there is nothing to resume.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--output-dir {self.path}: is a file; name a folder")
+        filled = self.path.is_dir() and any(self.path.iterdir())
+        if filled and overwrite and not self.config.exists():
+            raise ValueError(
+                f"--overwrite: {self.path} holds files but no config.yaml, so it is not a run of this program and is "
+                f"left alone; choose another --output-dir or empty it yourself"
+            )
+        if filled and not resume and not overwrite:
+            raise ValueError(
+                f"--output-dir {self.path}: holds files already; add --resume to go on from its newest checkpoint, "
+                f"--overwrite to start anew, or choose another folder"
+            )
+        if resume and not self.config.exists():
+            raise ValueError(f"--resume: {self.path} holds no run; check --output-dir, or drop --resume to start one")
+
+    def prepare(self, config: TrainConfig) -> None:
+        """Creates the folder (emptied when config.overwrite) and writes config.yaml."""
+        if not self.writes:
+            return
+        try:
+            if config.overwrite and self.path.is_dir():
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.config.write_text(config.to_yaml(), encoding="utf-8")
+            self.metrics.touch()
+            self.bad_images.touch()
+        except OSError as error:
+            raise ValueError(f"--output-dir {self.path}: {error.strerror}; choose a folder you can write to") from None
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Appends a line to metrics.jsonl."""
+        if self.writes:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl holds."""
+        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+
+    def rewind(self, step: int) -> None:
+        """Forgets lines of steps after `step`: a resumed run writes them again."""
+        if self.writes:
+            kept = [line for line in self.lines() if line["step"] <= step]
+            self.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            listed = self.bad_images.read_text(encoding="utf-8").splitlines()
+            self._listed = {json.loads(line)["image"] for line in listed}
+
+    def list_bad(self, pictures: Iterable[BadPicture]) -> int:
+        """Lists pictures in bad_images.jsonl, each once. Returns how many are listed."""
+        new = {p.image: p for p in pictures if p.image not in self._listed}
+        self._listed |= new.keys()
+        if new and self.writes:
+            with self.bad_images.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(p._asdict(), ensure_ascii=False) + "\n" for p in new.values())
+        return len(self._listed)

@@ -1,0 +1,107 @@
+"""Small random backbones of every kind, and pictures to go with them. Everything is offline."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+SIZE = 32
+
+
+@pytest.fixture(scope="session")
+def make_backbone(tmp_path_factory) -> Callable[[str], Path]:
+    """kind -> folder with a small random backbone and its image processor, in transformers format."""
+    folders: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in folders:
+            folders[kind] = tmp_path_factory.mktemp(kind)
+            _save_backbone(kind, folders[kind])
+        return folders[kind]
+
+    return make
+
+
+def _save_backbone(kind: str, folder: Path) -> None:
+    import transformers as tr
+
+    torch.manual_seed(0)
+    vit: dict[str, Any] = {
+        "image_size": SIZE,
+        "patch_size": 8,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    text = {key: vit[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
+    side = {"height": SIZE, "width": SIZE}
+    processor = tr.ViTImageProcessor(size=side)
+    if kind == "resnet":
+        model = tr.ResNetModel(
+            tr.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+        )
+    elif kind == "convnext":
+        model = tr.ConvNextModel(tr.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2))
+    elif kind == "vit":
+        model = tr.ViTModel(tr.ViTConfig(**vit))  # With a pooler, as on the hub.
+    elif kind == "deit":
+        model = tr.DeiTModel(tr.DeiTConfig(**vit))
+    elif kind == "dinov2":
+        model = tr.Dinov2Model(tr.Dinov2Config(**vit))
+        processor = tr.BitImageProcessor(size={"shortest_edge": 36}, crop_size=side)
+    elif kind == "dinov3":
+        model = tr.DINOv3ViTModel(tr.DINOv3ViTConfig(**vit, num_register_tokens=4))
+    elif kind == "swin":
+        model = tr.SwinModel(
+            tr.SwinConfig(image_size=SIZE, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4)
+        )
+    elif kind == "clip":
+        model = tr.CLIPModel(tr.CLIPConfig(vision_config=vit, text_config=text, projection_dim=8))
+        processor = tr.CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=side)
+    elif kind == "siglip":
+        model = tr.SiglipModel(tr.SiglipConfig(vision_config=vit, text_config=text))
+        processor = tr.SiglipImageProcessor(size=side)
+    elif kind == "timm":
+        # On the hub timm models keep their processor's settings in config.json.
+        seen = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
+        options: dict[str, Any] = {"pretrained_cfg": seen}
+        config = tr.TimmWrapperConfig(architecture="resnet10t", do_pooling=False, **options)
+        tr.TimmWrapperModel(config).save_pretrained(folder)
+        return
+    else:
+        raise AssertionError(kind)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    """Eight different RGB pictures."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 255, (8, 5, 6, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC) for pixels in small]
+
+
+def write_pictures(folder: Path, count: int, *, seed: int = 0, side: int = 24) -> list[Path]:
+    """PNG files 0.png, 1.png, ... that look alike for one seed: a class."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(0, 255, (4, 4, 3))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i in range(count):
+        pixels = np.clip(base + rng.normal(0, 25, base.shape), 0, 255).astype(np.uint8)
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(paths[-1])
+    return paths

@@ -1,0 +1,301 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import (
+    BitImageProcessor,
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
+    DINOv3ViTImageProcessor,
+    EfficientNetImageProcessor,
+    SiglipImageProcessor,
+    TimmWrapperImageProcessor,
+    ViTImageProcessor,
+)
+
+from stml_semi.data.views import (
+    AUGMENTS,
+    augment,
+    eval_view,
+    eval_views,
+    normalization,
+    view_rng,
+    view_size,
+)
+
+_TIMM: dict[str, Any] = {
+    "input_size": [3, 96, 96],
+    "mean": [0.1, 0.2, 0.3],
+    "std": [0.5, 0.6, 0.7],
+    "crop_pct": 0.9,
+}
+_SMALL = {"height": 32, "width": 48}
+PROCESSORS: dict[str, tuple[Any, tuple[int, int]]] = {
+    "vit": (ViTImageProcessor(), (224, 224)),
+    "vit small": (ViTImageProcessor(size=_SMALL), (32, 48)),
+    "dinov2": (
+        BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}),
+        (56, 56),
+    ),
+    "dinov3": (DINOv3ViTImageProcessor(size=_SMALL), (32, 48)),
+    "convnext": (ConvNextImageProcessor(size={"shortest_edge": 64}), (64, 64)),
+    "convnext 384": (ConvNextImageProcessor(size={"shortest_edge": 384}), (384, 384)),
+    "clip": (CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 24}), (32, 24)),
+    "siglip": (SiglipImageProcessor(size=_SMALL), (32, 48)),
+    "efficientnet": (EfficientNetImageProcessor(size=_SMALL), (32, 48)),
+    "timm": (TimmWrapperImageProcessor(_TIMM), (96, 96)),
+    "other rescaling": (
+        ViTImageProcessor(size=_SMALL, rescale_factor=1 / 127.5, image_mean=[1, 1, 1]),
+        (32, 48),
+    ),
+    "no normalization": (ViTImageProcessor(size=_SMALL, do_normalize=False), (32, 48)),
+    "no rescaling": (ViTImageProcessor(size=_SMALL, do_rescale=False, image_mean=[9, 8, 7]), (32, 48)),
+    "bare pixels": (ViTImageProcessor(size=_SMALL, do_rescale=False, do_normalize=False), (32, 48)),
+}
+
+
+def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return torch.from_numpy(values).permute(2, 0, 1)
+
+
+def flat(color: tuple[int, int, int], side: int = 32) -> torch.Tensor:
+    return torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(3, side, side).clone()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    preset=st.sampled_from(AUGMENTS),
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    size=st.tuples(st.integers(2, 50), st.integers(2, 50)),
+    place=st.tuples(st.integers(0, 2**31), st.integers(0, 10**6), st.integers(0, 10**4), st.integers(0, 8)),
+    contiguous=st.booleans(),
+)
+def test_views_are_pure_functions_of_picture_and_place(preset, shape, size, place, contiguous):
+    pixels = noise(*shape)
+    if contiguous:
+        pixels = pixels.contiguous()
+    before = pixels.clone()
+    view = augment(pixels, preset=preset, size=size, rng=view_rng(*place))
+    assert view.dtype == torch.uint8
+    assert tuple(view.shape) == (3, *size)
+    assert torch.equal(view, augment(pixels, preset=preset, size=size, rng=view_rng(*place)))
+    view.fill_(0)
+    assert torch.equal(pixels, before), "a view shares memory with its picture"
+
+
+@pytest.mark.parametrize("preset", ["paper", "strong", "glyph"])
+def test_views_differ_by_seed_step_position_and_view(preset):
+    places = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    views = [augment(noise(40, 40), preset=preset, size=(32, 32), rng=view_rng(*place)) for place in places]
+    for i, one in enumerate(views):
+        assert not any(torch.equal(one, other) for other in views[:i])
+
+
+def test_global_random_state_is_neither_read_nor_changed():
+    def views() -> list[torch.Tensor]:
+        return [augment(noise(40, 40), preset=p, size=(32, 32), rng=view_rng(0, 1, 2, 3)) for p in AUGMENTS]
+
+    def draws() -> list[float]:
+        return [*torch.rand(3).tolist(), *np.random.rand(3)]  # noqa: NPY002 (the global state is the point)
+
+    def seed(value: int) -> None:
+        torch.manual_seed(value)
+        np.random.seed(value)  # noqa: NPY002
+
+    seed(1)
+    untouched = draws()
+    seed(1)
+    first = views()
+    assert draws() == untouched
+    seed(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, views(), strict=True))
+
+
+def test_streams_are_independent_of_each_other_and_of_plain_generators():
+    draws = [view_rng(s, t, p, v).random(4) for s in (0, 7) for t in (0, 7) for p in (0, 7) for v in (0, 7)]
+    draws.append(np.random.default_rng([0, 7, 7, 0]).random(4))
+    assert len(np.unique(np.concatenate(draws))) == 4 * 17
+    many = np.array([view_rng(0, 3, position, view).random(2) for position in range(400) for view in range(2)])
+    assert abs(many.mean() - 0.5) < 0.03
+    assert abs(np.corrcoef(many[0::2, 0], many[1::2, 0])[0, 1]) < 0.15
+    assert abs(np.corrcoef(many[:-2:2, 0], many[2::2, 0])[0, 1]) < 0.15
+
+
+def test_paper_views_cover_the_published_scales_and_flip_half_the_time():
+    x = torch.arange(256, dtype=torch.uint8).expand(3, 256, 256)
+    y = x.transpose(1, 2)
+    shares, ratios, flips = [], [], []
+    for position in range(300):
+        across, down = (
+            augment(p, preset="paper", size=(64, 64), rng=view_rng(0, 0, position, 0)).float() for p in (x, y)
+        )
+        width = float(across[0, 0].max() - across[0, 0].min()) / 63 * 64 / 256
+        height = float(down[0, :, 0].max() - down[0, :, 0].min()) / 63 * 64 / 256
+        shares.append(width * height)
+        ratios.append(width / height)
+        flips.append(bool(across[0, 0, 0] > across[0, 0, -1]))
+    assert 0.13 < min(shares) < 0.25
+    assert 0.9 < max(shares) < 1.07
+    assert 0.4 < np.mean(shares) < 0.65
+    assert 0.7 < min(ratios) < 0.85
+    assert 1.2 < max(ratios) < 1.45
+    assert 0.4 < np.mean(flips) < 0.6
+
+
+def test_strong_views_change_colors_and_paper_views_do_not():
+    color = flat((200, 60, 20))
+    strong = [augment(color, preset="strong", size=(32, 32), rng=view_rng(0, 0, p, 0)) for p in range(60)]
+    assert all(torch.equal(view.amax((1, 2)), view.amin((1, 2))) for view in strong)
+    colors = {tuple(view[:, 0, 0].tolist()) for view in strong}
+    assert len(colors) > 40
+    grays = sum(r == g == b for r, g, b in colors)
+    assert 4 < grays < 25
+    paper = augment(color, preset="paper", size=(32, 32), rng=view_rng(0, 0, 0, 0))
+    assert torch.equal(paper, color)
+
+
+def test_strong_views_of_gray_pictures_stay_gray():
+    gray = noise(32, 32)[:1].expand(3, -1, -1)
+    for position in range(20):
+        view = augment(gray, preset="strong", size=(32, 32), rng=view_rng(0, 0, position, 0)).int()
+        assert (view - view[:1]).abs().max() <= 1
+
+
+def test_blur_smooths_half_the_strong_views():
+    def roughness(preset: str, position: int) -> float:
+        view = augment(noise(224, 224), preset=preset, size=(224, 224), rng=view_rng(0, 0, position, 0)).float()
+        return float((view[0, :, 1:] - view[0, :, :-1]).abs().mean() / view[0].std())
+
+    ratios = np.array([roughness("strong", p) / roughness("paper", p) for p in range(30)])
+    assert 5 < (ratios < 0.8).sum() < 25
+    assert (ratios > 0.95).sum() > 5
+
+
+def test_glyph_views_move_a_little_and_fill_with_the_border_color():
+    picture = flat((250, 240, 10), 64)
+    picture[:, 24:40, 28:36] = 0
+    for position in range(40):
+        view = augment(picture, preset="glyph", size=(64, 64), rng=view_rng(0, 0, position, 0)).int()
+        background = view[:, 0, 0]
+        assert (view[:, :3] - background[:, None, None]).abs().max() <= 1, "a corner is not the border's color"
+        assert (view[:, :, -3:] - background[:, None, None]).abs().max() <= 1
+        ink = (view[0] < background[0] / 2).nonzero().float()
+        assert 0.6 < len(ink) / (16 * 8) < 1.5
+        assert (ink.mean(0) - 31.5).abs().max() < 0.15 * 64
+        extent = ink.amax(0) - ink.amin(0)
+        assert extent[0] > extent[1], "an upright bar lies down"
+
+
+def test_glyph_views_are_never_mirrored():
+    ramp = torch.arange(0, 256, 4, dtype=torch.uint8).expand(3, 64, 64)
+    for position in range(40):
+        view = augment(ramp, preset="glyph", size=(64, 64), rng=view_rng(0, 0, position, 0)).float()
+        assert view[0, 32, 48] > view[0, 32, 16]
+
+
+class OnlyRotation:
+    """A generator whose first draw, the angle, is the largest and whose others change nothing."""
+
+    draws = 0
+
+    def uniform(self, low: float, high: float, size: int | None = None) -> Any:
+        self.draws += 1
+        value = high if self.draws == 1 else min(max(0.0, low), high) if low < 0 else 1.0
+        return value if size is None else np.full(size, value)
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_glyph_rotation_keeps_its_angle_in_wide_pictures(upright):
+    """The grid counts both axes from -1 to 1: without the aspect, a rotation would shear the picture."""
+    picture = flat((255, 255, 255), 128)[:, :64].contiguous()
+    if upright:
+        picture[:, 12:52, 62:66] = 0
+    else:
+        picture[:, 30:34, 44:84] = 0
+    rng: Any = OnlyRotation()
+    view = augment(picture, preset="glyph", size=(64, 128), rng=rng)
+    ink = (view[0] < 128).nonzero().double()
+    spread, axes = torch.linalg.eigh(torch.cov(ink.T))
+    down, right = axes[:, 1].abs().tolist()
+    angle = np.degrees(np.arctan2(right, down) if upright else np.arctan2(down, right))
+    assert abs(angle - 10) < 1
+    assert abs(float(spread[1]) / (40**2 / 12) - 1) < 0.06
+
+
+def test_none_is_the_whole_picture_resized():
+    assert torch.equal(augment(noise(32, 32), preset="none", size=(32, 32), rng=view_rng(0, 0, 0, 0)), noise(32, 32))
+    ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(3, 64, 64)
+    half = augment(ramp, preset="none", size=(32, 32), rng=view_rng(0, 0, 0, 0)).float()
+    assert (half[0, 0] - torch.arange(32) * 8 - 2).abs().max() <= 2
+
+
+def test_unknown_presets_name_the_flag_and_the_choices():
+    with pytest.raises(ValueError, match="--augment 'papper' is unknown: choose one of paper, strong, glyph, none"):
+        augment(noise(4, 4), preset="papper", size=(4, 4), rng=view_rng(0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_view_size_is_what_the_processor_makes(name):
+    processor, size = PROCESSORS[name]
+    assert view_size(processor) == size
+    picture = Image.fromarray(noise(90, 130).permute(1, 2, 0).numpy())
+    assert tuple(eval_view(picture, processor).shape) == (3, *size)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_normalization_on_the_device_is_what_the_processor_does(name):
+    processor, (height, width) = PROCESSORS[name]
+    mean, std = normalization(processor)
+    assert mean.dtype == std.dtype == torch.float32
+    assert tuple(mean.shape) == tuple(std.shape) == (3,)
+    color = flat((255, 77, 3), max(height, width))
+    seen = eval_view(Image.fromarray(color.permute(1, 2, 0).numpy()), processor)
+    ours = (color / 255 - mean[:, None, None]) / std[:, None, None]
+    middle = height // 2, width // 2
+    assert torch.allclose(ours[:, middle[0], middle[1]], seen[:, middle[0], middle[1]].float(), rtol=1e-5, atol=1e-5)
+
+
+def test_training_views_in_the_processors_size_equal_the_evaluation_view():
+    processor = ViTImageProcessor(size=_SMALL)
+    mean, std = normalization(processor)
+    view = augment(noise(32, 48), preset="none", size=view_size(processor), rng=view_rng(0, 0, 0, 0))
+    ours = (view / 255 - mean[:, None, None]) / std[:, None, None]
+    assert torch.allclose(
+        ours, eval_view(Image.fromarray(noise(32, 48).permute(1, 2, 0).numpy()), processor), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["vit small", "dinov2", "convnext", "timm"])
+def test_batched_evaluation_views_are_identical(name):
+    processor, size = PROCESSORS[name]
+    shapes = [(40, 40), (90, 130), (40, 40), (33, 61), (40, 40), (200, 50)] * 8
+    pictures = [Image.fromarray(noise(*s, i).permute(1, 2, 0).numpy()) for i, s in enumerate(shapes)]
+    together = eval_views(pictures, processor)
+    assert together.dtype == torch.float32
+    assert tuple(together.shape) == (len(pictures), 3, *size)
+    assert torch.equal(together, torch.stack([eval_view(picture, processor) for picture in pictures]))
+    assert torch.equal(eval_views(pictures[:1], processor), together[:1])
+
+
+def test_processors_without_a_fixed_size_are_refused():
+    for processor in (
+        CLIPImageProcessor(do_center_crop=False, size={"shortest_edge": 32}),
+        ViTImageProcessor(do_resize=False),
+    ):
+        with pytest.raises(
+            ValueError, match=r"--backbone: \w+ does not make RGB pictures of one size: set --image-size"
+        ):
+            view_size(processor)
+
+
+def test_processors_that_do_more_to_colors_are_refused():
+    def squares(images: Image.Image, return_tensors: str) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.from_numpy(np.array(images)).permute(2, 0, 1)[None].float() ** 2}
+
+    with pytest.raises(ValueError, match="--backbone: function does more to colors"):
+        normalization(squares)

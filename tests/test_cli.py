@@ -1,0 +1,183 @@
+"""The command line as users meet it: help, errors that name the flag and the fix, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_pictures
+
+from stml_semi import cli
+from stml_semi.config import TrainConfig, flag
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    """Runs cli.py's main in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in "abcdef":
+        write_pictures(tmp_path / "labeled" / name, 4, seed=ord(name))
+    write_pictures(tmp_path / "loose", 30)
+    write_pictures(tmp_path / "one" / "only", 5)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.csv").write_text("file,kind of\nlabeled/a/0.png,1\n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "recipe.yaml").write_text("max_step: 3\n")
+    return tmp_path
+
+
+SMALL = ["--labeled-batch-size", 8, "--images-per-class", 2, "--unlabeled-batch-size", 10, "--backbone", "tiny-resnet"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["semi", "--labeled", "kanij", "--unlabeled", "kanji-more"], ["--labeled kanij", "did you mean kanji?"]),
+        (["semi", "--labeled", "{}/empty", "--unlabeled", "{}/loose"], ["--labeled", "empty", ".png"]),
+        (["semi", "--labeled", "{}/labeled", "--unlabeled", "{}/empty"], ["--unlabeled", "empty", ".png"]),
+        (["semi", "--labeled", "{}/table.csv", "--unlabeled", "{}/loose"], ["--labeled-label-column", "kind of"]),
+        (["semi", "--labeled", "{}/one", "--unlabeled", "{}/loose"], ["--labeled", "one class"]),
+        (["semi", "--labeled", "{}/labeled", "--unlabeled", "{}/loose"], ["--labeled-batch-size", "6 classes", "24"]),
+        (
+            ["semi", "--labeled", "{}/labeled", "--unlabeled", "{}/loose", "--labeled-batch-size", 8],
+            ["--unlabeled-batch-size", "30 images"],
+        ),
+        (["sup", "--labeled", "{}/labeled", "--recipe", "{}/recipe.yaml"], ["max_step", "'max_steps'"]),
+        (["sup", "--labeled", "kanji", "--output-dir", "{}/full"], ["--output-dir", "--resume", "--overwrite"]),
+        (["sup", "--labeled", "kanji", "--output-dir", "{}/full", "--overwrite"], ["no config.yaml", "left alone"]),
+        (["sup", "--labeled", "kanji", "--output-dir", "{}/new", "--resume"], ["--resume", "holds no run"]),
+        (["semi", "--labeled", "kanji"], ["semi needs --unlabeled"]),
+        (["sup", "--labeled", "kanji", "--labeled-loss", "proxy_ancor"], ["--labeled-loss", "'proxy_anchor'"]),
+        (["sup", "--labeled", "kanji", "--backbone", "no/such"], ["--backbone no/such"]),
+        (["sup", "--labeled", "kanji", "--max-steps", "x"], ["--max-steps"]),
+        (["evaluate", "--model", "{}/loose", "--data", "kanji:test"], ["--model"]),
+        (["evaluate", "--model", "tiny-resnet", "--data", "kanji:tset"], ["--data", "test"]),
+    ],
+)
+def test_bad_input_is_one_line_with_flag_and_fix(monkeypatch, capsys, folders, arguments, expected):
+    monkeypatch.chdir(folders)
+    before = sorted(folders.rglob("*"))
+    code, out, err = call(monkeypatch, capsys, *(str(a).format(folders) for a in arguments))
+    message = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2, err
+    assert len(message) == 1, err
+    for part in expected:
+        assert part in message[0]
+    assert out == ""
+    assert sorted(folders.rglob("*")) == before  # Nothing written, nothing lost.
+
+
+def test_unknown_flag_is_refused_with_a_suggestion(monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, "semi", "--max-step", "3")
+    assert code == 2
+    assert "--max-steps" in err
+
+
+def test_help_lists_every_field_in_its_panel(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = call(monkeypatch, capsys, "semi", "--help")
+    assert code == 0
+    for name in TrainConfig.model_fields:
+        assert flag(name) in out
+    assert [p for p in ("Data", "Model", "Objective", "Optimization", "Hardware", "Run") if f"─ {p} ─" in out] == [
+        "Data",
+        "Model",
+        "Objective",
+        "Optimization",
+        "Hardware",
+        "Run",
+    ]
+
+
+@pytest.mark.slow
+def test_train_evaluate_and_load_as_a_user_does(folders):
+    """class folders + loose images -> run folder -> evaluate --json -> load, in real processes."""
+    run = folders / "run"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        str(ROOT / "cli.py"),
+        "semi",
+        *("--labeled", "labeled", "--unlabeled", "loose", "--eval", "labeled", "--output-dir", "run"),
+        *map(str, SMALL),
+        *("--max-steps", "6", "--log-every", "2", "--eval-every", "3", "--save-every", "3", "--refresh-every", "2"),
+    ]
+    done = subprocess.run(command, cwd=folders, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for text in ("frozen backbone", "trained", "recall@1", "recall@8", "MAP@R"):
+        assert text in done.stdout
+    assert "Warning" not in done.stderr
+
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == [2, 4, 6]
+    assert set(training[0]) == {
+        "step",
+        "loss",
+        "labeled_loss",
+        "relaxed_contrastive",
+        "self_distillation",
+        "unlabeled_weight",
+        "grad_ratio",
+        "lr",
+        "images_per_second",
+        "labeled_passes",
+        "unlabeled_passes",
+    }
+    scores = [line for line in lines if "model" in line]
+    assert [(line["step"], line["model"]) for line in scores] == [
+        (0, "frozen"),
+        (3, "student"),
+        (3, "teacher"),
+        (6, "student"),
+        (6, "teacher"),
+    ]
+    metric_keys = {"recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "num_queries", "num_gallery"}
+    assert set(scores[0]) == {"step", "data", "model"} | metric_keys
+    assert sorted(p.name for p in run.iterdir()) == [
+        "bad_images.jsonl",
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "model",
+    ]
+
+    evaluated = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), "evaluate", "--model", "run", "--data", "labeled", "--json"],
+        cwd=folders,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    result = json.loads(evaluated.stdout)
+    assert set(result) == {"data", "model"} | metric_keys
+    for key in metric_keys:
+        assert result[key] == pytest.approx(scores[3][key], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_help_answers_in_well_under_a_second():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, str(ROOT / "cli.py"), "semi", "--help"], capture_output=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1.5  # The promise is 0.5 s on an idle machine; what is heavy costs at least 2 s.

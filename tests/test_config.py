@@ -1,0 +1,90 @@
+import pytest
+import yaml
+
+from stml_semi.config import TrainConfig, flag, read_recipe
+
+PANELS = ["Data", "Model", "Objective", "Optimization", "Hardware", "Run"]
+
+
+def test_every_field_has_help_and_one_panel():
+    for name, field in TrainConfig.model_fields.items():
+        assert field.description, name
+        assert [m for m in field.metadata if m in PANELS], name
+
+
+def test_yaml_round_trip():
+    config = TrainConfig.build({"labeled": "a", "unlabeled": "b", "learning_rate": 3e-5, "resume": True})
+    values = yaml.safe_load(config.to_yaml())
+    assert "resume" not in values
+    assert TrainConfig.build(values) == config.model_copy(update={"resume": False})
+
+
+def test_recipe_numbers_become_numbers(tmp_path):
+    # PyYAML reads 1e-4 (no dot) as text.
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("learning_rate: 1e-4\nmax-steps: 50\nbackbone: x\n")
+    values = read_recipe(recipe)
+    assert values["learning_rate"] == "1e-4"
+    config = TrainConfig.build(values)
+    assert config.learning_rate == 1e-4
+    assert config.max_steps == 50
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_step": 5}, "unknown key 'max_step' in the command line: did you mean 'max_steps'"),
+        ({"zebra": 5}, "unknown key 'zebra'.*--help"),
+        ({"max_steps": "many"}, "--max-steps 'many': input should be a valid integer"),
+        ({"max_steps": 0}, "--max-steps 0: input should be greater than or equal to 1"),
+        ({"momentum": 1.0}, "--momentum 1.0: input should be less than 1"),
+        ({"balance": "strong"}, "--balance 'strong': input should be 'unit', 'ratio' or 'fixed'"),
+        (
+            {"labeled_batch_size": 63},
+            "--labeled-batch-size 63 is not a multiple of --images-per-class 4: take 60 or 64",
+        ),
+        ({"unlabeled_batch_size": 3}, "--unlabeled-batch-size 3 is not a multiple.*take 5 or 5"),
+        ({"labeled": "a", "labeled_batch_size": 4}, "double --labeled-batch-size"),
+        (
+            {"labeled": "a", "unlabeled": "b", "max_steps": 9, "label_warmup_steps": 9},
+            "--label-warmup-steps 9 leaves none of --max-steps 9",
+        ),
+        ({"resume": True, "overwrite": True}, "--resume keeps.*--overwrite deletes"),
+    ],
+)
+def test_wrong_values_name_flag_and_fix(values, message):
+    with pytest.raises(ValueError, match=message) as error:
+        TrainConfig.build(values)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_recipe_suggests_the_closest(tmp_path):
+    (tmp_path / "birds.yaml").write_text("seed: 1")
+    with pytest.raises(ValueError, match=r"--recipe .*bird.yaml: no such file; did you mean .*birds.yaml"):
+        read_recipe(tmp_path / "bird.yaml")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "a: [1,\n"])
+def test_a_recipe_that_is_no_mapping_is_refused(tmp_path, text):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ValueError, match="--recipe") as error:
+        read_recipe(recipe)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_recipe_key_names_the_file(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("learning_rat: 1\n")
+    with pytest.raises(ValueError, match=r"unknown key 'learning_rat' in .*r.yaml: did you mean 'learning_rate'"):
+        read_recipe(recipe)
+
+
+def test_warmup_default_belongs_to_semi_and_sup():
+    assert TrainConfig.build({"labeled": "a", "unlabeled": "b", "max_steps": 500}).warmup_steps == 150
+    assert TrainConfig.build({"unlabeled": "b", "max_steps": 500}).warmup_steps == 0
+    assert TrainConfig.build({"labeled": "a", "unlabeled": "b", "label_warmup_steps": 7}).warmup_steps == 7
+
+
+def test_flag_names():
+    assert flag("labeled_batch_size") == "--labeled-batch-size"
