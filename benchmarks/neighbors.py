@@ -82,7 +82,7 @@ def embeddings(setting: Setting) -> Tensor:
 
 def bare_product(vectors: Tensor, setting: Setting) -> None:
     for part in vectors.split(setting.chunk):
-        part @ vectors.T
+        torch.mm(part, vectors.T)
 
 
 def product_and_topk(vectors: Tensor, setting: Setting) -> Tensor:

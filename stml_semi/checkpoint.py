@@ -134,12 +134,16 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    current = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     values: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split(".", 1)
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            # Fused optimizers walk parameter and moments side by side: both must lie in memory the same way.
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         values.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": values, "param_groups": current["param_groups"]})
+    optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _sha256(path: Path) -> str:

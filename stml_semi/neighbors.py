@@ -1,10 +1,10 @@
 """Exact nearest neighbors by cosine: a fast search proposes candidates, a precise one decides.
 
-Cosines of the candidates are computed in float64 from the embeddings as given and rounded to multiples of 2^-24, the
-spacing of float32 just below 1. So two images are a tie where float32 cannot tell them apart, and the answer does not
-depend on chunks, on the processor, or on whether the candidates came from bfloat16 or float32 products. For every query
-the rounding errors of the fast product are bounded; where the bound leaves room for a neighbor that was not proposed,
-the query is searched again with more candidates, and in the end against the whole gallery in float64.
+Cosines of the candidates are computed in float64 from the embeddings as given and rounded to float32 (and to multiples
+of 2^-28, so that zero is zero). Two images are a tie where that cannot tell them apart, and the answer does not depend
+on chunks, on the processor, or on whether the candidates came from bfloat16 or float32 products. For every query the
+rounding errors of the fast product are bounded; where the bound leaves room for a neighbor that was not proposed, the
+query is searched again with more candidates, and in the end against the whole gallery in float64.
 """
 
 from functools import cached_property
@@ -15,7 +15,7 @@ from torch import Tensor
 
 _CHUNK, _TILE = 1024, 16384
 # Cosines are counted in these steps, and a step and a row number share one int64: see `_keys`.
-_STEPS = 2**24
+_STEPS = 2**28
 _ROWS = 2**32
 _NOTHING = torch.iinfo(torch.int64).min
 # Candidates beyond k, and half of k: enough to prove nearly every query's neighbors at first go.
@@ -191,8 +191,8 @@ class Gallery:
         precise = scores.double()
         bound = bound[:, None] + torch.finfo(scores.dtype).eps / 2 * precise.abs()
         reach = precise[:, -1] + bound[:, -1] + offset
-        # One step of distance, because the cosine of what is not proposed would be rounded too.
-        proven = -(-best[:, -1] >> 32) - 1 > reach * _STEPS
+        # At a distance, because the cosine of what is not proposed would be rounded too.
+        proven = -(-best[:, -1] >> 32) / _STEPS - 2.0**-24 > reach
         # Should the product be less precise than assumed, the candidates themselves give it away.
         proven &= ((precise + offset[:, None] - cosines).abs() <= bound).all(1)
         return best, proven
@@ -242,7 +242,7 @@ class Gallery:
 
 def _keys(cosines: Tensor, columns: Tensor) -> Tensor:
     """One integer per candidate: a higher cosine first, then the smaller row. No two are equal."""
-    return (cosines * _STEPS).round_().long().mul_(_ROWS).sub_(columns)
+    return (cosines.float().double() * _STEPS).round_().long().mul_(_ROWS).sub_(columns)
 
 
 class _Operands(NamedTuple):

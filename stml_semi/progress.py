@@ -27,7 +27,9 @@ class RunProgress:
             TimeRemainingColumn,
         )
 
-        self.console = Console(stderr=True, quiet=not enabled, highlight=False, soft_wrap=True)
+        self.console = Console(
+            stderr=True, quiet=not enabled, highlight=False, soft_wrap=True, markup=False, emoji=False
+        )
         self.bar = None
         self.max_steps = config.max_steps
         self.started, self.first = time.monotonic(), 0
@@ -38,10 +40,10 @@ class RunProgress:
             self.console.print(f"{', '.join(sources)}; backbone {config.backbone}; run folder {config.output_dir}")
         if enabled and sys.stderr.isatty():
             self.bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[terms]}"),
+                TextColumn("{task.fields[terms]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -56,6 +58,7 @@ class RunProgress:
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
+            self.bar.update(self.task, description="train")
             self.bar.stop()
 
     def step(self, step: int, line: dict[str, float] | None) -> None:

@@ -59,6 +59,8 @@ class Result(NamedTuple):
     folder: RunFolder
     lines: list[dict[str, Any]]
     """The evaluation lines of metrics.jsonl."""
+    claim: str
+    """What may be said of the classes that were evaluated on."""
 
 
 def run(config: TrainConfig) -> Result:
@@ -75,6 +77,7 @@ def run(config: TrainConfig) -> Result:
     folder.check(resume=config.resume, overwrite=config.overwrite)
     tables = open_tables(config)
     _check_sizes(config, tables)
+    _check_honest(config)
     set_seed(config.seed)
     backbone = open_backbone(config.backbone, image_size=config.image_size)
     embedder = build_embedder(config, backbone)
@@ -91,7 +94,7 @@ def run(config: TrainConfig) -> Result:
     accelerator.wait_for_everyone()
     lines = [line for line in folder.lines() if "model" in line]
     accelerator.end_training()
-    return Result(folder, lines)
+    return Result(folder, lines, _claim(tables))
 
 
 def open_tables(config: TrainConfig) -> Tables:
@@ -125,6 +128,21 @@ def open_tables(config: TrainConfig) -> Tables:
     return Tables(labeled, unlabeled, evaluation, recall_at)
 
 
+def _claim(tables: Tables) -> str:
+    """Whether the evaluation's classes were trained on, as far as anyone can know."""
+    if tables.evaluation is None:
+        return ""
+    if tables.labeled is not None:
+        shared = len(set(tables.labeled.classes) & set(tables.evaluation.classes))
+        if shared:
+            return f"{shared} of its {len(tables.evaluation.classes)} classes have the names of trained ones"
+    for table in (tables.labeled, tables.unlabeled):
+        known = table is None or all(spec.split(":")[0] in BENCHMARKS for spec in table.name.split(","))
+        if not known:
+            return "" if tables.labeled is None else "no class shares its name with a trained one"
+    return "classes never trained on"
+
+
 def build_embedder(config: TrainConfig, backbone: Backbone) -> Embedder:
     """The model of a configuration; its heads are random (torch's generator), so seed before.
 
@@ -156,6 +174,20 @@ def _check_sizes(config: TrainConfig, tables: Tables) -> None:
             raise ValueError(f"--unlabeled-batch-size {config.unlabeled_batch_size} is less than the {world} processes")
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("--mixed-precision fp16 needs a GPU; use bf16 or no")
+
+
+def _check_honest(config: TrainConfig) -> None:
+    """
+    Raises:
+        ValueError: a benchmark's test split among the training data.
+    """
+    for name in ("labeled", "unlabeled"):
+        for spec in (getattr(config, name) or "").split(","):
+            benchmark = BENCHMARKS.get(spec.split(":")[0])
+            if benchmark is not None and spec == benchmark.eval:
+                raise ValueError(
+                    f"--{name} {spec}: these are the pictures that results are measured on; train on others"
+                )
 
 
 def _file_name(spec: str) -> str:

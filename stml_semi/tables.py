@@ -5,6 +5,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stml_semi.run import Result
 
@@ -14,12 +15,13 @@ _SHOWN = {"frozen": "frozen backbone", "student": "trained", "teacher": "trained
 
 def print_result(result: Result) -> None:
     """Frozen beside trained, from the first and last evaluation of a run."""
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
     folder = result.folder.path
     if result.lines:
         last = {line["model"]: line for line in result.lines}
         line = next(iter(last.values()))
-        title = f"{line['data']}: {line['num_queries']} queries of classes never trained on"
+        claim = f"; {result.claim}" if result.claim else ""
+        title = f"{line['data']}: {line['num_queries']} queries{claim}"
         print_scores(title, {_SHOWN[model]: scores for model, scores in last.items()})
     else:
         console.print("No evaluation: name labeled images of other classes with --eval to see recall and MAP@R.")
@@ -31,10 +33,11 @@ def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
     first = next(iter(rows.values()))
     recalls = [key for key in first if key.startswith("recall@")]
     keys = [*recalls, "r_precision", "map@r"]
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("")
     for key in keys:
         table.add_column(_COLUMNS.get(key, key), justify="right")
     for name, scores in rows.items():
-        table.add_row(name, *(f"{100 * scores[key]:.1f}" for key in keys))
-    Console(width=max(80, 30 + 12 * len(keys))).print(table)
+        table.add_row(Text(name), *(f"{100 * scores[key]:.1f}" for key in keys))
+    # The name of a split is no emoji (":train:"), nor are brackets in a path markup.
+    Console(width=max(80, 30 + 12 * len(keys)), markup=False, emoji=False, highlight=False).print(table)

@@ -271,7 +271,8 @@ class Trainer:
         table = self.tables.evaluation
         if table is None:
             return
-        self.progress.note(f"evaluating the {model} on {table.name}")
+        what = "frozen backbone" if model == "frozen" else model
+        self.progress.note(f"evaluating the {what} on {table.name}")
         embedded = self._embed(table, encode)
         self.folder.list_bad(embedded.bad)
         scores = score(table, embedded, self.tables.recall_at)

@@ -23,6 +23,26 @@ def learn(state: TrainState) -> None:
     state.optimizer.zero_grad()
 
 
+def test_moments_lie_in_memory_like_their_parameters(tmp_path):
+    def convolution() -> TrainState:
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return TrainState({"embedder": model}, torch.optim.AdamW(model.parameters(), fused=True))
+
+    def step(state: TrainState) -> None:
+        state.optimizer.zero_grad()
+        state.modules["embedder"](torch.arange(75.0).view(1, 3, 5, 5)).square().mean().backward()
+        state.optimizer.step()
+
+    first, second = convolution(), convolution()
+    step(first)
+    load_checkpoint(save_checkpoint(tmp_path, 1, first, None, keep=1), second)
+    step(first)
+    step(second)
+    weights = [state.modules["embedder"].state_dict()["weight"] for state in (first, second)]
+    assert torch.equal(*weights)
+
+
 TABLE = PoolTable(3, np.array([4, 7, 9]), np.array([[1, 2], [0, 2], [0, 1]]))
 
 

@@ -63,6 +63,7 @@ SMALL = ["--labeled-batch-size", 8, "--images-per-class", 2, "--unlabeled-batch-
         (["sup", "--labeled", "kanji", "--output-dir", "{}/full", "--overwrite"], ["no config.yaml", "left alone"]),
         (["sup", "--labeled", "kanji", "--output-dir", "{}/new", "--resume"], ["--resume", "holds no run"]),
         (["semi", "--labeled", "kanji"], ["semi needs --unlabeled"]),
+        (["semi", "--labeled", "kanji", "--unlabeled", "kanji-more,kanji:test"], ["--unlabeled kanji:test", "others"]),
         (["sup", "--labeled", "kanji", "--labeled-loss", "proxy_ancor"], ["--labeled-loss", "'proxy_anchor'"]),
         (["sup", "--labeled", "kanji", "--backbone", "no/such"], ["--backbone no/such"]),
         (["sup", "--labeled", "kanji", "--max-steps", "x"], ["--max-steps"]),

@@ -17,18 +17,19 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 
 def brute_force(embeddings: Tensor, k: int, queries: Tensor | None = None) -> Neighbors:
-    """All cosines in float64, in steps of 2^-24; equal ones by row."""
+    """All cosines in float64, then to float32 and to steps of 2^-28; equal ones by row."""
 
     def unit(x: Tensor) -> Tensor:
         x = x.double()
         norm = x.norm(dim=1, keepdim=True)
         return x / norm.where(norm > 0, 1)
 
-    steps = (unit(embeddings if queries is None else queries) @ unit(embeddings).T * 2**24).round()
+    cosines = unit(embeddings if queries is None else queries) @ unit(embeddings).T
+    steps = (cosines.float().double() * 2**28).round()
     if queries is None:
         steps.fill_diagonal_(-torch.inf)
     steps, rows = steps.sort(dim=1, descending=True, stable=True)
-    return Neighbors(rows[:, :k], (steps[:, :k] / 2**24).float())
+    return Neighbors(rows[:, :k], (steps[:, :k] / 2**28).float())
 
 
 def assert_same(found: Neighbors, expected: Neighbors) -> None:
