@@ -1,7 +1,6 @@
-"""Pretrains the embedded backbones: classifiers of letters of many scripts that have never seen a kanji.
+"""Pretrains the embedded backbone tiny-resnet: a classifier of letters and syllables that has never seen a kanji.
 
-    python scripts/pretrain_tiny.py tiny-resnet
-    python scripts/pretrain_tiny.py tiny-vit
+    python scripts/pretrain_tiny.py
 
 Writes config.json, model.safetensors (float16) and preprocessor_config.json, as transformers opens them.
 """
@@ -26,7 +25,10 @@ EMBEDDED = Path(__file__).parents[1] / "stml_semi" / "models" / "embedded"
 
 SIDE = 64
 """Side of a stored glyph, pixels: twice that of a training picture, so that warping blurs nothing."""
+INPUT_SIDE = 64
+"""Side to which the image processor scales a picture of 32 pixels: the stem of a ResNet divides by four at once."""
 NUM_HANGUL = 900
+NUM_STEPS = 1250
 MIN_TYPEFACES = 8
 """A character that fewer typefaces draw is left out."""
 
@@ -167,76 +169,41 @@ def batches(glyphs: Glyphs, size: int, generator: torch.Generator) -> Iterator[t
             yield augment(ink, generator), labels[rows]
 
 
-def to_input(pictures: Tensor, side: int) -> Tensor:
-    """(B, 1, h, w) in 0..1 -> (B, 3, side, side) in -1..1: the image processor, on tensors."""
-    if pictures.shape[-1] != side:
-        pictures = F.interpolate(pictures, size=(side, side), mode="bilinear", align_corners=False)
+def to_input(pictures: Tensor) -> Tensor:
+    """(B, 1, h, w) in 0..1 -> (B, 3, INPUT_SIDE, INPUT_SIDE) in -1..1: the image processor, on tensors."""
+    pictures = F.interpolate(pictures, size=(INPUT_SIDE, INPUT_SIDE), mode="bilinear", align_corners=False)
     return ((pictures - 0.5) / 0.5).expand(-1, 3, -1, -1)
 
 
-class Recipe(NamedTuple):
-    """How one backbone is made."""
+def build() -> Any:
+    """A ResNet with fresh weights: transformers.ResNetModel, under two megabytes in float16."""
+    from transformers import ResNetConfig, ResNetModel
 
-    config: Any
-    """transformers.PretrainedConfig."""
-    side: int
-    """Side to which the image processor scales a picture, pixels."""
-    num_features: int
-    learning_rate: float
-    num_steps: int
-
-
-def recipe(name: str) -> Recipe:
-    """The recipe of tiny-resnet or tiny-vit."""
-    from transformers import ResNetConfig, ViTConfig
-
-    if name == "tiny-resnet":
-        # The stem divides by four at once: pictures of twice their size leave it the detail that strokes need.
-        widths = [32, 64, 128, 208]
-        config = ResNetConfig(embedding_size=32, hidden_sizes=widths, depths=[1, 1, 1, 1], layer_type="basic")
-        return Recipe(config, side=64, num_features=widths[-1], learning_rate=2e-3, num_steps=1250)
-    config = ViTConfig(
-        hidden_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=3,
-        intermediate_size=384,
-        image_size=32,
-        patch_size=4,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+    return ResNetModel(
+        ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128, 208], depths=[1, 1, 1, 1], layer_type="basic")
     )
-    return Recipe(config, side=32, num_features=config.hidden_size, learning_rate=1.5e-3, num_steps=750)
-
-
-def build(config: Any) -> Any:
-    """A transformers model without weights worth keeping, and without the pooling layer that a ViT would get."""
-    from transformers import ResNetModel, ViTModel
-
-    return ViTModel(config, add_pooling_layer=False) if config.model_type == "vit" else ResNetModel(config)
 
 
 def features(model: Any, inputs: Tensor) -> Tensor:
-    """(B, 3, side, side) -> (B, num_features): mean + max of a feature map, or the class token."""
-    hidden = model(pixel_values=inputs).last_hidden_state
-    return hidden.flatten(2).mean(2) + hidden.flatten(2).amax(2) if hidden.ndim == 4 else hidden[:, 0]
+    """(B, 3, h, w) -> (B, 208): mean + max of the last feature map."""
+    hidden = model(pixel_values=inputs).last_hidden_state.flatten(2)
+    return hidden.mean(2) + hidden.amax(2)
 
 
-def pretrain(recipe: Recipe, glyphs: Glyphs, *, batch_size: int = 128, seed: int = 0) -> Any:
+def pretrain(
+    glyphs: Glyphs, *, num_steps: int, batch_size: int = 128, learning_rate: float = 2e-3, seed: int = 0
+) -> Any:
     """Trains a backbone to tell letters apart, by cosine, since retrieval will compare by cosine too."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = build(recipe.config).to(memory_format=torch.channels_last).train()
-    classes = nn.Parameter(torch.randn(glyphs.num_classes, recipe.num_features) * 0.05)
+    model = build().to(memory_format=torch.channels_last).train()
+    classes = nn.Parameter(torch.randn(glyphs.num_classes, model.config.hidden_sizes[-1]) * 0.05)
     parameters = [*model.parameters(), classes]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.num_steps, pct_start=0.1
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=0.1)
     start, mean_loss = time.perf_counter(), math.log(glyphs.num_classes)
-    for step, (pictures, labels) in zip(
-        range(1, recipe.num_steps + 1), batches(glyphs, batch_size, generator), strict=False
-    ):
-        inputs = to_input(pictures, recipe.side).contiguous(memory_format=torch.channels_last)
+    for step, (pictures, labels) in zip(range(1, num_steps + 1), batches(glyphs, batch_size, generator), strict=False):
+        inputs = to_input(pictures).contiguous(memory_format=torch.channels_last)
         cosine = F.normalize(features(model, inputs), dim=1) @ F.normalize(classes, dim=1).T
         loss = F.cross_entropy(16 * cosine, labels)
         optimizer.zero_grad()
@@ -251,14 +218,14 @@ def pretrain(recipe: Recipe, glyphs: Glyphs, *, batch_size: int = 128, seed: int
 
 
 @torch.no_grad()
-def validate(model: Any, side: int, table: Path) -> str:
+def validate(model: Any, table: Path) -> str:
     """Leave-one-out retrieval among the pictures of a file from `build_kanji.py --validation`."""
     from datasets import Dataset
 
     rows = Dataset.from_parquet(str(table))
     labels = torch.tensor(rows["label"])
     pictures = torch.from_numpy(np.stack([np.asarray(image.convert("L")) for image in rows["image"]])) / WHITE
-    inputs = to_input(pictures.unsqueeze(1), side)
+    inputs = to_input(pictures.unsqueeze(1))
     embeddings = F.normalize(torch.cat([features(model, part) for part in inputs.split(256)]), dim=1)
     similarity = (embeddings @ embeddings.T).fill_diagonal_(-1)
     relevant = int((labels == labels[0]).sum()) - 1
@@ -267,13 +234,13 @@ def validate(model: Any, side: int, table: Path) -> str:
     return f"recall@1 {hits[:, 0].mean():.4f}, MAP@R {(precision * hits).mean(1).mean():.4f}"
 
 
-def save(model: Any, side: int, folder: Path) -> None:
+def save(model: Any, folder: Path) -> None:
     """Weights in float16 and the image processor: scale to a square, then to -1..1."""
     from transformers import ViTImageProcessor
 
     model.half().save_pretrained(folder)
-    half = [0.5, 0.5, 0.5]
-    processor = ViTImageProcessor(size={"height": side, "width": side}, resample=2, image_mean=half, image_std=half)
+    half, size = [0.5, 0.5, 0.5], {"height": INPUT_SIDE, "width": INPUT_SIDE}
+    processor = ViTImageProcessor(size=size, resample=2, image_mean=half, image_std=half)
     processor.save_pretrained(folder)
     for path in folder.iterdir():
         # transformers writes weights that only their owner may read: packages and other users need them too.
@@ -283,13 +250,12 @@ def save(model: Any, side: int, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("name", choices=["tiny-resnet", "tiny-vit"])
-    parser.add_argument("--output", type=Path, help="folder to write")
+    parser.add_argument("--output", type=Path, default=EMBEDDED / "tiny-resnet", help="folder to write")
     parser.add_argument("--validation", type=Path, help="file from build_kanji.py --validation: scored at the end")
     parser.add_argument(
         "--hangul", type=int, default=NUM_HANGUL, metavar="N", help="Hangul syllables among the classes"
     )
-    parser.add_argument("--steps", type=int, help="training steps, instead of those of the recipe")
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="training steps")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:
@@ -300,12 +266,10 @@ def main() -> None:
     torch.set_num_threads(1)
     glyphs = draw_letters(letters(options.hangul), fonts)
     print(f"{len(glyphs.ink)} glyphs of {glyphs.num_classes} characters in {len(fonts)} typefaces")
-    plan = recipe(options.name)
-    plan = plan._replace(num_steps=options.steps or plan.num_steps)
-    model = pretrain(plan, glyphs, seed=options.seed)
+    model = pretrain(glyphs, num_steps=options.steps, seed=options.seed)
     if options.validation:
-        print(validate(model, plan.side, options.validation))
-    save(model, plan.side, options.output or EMBEDDED / options.name)
+        print(validate(model, options.validation))
+    save(model, options.output)
 
 
 if __name__ == "__main__":

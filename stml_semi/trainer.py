@@ -23,6 +23,7 @@ from stml_semi.losses.proxy import LabeledLoss
 from stml_semi.losses.relations import contextual_affinity
 from stml_semi.losses.stml import stml_loss
 from stml_semi.models.embedder import Embedder
+from stml_semi.models.noise import row_keys
 from stml_semi.models.teacher import Teacher
 from stml_semi.neighbors import nearest_neighbors
 from stml_semi.run_folder import RunFolder
@@ -119,8 +120,7 @@ class Trainer:
         for step in range(start, config.max_steps):
             batch = next(batches)
             self._set_learning_rate(step)
-            # Dropout and the like: a function of step and process, so that a resumed run repeats it.
-            torch.manual_seed((config.seed * 1_000_003 + step) * 1_009 + distributed.rank())
+            torch.manual_seed(config.seed * 1_000_003 + step)  # For losses that draw: alike in all processes.
             terms = self._objective(batch, step)
             self.accelerator.backward(terms.surrogate)
             distributed.average_gradients(self.proxies)
@@ -154,7 +154,8 @@ class Trainer:
         config = self.config
         views = batch.unlabeled_pixels.to(self.device, non_blocking=True)
         pixels = torch.cat([batch.labeled_pixels.to(self.device, non_blocking=True), views.flatten(0, 1)])
-        student = self.model(pixels)  # One forward: two through DistributedDataParallel would not be one step.
+        # One forward: two through DistributedDataParallel would not be one step.
+        student = self.model(pixels, self._noise_keys(batch, step))
         num_labeled = len(batch.labeled_pixels)
         zero = torch.zeros((), device=self.device)
 
@@ -191,6 +192,16 @@ class Trainer:
             balanced.unlabeled_weight,
             balanced.grad_ratio,
         )
+
+    def _noise_keys(self, batch: Batch, step: int) -> Tensor | None:
+        """Keys of this process's rows by their place in the global batch: labeled ones first, then views by image."""
+        if not self.embedder.is_random:
+            return None
+        config = self.config
+        labeled = self.labeled_share.start + torch.arange(len(batch.labeled_pixels))
+        count = len(batch.unlabeled_pixels) * config.num_views
+        unlabeled = config.labeled_batch_size + self.unlabeled_share.start * config.num_views + torch.arange(count)
+        return row_keys(config.seed, step, torch.cat([labeled, unlabeled])).to(self.device, non_blocking=True)
 
     def _gather_views(self, embeddings: Tensor) -> Tensor:
         """This process's (images x views, d) -> the global (views x images, d), view after view."""

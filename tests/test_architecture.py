@@ -24,6 +24,7 @@ ORDER = [
     "data.images",
     "data.views",
     "models.backbone",
+    "models.noise",
     "models.embedder",
     "models.teacher",
     "data.benchmarks",

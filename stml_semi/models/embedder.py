@@ -1,5 +1,6 @@
 """Backbone -> pooling -> heads f (retrieval) and g (auxiliary)."""
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from stml_semi.config import Pooling
 from stml_semi.data.views import Normalization
 from stml_semi.models.backbone import probe
+from stml_semi.models.noise import KeyedNoise, is_random
 
 # Vision towers whose pooler was trained: their class token alone lacks the last norm (CLIP) or does not exist (SigLIP).
 _TRAINED_POOLER = {"clip_vision_model", "siglip_vision_model", "siglip2_vision_model"}
@@ -100,6 +102,7 @@ class Embedder(nn.Module):
         self.backbone = backbone
         self.pool = pool
         self.micro_batch_size = micro_batch_size
+        self.is_random = is_random(backbone)
         self.head_f = _head(pool.num_features, embedding_dim)
         self.head_g = _head(pool.num_features, auxiliary_dim)
         self.register_buffer("mean", torch.as_tensor(normalization.mean).float().view(1, 3, 1, 1), persistent=False)
@@ -110,16 +113,28 @@ class Embedder(nn.Module):
         if self.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
 
-    def forward(self, pixels: Tensor) -> Embeddings:
-        """(B, 3, H, W), uint8 or already normalized float -> Embeddings(f (B, d), g (B, e))."""
+    def forward(self, pixels: Tensor, keys: Tensor | None = None) -> Embeddings:
+        """Embeds a batch, whole or in parts of `micro_batch_size`.
+
+        Args:
+            pixels: (B, 3, H, W), uint8 or already normalized float.
+            keys: (B,) int64 from `row_keys`: what dropout and stochastic depth are a function of in training.
+                Without them they come from torch's generator.
+
+        Returns:
+            Embeddings(f (B, d), g (B, e)).
+        """
         size = self.micro_batch_size
         if size is None or len(pixels) <= size:
-            return self._embed(pixels)
+            return self._embed(pixels, keys)
+        split = zip(pixels.split(size), [None] * len(pixels) if keys is None else keys.split(size), strict=False)
         if torch.is_grad_enabled():
-            # Non-reentrant checkpointing replays dropout and autocast: each part's graph exists only while it is used.
-            parts = [checkpoint(self._embed, part, use_reentrant=False) for part in pixels.split(size)]
+            # Non-reentrant checkpointing replays autocast and noise: each part's graph exists only while it is used.
+            parts = [
+                checkpoint(self._embed, *part, use_reentrant=False, preserve_rng_state=keys is None) for part in split
+            ]
         else:
-            parts = [self._embed(part) for part in pixels.split(size)]
+            parts = [self._embed(*part) for part in split]
         return Embeddings(torch.cat([part.f for part in parts]), torch.cat([part.g for part in parts]))
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -130,8 +145,10 @@ class Embedder(nn.Module):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return pool_output(self.backbone(pixel_values=pixels), self.pool)
 
-    def _embed(self, pixels: Tensor) -> Embeddings:
-        features = self.features(pixels)
+    def _embed(self, pixels: Tensor, keys: Tensor | None = None) -> Embeddings:
+        noise = nullcontext() if keys is None or not self.training else KeyedNoise(keys)
+        with noise:
+            features = self.features(pixels)
         return Embeddings(self.head_f(features), self.head_g(features))
 
     def train(self, mode: bool = True) -> "Embedder":

@@ -1,0 +1,113 @@
+"""Dropout and stochastic depth as a function of the image, not of the process or the part of the batch it is in.
+
+The usual generators number their draws by the order in which they happen: a batch that is split differently drops other
+activations, and two machines take different steps. Here every row of a batch has a key (made from seed, step and place
+in the global batch), and the draw for its i-th element in the n-th random call is a hash of (key, n, i).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+# Odd constants of splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014), as
+# signed numbers: int64 products wrap around like unsigned ones.
+_GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+
+
+def row_keys(seed: int, step: int, positions: Tensor) -> Tensor:
+    """Keys of the rows at the given places in the global batch of a step. (B,) int64 -> (B,) int64."""
+    start = torch.tensor([seed, step], dtype=torch.int64, device=positions.device)
+    return _mix(positions + _mix(start[1] + _mix(start[0])))
+
+
+def uniform(keys: Tensor, call: int, count: int) -> Tensor:
+    """Numbers in [0, 1) for every row. (B,) int64 -> (B, count) float32."""
+    start = _mix(keys + (call * _GOLDEN + 2**63) % 2**64 - 2**63)
+    elements = torch.arange(count, device=keys.device) * _GOLDEN
+    return (_mix(start[:, None] + elements) & 0xFFFFFF).float() * 2.0**-24
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finalizer of splitmix64: every bit of the result depends on every bit of x."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX_1
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX_2
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+class KeyedNoise(TorchFunctionMode):
+    """Within this context random draws over a batch come from the keys of its rows."""
+
+    def __init__(self, keys: Tensor) -> None:
+        """
+        Args:
+            keys: (B,) int64 from `row_keys`. Tensors of the model are batch-major: their elements divide by B.
+        """
+        super().__init__()
+        self.keys = keys
+        self.calls = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.dropout:
+            return self._dropout(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and _dropout_of_attention(args, kwargs) > 0:
+            return self._attention(*args, **kwargs)
+        if func is torch.rand:
+            shape = kwargs.get("size", args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
+            return self._uniform(shape, kwargs.get("device")).to(kwargs.get("dtype") or torch.get_default_dtype())
+        if func is Tensor.bernoulli_:
+            tensor, p = args[0], args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+            return tensor.copy_(self._uniform(tensor.shape, tensor.device) < p)
+        return func(*args, **kwargs)
+
+    def _uniform(self, shape: Sequence[int], device: Any) -> Tensor:
+        count, rest = divmod(torch.Size(shape).numel(), len(self.keys))
+        assert not rest, f"a random tensor of shape {tuple(shape)} does not belong to a batch of {len(self.keys)}"
+        self.calls += 1
+        return uniform(self.keys.to(device), self.calls, count).view(torch.Size(shape))
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or p == 0:
+            return input
+        keep = (self._uniform(input.shape, input.device) >= p).to(input.dtype) / (1 - p)
+        return input.mul_(keep) if inplace else input * keep
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """The fused kernels draw inside: attention spelled out, for backbones that drop attention weights."""
+        assert not is_causal, "image backbones attend to all tokens"
+        assert not enable_gqa
+        weights = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if attn_mask is not None:
+            weights = (
+                weights.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else weights + attn_mask
+            )
+        return self._dropout(weights.softmax(-1), dropout_p) @ value
+
+
+def _dropout_of_attention(args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
+    return args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
+
+
+def is_random(backbone: nn.Module) -> bool:
+    """Whether a backbone draws random numbers in training: dropout of any kind, stochastic depth."""
+    rates = [getattr(module, name, 0.0) for module in backbone.modules() for name in ("p", "drop_prob", "dropout_prob")]
+    config = getattr(backbone, "config", None)
+    fields = {} if config is None else config.to_dict()
+    rates += [value for name, value in fields.items() if "drop" in name]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
