@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
     """The moving parts of a run."""
 
     modules: dict[str, nn.Module]
-    """Bare modules (no wrappers) by name: embedder, teacher, labeled_loss, balancer."""
+    """Bare modules (no wrappers) by name: embedder, teacher, objective."""
     optimizer: torch.optim.Optimizer
     scaler: Any = None
     """GradScaler of fp16 runs."""

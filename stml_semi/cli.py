@@ -64,6 +64,10 @@ def _train(command: Literal["semi", "unsup", "sup"], flags: dict[str, Any]) -> N
     with _one_line_errors():
         values = read_recipe(recipe) if recipe else {}
         values |= {key: value for key, value in flags.items() if value not in (None, False)}
+        if values.get("resume") and values.get("output_dir"):
+            # The run knows how it was started; what is given again overrides it.
+            started = Path(values["output_dir"], "config.yaml")
+            values = (read_recipe(started) if started.is_file() else {}) | values
         from stml_semi.run import resolve
 
         config = resolve(command, values)
@@ -156,8 +160,8 @@ class _one_line_errors:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ValueError) and not os.environ.get("STML_DEBUG"):
             _stop(str(error), 2)
-        if isinstance(error, FloatingPointError):
-            _stop(str(error), 1)
+        if (code := getattr(error, "exit_code", None)) is not None:
+            _stop(str(error), code)
         if isinstance(error, KeyboardInterrupt):
             _stop("interrupted; go on with --resume", 130)
 

@@ -61,7 +61,7 @@ class TrainConfig(BaseModel):
     """Side of the square input in pixels. Default: what the backbone's image processor says."""
 
     backbone: Model[str] = "auto"
-    """Any image backbone that transformers.AutoModel opens: folder, hub id, timm/... id, tiny-resnet, tiny-vit.
+    """Any image backbone that transformers.AutoModel opens: folder, hub id, timm/... id, tiny-resnet.
     Default: the benchmark's, else facebook/dinov2-small."""
     pooling: Model[Pooling] = "auto"
     """How a feature map becomes a vector: auto is mean_max (GAP + GMP) for convolutions, cls where there is a class
@@ -137,7 +137,7 @@ class TrainConfig(BaseModel):
     log_every: Run[Count] = 10
     """Steps between lines in metrics.jsonl."""
     resume: Run[bool] = False
-    """Go on from the newest checkpoint in --output-dir."""
+    """Go on from the newest checkpoint in --output-dir, with the configuration found there; flags override it."""
     overwrite: Run[bool] = False
     """Delete what --output-dir holds and start anew."""
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -76,6 +77,31 @@ def embed_table(
         distributed.gather(mask, len(rows)).cpu().numpy(),
         [picture for part in distributed.gather_objects(bad) for picture in part],
     )
+
+
+class TableEncoder:
+    """Embeds tables the way a run does: its precision, its image processor, its workers, its batch size."""
+
+    def __init__(self, accelerator: Accelerator, processor: Any, *, batch_size: int, num_workers: int) -> None:
+        self.accelerator, self.processor = accelerator, processor
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    def __call__(self, table: ImageTable, encode: Encode, rows: NDArray[np.int64] | None = None) -> EmbeddedTable:
+        """Embeds a table (or rows of it) with a function that maps pixels to embeddings."""
+
+        def autocast(pixels: Tensor) -> Tensor:
+            with self.accelerator.autocast():
+                return encode(pixels)
+
+        return embed_table(
+            table,
+            autocast,
+            self.processor,
+            rows=rows,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            device=self.accelerator.device,
+        )
 
 
 def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> dict[str, float]:

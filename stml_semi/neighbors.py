@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _CHUNK, _TILE = 1024, 16384
+_BLOCK = 1024  # Rows that are converted to float64 at a time.
 # Cosines are counted in these steps, and a step and a row number share one int64: see `_keys`.
 _STEPS = 2**28
 _ROWS = 2**32
@@ -47,7 +48,7 @@ def nearest_neighbors(
     """Finds the k nearest rows of a gallery for every query, by cosine, exactly.
 
     Memory beside inputs and result: a copy of the embeddings in `matmul_dtype`, scores of chunk_size x tile_size in
-    that type, and less than 200 MB; never N x N. A process that searches its share of the rows passes
+    that type, and about 100 MB; never N x N. A process that searches its share of the rows passes
     `queries=embeddings[share], exclude=torch.arange(N)[share]`.
 
     Args:
@@ -88,8 +89,7 @@ class Gallery:
         # Apple's GPUs have no float64: the CPU searches for them.
         self.rows = embeddings.detach().to("cpu" if embeddings.device.type == "mps" else embeddings.device)
         self.lengths = check_embeddings(self.rows, "embeddings")
-        fast = torch.bfloat16 if _bfloat16_is_fast(self.rows.device) else torch.float32
-        self.matmul_dtype = fast if matmul_dtype is None else matmul_dtype
+        self.matmul_dtype = matmul_dtype or (torch.bfloat16 if _bfloat16_is_fast(self.rows.device) else torch.float32)
         self.chunk_size, self.tile_size = chunk_size, tile_size
 
     def __len__(self) -> int:
@@ -99,20 +99,14 @@ class Gallery:
     def search(self, queries: Tensor, k: int, *, exclude: Tensor | None = None) -> Neighbors:
         """(M, d) queries -> (M, k) neighbors. Takes what `nearest_neighbors` takes, and raises the same."""
         own = queries.detach().to(self.rows.device)
-        if own.ndim != 2 or own.shape[1] != self.rows.shape[1]:
-            raise ValueError(
-                f"queries must be (M, {self.rows.shape[1]}) like the embeddings, not {tuple(queries.shape)}"
-            )
+        dims = self.rows.shape[1]
+        if own.ndim != 2 or own.shape[1] != dims:
+            raise ValueError(f"queries must be (M, {dims}) like the embeddings, not {tuple(queries.shape)}")
         if exclude is not None and (exclude.shape != (len(own),) or exclude.is_floating_point()):
-            raise ValueError(
-                f"exclude must hold {len(own)} row numbers, one per query, "
-                f"not {tuple(exclude.shape)} of {exclude.dtype}"
-            )
+            raise ValueError(f"exclude must hold {len(own)} row numbers, not {tuple(exclude.shape)} of {exclude.dtype}")
         available = len(self) - (exclude is not None)
         if not 1 <= k <= available:
-            raise ValueError(
-                f"k={k}, but a query has {available} rows to choose from: lower k, or give more embeddings"
-            )
+            raise ValueError(f"k={k}, but a query has {available} rows to choose from: lower k or give more embeddings")
         lengths = check_embeddings(own, "queries")
         device = own.device
         skip = exclude.to(device) if exclude is not None else torch.full((len(own),), -1, device=device)
@@ -129,15 +123,14 @@ class Gallery:
         for _ in range(3):
             if count * _CANDIDATE_COST > len(self) or len(pending) == 0:
                 break
-            proven = []
+            proven = torch.empty(len(own), dtype=torch.bool, device=device)
             for part in pending.split(max(1, min(self.chunk_size, 2**21 // count))):
                 unit = _unit(own[part], lengths[part])
-                keys, sure = self._propose(unit, k, min(count, len(self)), skip[part])
+                keys, proven[part] = self._propose(unit, k, min(count, len(self)), skip[part])
                 settle(part, keys)
-                proven.append(sure)
-            pending = pending[~torch.cat(proven)]
+            pending = pending[~proven[pending]]
             count *= 8
-        tile = max(1, min(self.tile_size, 2**21 // self.rows.shape[1], 2**12))
+        tile = max(1, min(self.tile_size, 2**21 // dims, 2**12))
         chunk = max(1, min(self.chunk_size, 2**22 // (tile + k)))
         for start in range(0, len(pending), chunk):
             part = pending[start : start + chunk]
@@ -152,19 +145,19 @@ class Gallery:
         their rounding errors: cosines of a pretrained backbone crowd near one, and only the differences matter.
         """
         total = self.rows.new_zeros(self.rows.shape[1], dtype=torch.float64)
-        for start in range(0, len(self), 2048):
-            total += self._units(start, start + 2048).sum(0)
+        for start in range(0, len(self), _BLOCK):
+            total += self._units(start, start + _BLOCK).sum(0)
         return total / len(self)
 
     @cached_property
     def _operands(self) -> "_Operands":
         matrix = self.rows.new_empty(self.rows.shape, dtype=self.matmul_dtype)
-        parts = []
-        for start in range(0, len(self), 2048):
-            part = _operands(self._units(start, start + 2048) - self._center, self.matmul_dtype)
-            matrix[start : start + 2048] = part.matrix
-            parts.append(part)
-        return _Operands(matrix, torch.cat([p.norms for p in parts]), torch.cat([p.losses for p in parts]))
+        whole = _Operands(matrix, torch.empty_like(self.lengths), torch.empty_like(self.lengths))
+        for start in range(0, len(self), _BLOCK):
+            part = _operands(self._units(start, start + _BLOCK) - self._center, self.matmul_dtype)
+            for all_rows, rows in zip(whole, part, strict=True):
+                all_rows[start : start + _BLOCK] = rows
+        return whole
 
     def _units(self, start: int, stop: int) -> Tensor:
         return _unit(self.rows[start:stop], self.lengths[start:stop])
@@ -233,10 +226,8 @@ class Gallery:
         for start in range(0, len(self), tile_size):
             stop = min(start + tile_size, len(self))
             columns = torch.arange(start, stop, device=unit.device)
-            keys = _keys(unit @ self._units(start, stop).T, columns)
-            keys.masked_fill_(columns == skip[:, None], _NOTHING)
-            keys = torch.cat([best, keys], 1)
-            best = keys.topk(min(k, keys.shape[1])).values
+            keys = _keys(unit @ self._units(start, stop).T, columns).masked_fill_(columns == skip[:, None], _NOTHING)
+            best = torch.cat([best, keys], 1).topk(min(k, best.shape[1] + len(columns))).values
         return best
 
 
@@ -273,8 +264,12 @@ def check_embeddings(embeddings: Tensor, name: str) -> Tensor:
         )
     if len(embeddings) == 0:
         raise ValueError(f"{name} are empty: at least one row is needed")
-    # In float64 no finite float32 vector overflows, so the lengths also tell which rows are finite.
-    lengths = torch.cat([torch.linalg.vector_norm(part.double(), dim=1) for part in embeddings.split(2048)])
+    # In float64 no float32 vector overflows: the lengths tell which rows are finite. They are allocated first, here
+    # and elsewhere, because small results between large temporaries would scatter the heap.
+    lengths = torch.empty(len(embeddings), dtype=torch.float64, device=embeddings.device)
+    for start in range(0, len(embeddings), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        lengths[part] = torch.linalg.vector_norm(embeddings[part].double(), dim=1)
     bad = ~lengths.isfinite()
     if bad.any():
         rows = bad.nonzero().flatten().tolist()
@@ -300,7 +295,6 @@ def _bfloat16_is_fast(device: torch.device) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if hasattr(torch.cpu, "get_capabilities"):
-        abilities = torch.cpu.get_capabilities()
-        return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+        return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # Until torch 2.9.
     return any(getattr(torch.cpu, check, bool)() for check in checks)

@@ -67,15 +67,15 @@ class RunFolder:
 
     def lines(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds."""
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        return _read_lines(self.metrics)
 
     def rewind(self, step: int) -> None:
         """Forgets lines of steps after `step`: a resumed run writes them again."""
         if self.writes:
-            kept = [line for line in self.lines() if line["step"] <= step]
-            self.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            listed = self.bad_images.read_text(encoding="utf-8").splitlines()
-            self._listed = {json.loads(line)["image"] for line in listed}
+            _write_lines(self.metrics, [line for line in self.lines() if line["step"] <= step])
+            listed = _read_lines(self.bad_images)
+            _write_lines(self.bad_images, listed)
+            self._listed = {line["image"] for line in listed}
 
     def list_bad(self, pictures: Iterable[BadPicture]) -> int:
         """Lists pictures in bad_images.jsonl, each once. Returns how many are listed."""
@@ -85,3 +85,16 @@ class RunFolder:
             with self.bad_images.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(p._asdict(), ensure_ascii=False) + "\n" for p in new.values())
         return len(self._listed)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, without a last one that a killed process left unfinished."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Replaces a log in one go: a process that is killed here leaves the old one."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    temporary.replace(path)

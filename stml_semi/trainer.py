@@ -1,6 +1,5 @@
 """The training loop, readable from top to bottom."""
 
-import math
 import time
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
@@ -17,15 +16,15 @@ from stml_semi.data.loading import BadPicture, Batch, Steps, ViewSettings, defau
 from stml_semi.data.plan import LabeledPlan, Rows
 from stml_semi.data.pool import UnlabeledPool
 from stml_semi.data.tables import ImageTable
-from stml_semi.evaluation import Encode, embed_table, score
-from stml_semi.losses.balance import Balancer, differentiate
-from stml_semi.losses.proxy import LabeledLoss
-from stml_semi.losses.relations import contextual_affinity
-from stml_semi.losses.stml import stml_loss
+from stml_semi.evaluation import Encode, TableEncoder, score
+from stml_semi.failures import FiniteWatch, RunFailed, is_out_of_memory, out_of_memory, report_non_finite
+from stml_semi.interruption import Interrupted, StopSignal
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.noise import row_keys
 from stml_semi.models.teacher import Teacher
 from stml_semi.neighbors import nearest_neighbors
+from stml_semi.objective import Labeled, Objective, Terms, Unlabeled
+from stml_semi.optimization import learning_rate_factor, make_optimizer, set_learning_rate
 from stml_semi.run_folder import RunFolder
 
 
@@ -36,18 +35,6 @@ class Tables(NamedTuple):
     unlabeled: ImageTable | None
     evaluation: ImageTable | None
     recall_at: tuple[int, ...]
-
-
-class Terms(NamedTuple):
-    """Scalars of a step; everything but the surrogate is detached."""
-
-    surrogate: Tensor
-    loss: Tensor
-    labeled_loss: Tensor
-    relaxed_contrastive: Tensor
-    self_distillation: Tensor
-    unlabeled_weight: Tensor
-    grad_ratio: Tensor
 
 
 class Progress(Protocol):
@@ -72,7 +59,7 @@ class Trainer:
         progress: Progress,
     ) -> None:
         self.config, self.accelerator, self.folder, self.progress = config, accelerator, folder, progress
-        self.tables, self.views, self.processor = tables, views, processor
+        self.tables, self.views = tables, views
         self.device = accelerator.device
         rank, world = distributed.rank(), distributed.world_size()
         self._bad: list[BadPicture] = []
@@ -80,19 +67,21 @@ class Trainer:
         self.unlabeled_share = distributed.share(config.unlabeled_batch_size, rank=rank, world_size=world)
         self.num_workers = default_num_workers(world) if config.num_workers is None else config.num_workers
 
+        self.embed = TableEncoder(
+            accelerator, processor, batch_size=config.micro_batch_size or 256, num_workers=self.num_workers
+        )
         self.embedder = embedder.to(self.device)
         self.teacher = Teacher(self.embedder, momentum=config.momentum)
-        self.labeled_loss: LabeledLoss | None = None
         self.labeled_plan: LabeledPlan | None = None
+        num_classes = 0
         if tables.labeled is not None:
             assert tables.labeled.labels is not None
             num_classes = len(tables.labeled.classes)
-            self.labeled_loss = LabeledLoss(
-                config.labeled_loss, num_classes=num_classes, embedding_dim=config.embedding_dim
-            ).to(self.device)
             by_class = [np.flatnonzero(tables.labeled.labels == c) for c in range(num_classes)]
             self.labeled_plan = LabeledPlan(by_class, config.classes_per_batch, config.images_per_class)
-        self.proxies = [] if self.labeled_loss is None else list(self.labeled_loss.parameters())
+        self.objective = Objective(config, num_classes=num_classes).to(self.device)
+        self.proxies = list(self.objective.parameters())
+        self.finite = FiniteWatch(self.device)
         self.pool: UnlabeledPool | None = None
         if tables.unlabeled is not None:
             self.pool = UnlabeledPool(
@@ -104,8 +93,6 @@ class Trainer:
                 refresh_every=config.refresh_every,
                 first_step=config.warmup_steps,
             )
-        # Without a second term there is nothing to balance: the labeled baseline is the plain loss.
-        self.balancer = Balancer(config.balance if self.pool else "fixed", config.unlabeled_weight).to(self.device)
         self.model, self.optimizer = accelerator.prepare(self.embedder, make_optimizer(config, embedder, self.proxies))
 
     def train(self) -> None:
@@ -114,14 +101,27 @@ class Trainer:
         start = self._resume() if config.resume else 0
         if start == 0:
             self._evaluate_frozen()
+        try:
+            with StopSignal() as stop:
+                self._loop(start, stop)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shares = (self.labeled_share, self.unlabeled_share)
+            labeled, unlabeled = (share.stop - share.start for share in shares)
+            raise out_of_memory(labeled + unlabeled * config.num_views, config.micro_batch_size) from None
+
+    def _loop(self, start: int, stop: StopSignal) -> None:
+        config = self.config
         self.model.train()
         seconds, images = time.perf_counter(), 0
         batches = self._batches(start)
         for step in range(start, config.max_steps):
             batch = next(batches)
-            self._set_learning_rate(step)
+            set_learning_rate(self.optimizer, config, step)
             torch.manual_seed(config.seed * 1_000_003 + step)  # For losses that draw: alike in all processes.
-            terms = self._objective(batch, step)
+            terms = self._forward(batch, step)
+            self.finite.look(terms, step)
             self.accelerator.backward(terms.surrogate)
             distributed.average_gradients(self.proxies)
             self.optimizer.step()
@@ -131,67 +131,56 @@ class Trainer:
             done = step + 1
             images += len(batch.labeled_pixels) + batch.unlabeled_pixels.shape[:2].numel()
             self._bad.extend(batch.bad)
-            line = None
+            line, asked = None, stop.number if distributed.world_size() == 1 else 0
             if done % config.log_every == 0 or done == config.max_steps:
                 elapsed = time.perf_counter() - seconds
                 line = self._line(done, terms, images * distributed.world_size() / elapsed)
                 self._log_bad()
                 self.folder.log(line)
                 seconds, images = time.perf_counter(), 0
+                # All processes have to leave after the same step: they agree where they talk anyway.
+                asked = max(distributed.gather_objects(stop.number))
             self.progress.step(done, line)
             last = done == config.max_steps
             if last or (config.eval_every and done % config.eval_every == 0):
                 paused = time.perf_counter()
                 self._evaluate(done)
                 seconds += time.perf_counter() - paused
-            if last or (config.save_every and done % config.save_every == 0):
+            if last or asked or (config.save_every and done % config.save_every == 0):
                 self._save(done)
+            if asked and not last:
+                raise Interrupted(asked, done)
 
     # ------------------------------------------------------------------ one step
 
-    def _objective(self, batch: Batch, step: int) -> Terms:
-        """The balanced objective on the global batch: every process computes the same numbers."""
-        config = self.config
+    def _forward(self, batch: Batch, step: int) -> Terms:
+        """The objective on the global batch: every process computes the same numbers."""
         views = batch.unlabeled_pixels.to(self.device, non_blocking=True)
         pixels = torch.cat([batch.labeled_pixels.to(self.device, non_blocking=True), views.flatten(0, 1)])
         # One forward: two through DistributedDataParallel would not be one step.
         student = self.model(pixels, self._noise_keys(batch, step))
         num_labeled = len(batch.labeled_pixels)
-        zero = torch.zeros((), device=self.device)
 
-        labeled = None
-        if self.labeled_loss is not None:
-            f = distributed.gather(student.f[:num_labeled].float(), config.labeled_batch_size)
-            labels = distributed.gather(batch.labels.to(self.device), config.labeled_batch_size)
-            labeled = differentiate(self.labeled_loss(f, labels), [f], self.proxies)
-
-        unlabeled, stml = None, None
-        if self.pool is not None and step >= config.warmup_steps:
+        labeled = unlabeled = None
+        if self.labeled_plan is not None:
+            size = self.config.labeled_batch_size
+            f = distributed.gather(student.f[:num_labeled].float(), size)
+            labeled = Labeled(f, distributed.gather(batch.labels.to(self.device), size))
+        if self.pool is not None and step >= self.config.warmup_steps:
             with self.accelerator.autocast():
                 target = self.teacher(views.flatten(0, 1))
-            f, g, t = (
-                self._gather_views(e[-len(views) * config.num_views :]) for e in (student.f, student.g, target.g)
+            index = distributed.gather(batch.image_index.to(self.device), self.config.unlabeled_batch_size)
+            unlabeled = Unlabeled(
+                self._gather_views(student.f[num_labeled:]),
+                self._gather_views(student.g[num_labeled:]),
+                self._gather_views(target.g),
+                index.repeat(self.config.num_views),
             )
-            index = distributed.gather(batch.image_index.to(self.device), config.unlabeled_batch_size)
-            topk = config.num_neighbors * config.num_views
-            relations = contextual_affinity(t, index.repeat(config.num_views), sigma=config.sigma, topk=topk)
-            stml = stml_loss(f, g, relations.affinity, delta=config.delta)
-            unlabeled = differentiate(stml.total, [f, g])
-
-        balanced = self.balancer(labeled, unlabeled)
-        surrogate = balanced.surrogate
+        terms = self.objective(labeled, unlabeled)
         if unlabeled is None:
             # The auxiliary head has to take part in the backward pass, or DistributedDataParallel would wait for it.
-            surrogate = surrogate + 0 * student.g.sum()
-        return Terms(
-            surrogate,
-            balanced.loss,
-            zero if labeled is None else labeled.value,
-            zero if stml is None else stml.relaxed_contrastive.detach(),
-            zero if stml is None else stml.self_distillation.detach(),
-            balanced.unlabeled_weight,
-            balanced.grad_ratio,
-        )
+            terms = terms._replace(surrogate=terms.surrogate + 0 * student.g.sum())
+        return terms
 
     def _noise_keys(self, batch: Batch, step: int) -> Tensor | None:
         """Keys of this process's rows by their place in the global batch: labeled ones first, then views by image."""
@@ -208,11 +197,6 @@ class Trainer:
         config = self.config
         by_image = embeddings.float().unflatten(0, (-1, config.num_views))
         return distributed.gather(by_image, config.unlabeled_batch_size).transpose(0, 1).flatten(0, 1)
-
-    def _set_learning_rate(self, step: int) -> None:
-        factor = learning_rate_factor(self.config, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
 
     # ------------------------------------------------------------------ data
 
@@ -243,7 +227,7 @@ class Trainer:
         """Nearest neighbors within the pool by the teacher's g; each process searches for its share of the queries."""
         assert self.tables.unlabeled is not None
         self.progress.note(f"refreshing the neighbors of {len(rows)} unlabeled images")
-        embedded = self._embed(self.tables.unlabeled, lambda x: self.teacher(x).g, rows=rows)
+        embedded = self.embed(self.tables.unlabeled, lambda x: self.teacher(x).g, rows)
         self._bad.extend(embedded.bad)
         share = distributed.share(len(rows), rank=distributed.rank(), world_size=distributed.world_size())
         own = torch.arange(len(rows), device=self.device)[share]
@@ -251,25 +235,6 @@ class Trainer:
         return distributed.gather(found.indices, len(rows))
 
     # ------------------------------------------------------------------ evaluation, logs, checkpoints
-
-    def _embed(self, table: ImageTable, encode: Encode, rows: Rows | None = None):
-        def autocast(pixels: Tensor) -> Tensor:
-            with self.accelerator.autocast():
-                return encode(pixels)
-
-        training = self.embedder.training
-        self.embedder.eval()
-        embedded = embed_table(
-            table,
-            autocast,
-            self.processor,
-            rows=rows,
-            batch_size=self.config.micro_batch_size or 256,
-            num_workers=self.num_workers,
-            device=self.device,
-        )
-        self.embedder.train(training)
-        return embedded
 
     def _evaluate_frozen(self) -> None:
         self._score(0, "frozen", self.embedder.features)
@@ -284,22 +249,20 @@ class Trainer:
             return
         what = "frozen backbone" if model == "frozen" else model
         self.progress.note(f"evaluating the {what} on {table.name}")
-        embedded = self._embed(table, encode)
+        training = self.embedder.training
+        self.embedder.eval()
+        embedded = self.embed(table, encode)
+        self.embedder.train(training)
         self.folder.list_bad(embedded.bad)
         scores = score(table, embedded, self.tables.recall_at)
         self.folder.log({"step": step, "data": table.name, "model": model, **scores})
 
     def _line(self, step: int, terms: Terms, images_per_second: float) -> dict[str, float]:
         config = self.config
+        if broken := self.finite.broken():
+            raise self._stop_non_finite(step, broken)
         values = torch.stack([value.float() for value in terms[1:]]).tolist()
         line = dict(zip(Terms._fields[1:], values, strict=True))
-        if not math.isfinite(line["loss"]):
-            names = ("labeled_loss", "relaxed_contrastive", "self_distillation")
-            broken = [name for name in names if not math.isfinite(line[name])]
-            raise FloatingPointError(
-                f"step {step}: {', '.join(broken) or 'loss'} is not finite; lower --learning-rate, or train with "
-                f"--mixed-precision no"
-            )
         labeled_size = 0 if self.tables.labeled is None else len(self.tables.labeled)
         unlabeled_size = 0 if self.tables.unlabeled is None else len(self.tables.unlabeled)
         labeled_seen = step * config.labeled_batch_size if labeled_size else 0
@@ -313,15 +276,27 @@ class Trainer:
             "unlabeled_passes": unlabeled_seen / unlabeled_size if unlabeled_size else 0.0,
         }
 
+    def _stop_non_finite(self, step: int, broken: dict[str, int]) -> RunFailed:
+        """Saves what there is to look at: the state, and which images the first bad batch held."""
+        if not self.accelerator.is_main_process:
+            return report_non_finite(broken, [], None)
+        folder, first = self.folder.path / "non_finite", min(broken.values())
+        images = []
+        if self.tables.labeled is not None and self.labeled_plan is not None:
+            images += [self.tables.labeled.describe(row) for row in self.labeled_plan.rows(self.config.seed, first)]
+        if self.tables.unlabeled is not None and self.pool is not None and first >= self.config.warmup_steps:
+            rows = self.pool.plan(first, self._neighbors).batch(self.config.seed, first)
+            images += [self.tables.unlabeled.describe(row) for row in rows]
+        save_checkpoint(folder, step, self._state(), None if self.pool is None else self.pool.table, keep=1)
+        return report_non_finite(broken, images, folder / "batch.json")
+
     def _log_bad(self) -> None:
         found = [picture for part in distributed.gather_objects(self._bad) for picture in part]
         self._bad.clear()
         self.folder.list_bad(found)
 
     def _state(self) -> TrainState:
-        modules = {"embedder": self.embedder, "teacher": self.teacher, "balancer": self.balancer}
-        if self.labeled_loss is not None:
-            modules["labeled_loss"] = self.labeled_loss
+        modules = {"embedder": self.embedder, "teacher": self.teacher, "objective": self.objective}
         return TrainState(modules, self.optimizer, self.accelerator.scaler)
 
     def _save(self, step: int) -> None:
@@ -343,27 +318,3 @@ class Trainer:
         self.folder.rewind(restored.step)
         self.progress.note(f"resuming from {found[-1]}")
         return restored.step
-
-
-def make_optimizer(config: TrainConfig, embedder: Embedder, proxies: list[torch.nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW in one fused pass; biases, norms and proxies are not decayed, proxies learn `proxy_lr_scale` faster."""
-    trained = [p for p in embedder.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay, "scale": 1.0},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "scale": 1.0},
-        {"params": proxies, "weight_decay": 0.0, "scale": config.proxy_lr_scale},
-    ]
-    groups = [group for group in groups if group["params"]]
-    for group in groups:
-        group["lr"] = group["peak_lr"] = config.learning_rate * group.pop("scale")
-    return torch.optim.AdamW(groups, fused=True)
-
-
-def learning_rate_factor(config: TrainConfig, step: int) -> float:
-    """Share of the peak learning rate that `step` (from 0) is taken with: a function of the step, nothing to save."""
-    if step < config.lr_warmup_steps:
-        return (step + 1) / config.lr_warmup_steps
-    past = (step - config.lr_warmup_steps) / max(config.max_steps - config.lr_warmup_steps, 1)
-    if config.lr_schedule == "cosine":
-        return (1 + math.cos(math.pi * past)) / 2
-    return 1 - past if config.lr_schedule == "linear" else 1.0

@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,56 @@ def test_one_kind_of_pictures_alone(tmp_path, command):
     for line in lines(tmp_path / "run"):
         assert (line["labeled_loss"] > 0) == (command == "sup")
         assert (line["relaxed_contrastive"] > 0) == (command == "unsup")
+
+
+def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), "semi", *flags, "--output-dir", str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (folder / "metrics.jsonl").exists():
+            text = (folder / "metrics.jsonl").read_text()
+            if any(f'"step": {s}, "loss"' in text for s in range(step, step + 4)):
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached")
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_like_the_undisturbed_run(one_process, tmp_path):
+    folder = tmp_path / "run"
+    flags = [*KANJI, "--max-steps", "30", "--save-every", "3", "--num-workers", "1"]
+    for attempt, step in enumerate((2, 8, 13, 19, 26)):
+        running = start(folder, *flags, *(["--resume"] if attempt else []))
+        wait_for_step(folder, step)
+        running.kill()
+        running.communicate()
+    done = train(folder, "--resume")  # The run folder knows the rest.
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(lines(one_process), lines(folder), strict=True):
+        assert {term: a[term] for term in TERMS} == {term: b[term] for term in TERMS}
+    assert lines(one_process, "model") == lines(folder, "model")
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (one_process, folder)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_before_leaving(tmp_path, number, code):
+    folder = tmp_path / "run"
+    running = start(folder, *KANJI, "--max-steps", "1000", "--save-every", "0")
+    wait_for_step(folder, 7)
+    running.send_signal(number)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert errors.splitlines()[-1].startswith(f"error: stopped by {number.name} after step ")
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert f"after {checkpoint.name.replace('-', ' ')};" in errors

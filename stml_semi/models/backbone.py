@@ -21,7 +21,7 @@ class Backbone(NamedTuple):
 
 
 def resolve_backbone(name: str) -> str:
-    """tiny-resnet and tiny-vit are folders inside the package; everything else stays what it is."""
+    """tiny-resnet is a folder inside the package; everything else stays what it is."""
     folder = EMBEDDED / name
     return str(folder) if folder.is_dir() and not Path(name).exists() else name
 
@@ -32,7 +32,7 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
     Of models with a vision and a text tower (CLIP, SigLIP) the vision tower is taken.
 
     Args:
-        name: what `transformers.AutoModel.from_pretrained` takes, or tiny-resnet, tiny-vit.
+        name: what `transformers.AutoModel.from_pretrained` takes, or tiny-resnet.
         image_size: side of the input in pixels; position embeddings are resampled where they depend on it.
 
     Raises:

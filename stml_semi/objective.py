@@ -1,0 +1,92 @@
+"""What a step minimizes: the labeled term and the unlabeled term on the global batch, balanced."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stml_semi.config import TrainConfig
+from stml_semi.losses.balance import Balancer, differentiate
+from stml_semi.losses.proxy import LabeledLoss
+from stml_semi.losses.relations import contextual_affinity
+from stml_semi.losses.stml import stml_loss
+
+
+class Labeled(NamedTuple):
+    """The labeled part of the global batch."""
+
+    f: Tensor
+    """(B, embedding_dim) of the student."""
+    labels: Tensor
+    """(B,)"""
+
+
+class Unlabeled(NamedTuple):
+    """The views of the global batch, view after view: V views of U images are V x U rows."""
+
+    f: Tensor
+    """(V U, embedding_dim) of the student."""
+    g: Tensor
+    """(V U, auxiliary_dim) of the student."""
+    target: Tensor
+    """(V U, auxiliary_dim): g of the teacher."""
+    image_index: Tensor
+    """(V U,): which image a row shows."""
+
+
+class Terms(NamedTuple):
+    """Scalars of a step; everything but the surrogate is detached."""
+
+    surrogate: Tensor
+    """What to call backward on: its gradient is that of the balanced terms, its value means nothing."""
+    loss: Tensor
+    labeled_loss: Tensor
+    relaxed_contrastive: Tensor
+    self_distillation: Tensor
+    unlabeled_weight: Tensor
+    grad_ratio: Tensor
+
+
+class Objective(nn.Module):
+    """The loss of a run. Its parameters are the proxies, its buffers the running gradient norms of the balance."""
+
+    def __init__(self, config: TrainConfig, *, num_classes: int) -> None:
+        """
+        Args:
+            config: of the run.
+            num_classes: labels are 0..num_classes - 1; 0 without labeled images.
+        """
+        super().__init__()
+        self.config = config
+        self.labeled_loss = None
+        if num_classes:
+            self.labeled_loss = LabeledLoss(
+                config.labeled_loss, num_classes=num_classes, embedding_dim=config.embedding_dim
+            )
+        # Without a second term there is nothing to balance: the labeled baseline is the plain loss.
+        self.balancer = Balancer(config.balance if config.unlabeled else "fixed", config.unlabeled_weight)
+
+    def forward(self, labeled: Labeled | None, unlabeled: Unlabeled | None) -> Terms:
+        """The terms of one step; either part may be missing, not both."""
+        config = self.config
+        labeled_term = unlabeled_term = stml = None
+        if labeled is not None:
+            assert self.labeled_loss is not None
+            value = self.labeled_loss(labeled.f, labeled.labels)
+            labeled_term = differentiate(value, [labeled.f], list(self.labeled_loss.parameters()))
+        if unlabeled is not None:
+            topk = config.num_neighbors * config.num_views
+            relations = contextual_affinity(unlabeled.target, unlabeled.image_index, sigma=config.sigma, topk=topk)
+            stml = stml_loss(unlabeled.f, unlabeled.g, relations.affinity, delta=config.delta)
+            unlabeled_term = differentiate(stml.total, [unlabeled.f, unlabeled.g])
+        balanced = self.balancer(labeled_term, unlabeled_term)
+        zero = torch.zeros_like(balanced.loss)
+        return Terms(
+            balanced.surrogate,
+            balanced.loss,
+            zero if labeled_term is None else labeled_term.value,
+            zero if stml is None else stml.relaxed_contrastive.detach(),
+            zero if stml is None else stml.self_distillation.detach(),
+            balanced.unlabeled_weight,
+            balanced.grad_ratio,
+        )
