@@ -43,9 +43,12 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
     from transformers.utils import logging
 
     path = resolve_backbone(name)
-    # What transformers reports about weights that we leave out on purpose (text towers, classifiers) helps nobody.
-    verbosity = logging.get_verbosity()
+    # What transformers reports about weights that we leave out on purpose (text towers, classifiers) helps nobody,
+    # nor does a progress bar over a single file that is there already.
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    if Path(path).is_dir():
+        logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(path)
         config = getattr(config, "vision_config", config)
@@ -70,6 +73,8 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
     if image_size is not None:
         model, processor = _resize(model, processor, image_size)
     return Backbone(model, processor)
