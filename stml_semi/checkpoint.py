@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable
     """
     target = folder / f"step-{step}"
     temporary = folder / f".step-{step}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in folder.glob(".step-*"):  # Of processes that were killed while saving.
+        shutil.rmtree(left)
     temporary.mkdir(parents=True)
     try:
         tensors = {
@@ -69,8 +70,11 @@ def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable
         (temporary / "state.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
         for path in temporary.iterdir():
             _flush(path)
-        shutil.rmtree(target, ignore_errors=True)
+        replaced = folder / f".step-{step}.replaced"
+        if target.exists():
+            target.rename(replaced)
         temporary.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
         _flush(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -104,6 +108,8 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
     """
     try:
         summary = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if not isinstance(summary, dict) or not {"step", "pool_refresh", "scaler", "sha256"} <= summary.keys():
+            raise ValueError("state.json is not what was written")
         for name, digest in summary["sha256"].items():
             if _sha256(path / name) != digest:
                 raise OSError(f"{name} is not what was written")
@@ -129,7 +135,8 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
         state.scaler.load_state_dict(summary["scaler"])
     table = None
     if pool is not None:
-        table = PoolTable(summary["pool_refresh"], pool["rows"].numpy().astype(np.int64), pool["neighbors"].numpy())
+        rows, neighbors = (pool[name].numpy().astype(np.int64) for name in ("rows", "neighbors"))
+        table = PoolTable(cast(int, summary["pool_refresh"]), rows, neighbors)
     return Restored(summary["step"], table)
 
 

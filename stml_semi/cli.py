@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 import typer
 
 from stml_semi.config import TrainConfig, flag, read_recipe
+from stml_semi.errors import RunFailed
 
 app = typer.Typer(
     name="stml-semi",
@@ -62,12 +63,11 @@ def _metavar(annotation: Any) -> str:
 def _train(command: Literal["semi", "unsup", "sup"], flags: dict[str, Any]) -> None:
     recipe = flags.pop("recipe")
     with _one_line_errors():
-        values = read_recipe(recipe) if recipe else {}
-        values |= {key: value for key, value in flags.items() if value not in (None, False)}
-        if values.get("resume") and values.get("output_dir"):
-            # The run knows how it was started; what is given again overrides it.
-            started = Path(values["output_dir"], "config.yaml")
-            values = (read_recipe(started) if started.is_file() else {}) | values
+        given = {key: value for key, value in flags.items() if value not in (None, False)}
+        for name, needless in (("labeled", "unsup"), ("unlabeled", "sup")):
+            if name in given and command == needless:
+                raise ValueError(f"{flag(name)}: {command} does not use it; leave it out, or use `semi`")
+        values = (read_recipe(recipe) if recipe else {}) | given
         from stml_semi.run import resolve
 
         config = resolve(command, values)
@@ -157,18 +157,29 @@ class _one_line_errors:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError) and not os.environ.get("STML_DEBUG"):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        if isinstance(error, ValueError) and _is_ours(trace):
             _stop(str(error), 2)
-        if (code := getattr(error, "exit_code", None)) is not None:
-            _stop(str(error), code)
+        if isinstance(error, RunFailed):
+            _stop(str(error), error.exit_code, everywhere=error.everywhere)
         if isinstance(error, KeyboardInterrupt):
-            _stop("interrupted; go on with --resume", 130)
+            _stop("interrupted", 130)
 
 
-def _stop(message: str, code: int) -> NoReturn:
+def _is_ours(trace: types.TracebackType | None) -> bool:
+    """Whether an error was raised by this package on purpose, rather than by a library that it called."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+
+
+def _stop(message: str, code: int, *, everywhere: bool = True) -> NoReturn:
     if _is_main():
         print(f"error: {message}", file=sys.stderr)
+    elif not everywhere:
+        print(f"error: process {os.environ['RANK']}: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)
 

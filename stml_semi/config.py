@@ -4,11 +4,12 @@ A field here is the command-line flag, the recipe key, the line in `--help` and 
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 T = TypeVar("T")
 # The panel of `--help` in which a field is listed.
@@ -35,7 +36,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class TrainConfig(BaseModel):
     """Everything that defines a run. Batch sizes are global: they do not depend on the number of processes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     labeled: Data[str | None] = None
     """Labeled images: a benchmark (kanji), a folder of class folders, a csv/jsonl/parquet file or a hub id,
@@ -57,7 +58,7 @@ class TrainConfig(BaseModel):
     augment: Data[Augmentation] = "auto"
     """Random views for training: paper (crop and flip), strong (paper, color and blur), glyph (small affine, no
     flip)."""
-    image_size: Data[Count | None] = None
+    image_size: Data[Annotated[int, Field(ge=8)] | None] = None
     """Side of the square input in pixels. Default: what the backbone's image processor says."""
 
     backbone: Model[str] = "auto"
@@ -126,7 +127,7 @@ class TrainConfig(BaseModel):
 
     output_dir: Run[str | None] = None
     """Run folder. Default: runs/<command>-<labeled>-<unlabeled>."""
-    seed: Run[CountOrZero] = 0
+    seed: Run[Annotated[int, Field(ge=0, lt=2**32)]] = 0
     """Seed of every random choice."""
     eval_every: Run[CountOrZero] = 500
     """Steps between evaluations; 0 evaluates at the end only."""
@@ -160,6 +161,19 @@ class TrainConfig(BaseModel):
         """Queries drawn for an unlabeled batch."""
         return self.unlabeled_batch_size // self.num_neighbors
 
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        return "no" if value is False else value  # What YAML makes of `mixed_precision: no`.
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole_numbers_in_any_spelling(cls, value: Any) -> Any:
+        """YAML reads `1e3` as text: as a count it is 1000."""
+        if isinstance(value, str) and re.fullmatch(r"\d+(\.0*)?[eE]\+?\d+", value):
+            return int(float(value))
+        return value
+
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         def divides(batch: str, part: str) -> None:
@@ -170,8 +184,14 @@ class TrainConfig(BaseModel):
                     f"take {max(size // unit, 1) * unit} or {(size // unit + 1) * unit}"
                 )
 
-        divides("labeled_batch_size", "images_per_class")
-        divides("unlabeled_batch_size", "num_neighbors")
+        if self.labeled:
+            divides("labeled_batch_size", "images_per_class")
+        if self.unlabeled:
+            divides("unlabeled_batch_size", "num_neighbors")
+            if self.unlabeled_batch_size * self.num_views < 2:
+                raise ValueError("--unlabeled-batch-size 1 with --num-views 1 has nothing to compare: raise either")
+        if self.lr_warmup_steps >= self.max_steps:
+            raise ValueError(f"--lr-warmup-steps {self.lr_warmup_steps} must be less than --max-steps {self.max_steps}")
         if self.labeled and self.classes_per_batch < 2:
             raise ValueError(
                 f"--labeled-batch-size {self.labeled_batch_size} holds one class of --images-per-class "

@@ -3,6 +3,7 @@
 The only file that imports torch.distributed. Without a process group everything is the identity.
 """
 
+import os
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,11 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes train together, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_world_size() -> int:
+    """How many of them share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1
 
 
 def share(total: int, *, rank: int, world_size: int) -> slice:

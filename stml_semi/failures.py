@@ -6,13 +6,8 @@ from pathlib import Path
 
 import torch
 
+from stml_semi.errors import RunFailed
 from stml_semi.objective import Terms
-
-
-class RunFailed(RuntimeError):
-    """The run ended for a reason that the user can do something about; the message says what."""
-
-    exit_code = 1
 
 
 class FiniteWatch:
@@ -48,10 +43,12 @@ def report_non_finite(broken: dict[str, int], images: Iterable[str], file: Path 
         file.parent.mkdir(parents=True, exist_ok=True)
         content = {"step": step, "terms": named, "images": list(images)}
         file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    return RunFailed(
+    error = RunFailed(
         f"{', '.join(named)} is not finite from step {step} on; the batch's images and the state are in non_finite/ of "
         f"the run folder: look at them, lower --learning-rate, or train with --mixed-precision no"
     )
+    error.everywhere = True
+    return error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -115,18 +115,26 @@ def load(model: str | Path, *, device: str | torch.device = "cpu") -> Retriever:
         pool = resolve_pooling("auto", backbone.model, view_size(backbone.processor))
         return Retriever(backbone.model, backbone.processor, partial(pool_output, pool=pool)).to(device)
     backbone = open_backbone(str(folder), flag="--model")
-    kinds = {entry["type"].rsplit(".", 1)[-1]: folder / entry["path"] for entry in _json(folder / "modules.json")}
-    unknown = kinds.keys() - {"Transformer", "Pooling", "Dense", "Normalize"}
-    if unknown:
-        raise ValueError(f"--model {model}: has modules that retrieval does not need: {', '.join(sorted(unknown))}")
+    entries = [(entry["type"].rsplit(".", 1)[-1], entry["path"]) for entry in _json(folder / "modules.json")]
+    kinds = {kind: folder / path for kind, path in entries}
+    expected = [kind for kind in ("Transformer", "Pooling", "Dense", "Normalize") if kind in kinds]
+    if [kind for kind, _ in entries] != expected or entries[0] != ("Transformer", ""):
+        listed = ", ".join(kind for kind, _ in entries)
+        raise ValueError(f"--model {model}: is made of {listed}; open it with sentence_transformers instead")
     pool_of = _pooler
     if "Pooling" in kinds:
-        mode = _json(kinds["Pooling"] / "config.json")["pooling_mode"]
-        pool_of = _concatenated((mode,) if isinstance(mode, str) else tuple(mode))
+        mode = _json(kinds["Pooling"] / "config.json").get("pooling_mode", ())
+        modes = (mode,) if isinstance(mode, str) else tuple(mode)
+        if not modes or not set(modes) <= _MODES.keys():
+            raise ValueError(f"--model {model}: pools by {modes or 'older rules'}; open it with sentence_transformers")
+        pool_of = _concatenated(modes)
     dense = None
     if "Dense" in kinds:
         weights = load_file(kinds["Dense"] / "model.safetensors")
-        dense = nn.Linear(weights["linear.weight"].shape[1], weights["linear.weight"].shape[0])
+        if not _json(kinds["Dense"] / "config.json")["activation_function"].endswith("Identity"):
+            raise ValueError(f"--model {model}: its head is not linear; open it with sentence_transformers instead")
+        width, features = weights["linear.weight"].shape
+        dense = nn.Linear(features, width, bias="linear.bias" in weights)
         dense.load_state_dict({key.removeprefix("linear."): value for key, value in weights.items()})
     return Retriever(backbone.model, backbone.processor, pool_of, dense).to(device)
 

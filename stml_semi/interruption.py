@@ -4,9 +4,13 @@ import signal
 from types import FrameType
 from typing import Self
 
+from stml_semi.errors import RunFailed
 
-class Interrupted(RuntimeError):
+
+class Interrupted(RunFailed):
     """The run was asked to stop, and did so after saving."""
+
+    everywhere = True
 
     def __init__(self, number: int, step: int) -> None:
         name = signal.Signals(number).name

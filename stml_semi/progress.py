@@ -10,11 +10,12 @@ from stml_semi.config import TrainConfig
 class RunProgress:
     """Progress on standard error. A bar on a terminal; elsewhere about twenty lines over the whole run."""
 
-    def __init__(self, config: TrainConfig, tables: Any, *, enabled: bool) -> None:
+    def __init__(self, config: TrainConfig, tables: Any, *, processes: int, enabled: bool) -> None:
         """
         Args:
             config: of the run.
             tables: its pictures, named in the first line.
+            processes: how many train together, named there too.
             enabled: only the main process talks.
         """
         from rich.console import Console
@@ -37,7 +38,8 @@ class RunProgress:
         self.terms = ""
         if enabled:
             sources = [f"{len(t)} {kind} images ({t.name})" for kind, t in _named(tables) if t is not None]
-            self.console.print(f"{', '.join(sources)}; backbone {config.backbone}; run folder {config.output_dir}")
+            places = f"backbone {config.backbone}; run folder {config.output_dir}"
+            self.console.print(f"{', '.join(sources)}; {places}; {processes} process{'es' * (processes > 1)}")
         if enabled and sys.stderr.isatty():
             self.bar = Progress(
                 TextColumn("{task.description}", markup=False),

@@ -1,20 +1,24 @@
 """From a configuration to a finished run folder: opens sources and backbone, trains, evaluates, exports."""
 
 import os
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import set_seed
 
 from stml_semi import distributed
-from stml_semi.config import TrainConfig
+from stml_semi.config import TrainConfig, flag, read_recipe
 from stml_semi.data.benchmarks import BENCHMARKS
 from stml_semi.data.loading import ViewSettings
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.sources import open_source
 from stml_semi.data.views import normalization, view_size
 from stml_semi.export import export_model
+from stml_semi.losses.proxy import LabeledLoss
 from stml_semi.models.backbone import Backbone, open_backbone
 from stml_semi.models.embedder import Embedder, freeze_unused, resolve_pooling
 from stml_semi.progress import RunProgress
@@ -30,7 +34,10 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
     Raises:
         ValueError: a source that the command needs is missing, or the fields do not fit together.
     """
-    values = dict(values)
+    given, values = values, _with_stored(values, values)
+    for name in ("labeled", "unlabeled", "eval", "backbone", "output_dir"):
+        if not isinstance(values.get(name, ""), str | None):
+            raise ValueError(f"{flag(name)} {values[name]!r}: should be text; several sources are joined by commas")
     needs = {"semi": ("labeled", "unlabeled"), "unsup": ("unlabeled",), "sup": ("labeled",)}[command]
     known = (values.get("labeled"), values.get("unlabeled"))
     for name in ("labeled", "unlabeled"):
@@ -40,7 +47,8 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
             raise ValueError(
                 f"{command} needs --{name}: a folder, a table, a hub id or a benchmark ({', '.join(BENCHMARKS)})"
             )
-    benchmark = next((BENCHMARKS[n] for spec in known if spec and (n := spec.split(":")[0]) in BENCHMARKS), None)
+    names = [part.strip().split(":")[0] for spec in known if spec for part in spec.split(",")]
+    benchmark = next((BENCHMARKS[name] for name in names if name in BENCHMARKS), None)
     if not values.get("eval") and benchmark is not None:
         values["eval"] = benchmark.eval
     if values.get("backbone", "auto") == "auto":
@@ -50,7 +58,21 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
     if not values.get("output_dir"):
         parts = [command, *(_file_name(values[name]) for name in needs)]
         values["output_dir"] = os.path.join("runs", "-".join(parts))
-    return TrainConfig.build(values)
+    values = _with_stored(values, given)
+    config = TrainConfig.build(values)
+    if config.labeled and config.unlabeled:
+        # Written down, so that a run that is resumed for longer keeps its warm-up.
+        config = config.model_copy(update={"label_warmup_steps": config.warmup_steps})
+    return config
+
+
+def _with_stored(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A resumed run knows how it was started; what is given again must agree, or be of the kind that may change."""
+    if values.get("resume") and values.get("output_dir"):
+        stored = Path(str(values["output_dir"]), "config.yaml")
+        if stored.is_file():
+            return read_recipe(stored) | given
+    return dict(values)
 
 
 class Result(NamedTuple):
@@ -69,25 +91,34 @@ def run(config: TrainConfig) -> Result:
     Raises:
         ValueError: bad input, with the flag and the fix; nothing has been written or deleted then.
     """
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    config = config.model_copy(update={"mixed_precision": accelerator.mixed_precision})
     folder = RunFolder(str(config.output_dir), writes=accelerator.is_main_process)
-    folder.check(resume=config.resume, overwrite=config.overwrite)
-    tables = open_tables(config)
-    _check_sizes(config, tables)
-    _check_honest(config)
-    set_seed(config.seed)
-    backbone = open_backbone(config.backbone, image_size=config.image_size)
-    embedder = build_embedder(config, backbone)
+
+    def check() -> Tables:
+        folder.check(resume=config.resume, overwrite=config.overwrite)
+        if config.resume:
+            _check_same_run(config, TrainConfig.build(read_recipe(folder.config)))
+        tables = open_tables(config)
+        _check_sizes(config, tables)
+        _check_honest(config)
+        _check_outside(config, folder)
+        return tables
+
+    def build() -> Embedder:
+        set_seed(config.seed)
+        return build_embedder(config, backbone)
+
+    tables = _together(check)
+    backbone = _together(lambda: open_backbone(config.backbone, image_size=config.image_size))
+    embedder = _together(build)
     views = ViewSettings(config.augment, view_size(backbone.processor), config.num_views, config.seed)
-    with RunProgress(config, tables, enabled=accelerator.is_main_process) as progress:
+    main, world = accelerator.is_main_process, distributed.world_size()
+    with RunProgress(config, tables, processes=world, enabled=main) as progress:
         trainer = Trainer(config, accelerator, embedder, backbone.processor, tables, views, folder, progress)
-        accelerator.wait_for_everyone()  # Every process has found its input good before the main one writes or deletes.
-        folder.prepare(config)
-        accelerator.wait_for_everyone()
-        trainer.train()
+        start = _together(trainer.restore) if config.resume else 0
+        _together(lambda: folder.prepare(config))  # Nothing is written or deleted before all input was found good.
+        trainer.train(start)
         if accelerator.is_main_process:
             progress.note(f"exporting the model to {folder.model}")
             export_model(embedder, backbone.processor, folder.model)
@@ -95,6 +126,56 @@ def run(config: TrainConfig) -> Result:
     lines = [line for line in folder.lines() if "model" in line]
     accelerator.end_training()
     return Result(folder, lines, _claim(tables))
+
+
+T = TypeVar("T")
+
+
+def _together(step: Callable[[], T]) -> T:
+    """Runs a step of the set-up on every process; if one finds bad input, all raise its ValueError, and none waits."""
+    result = problem = None
+    try:
+        result = step()
+    except ValueError as error:
+        problem = error
+    problems = distributed.gather_objects(None if problem is None else str(problem))
+    if problem is not None:
+        raise problem
+    first = next((text for text in problems if text is not None), None)
+    if first is not None:
+        raise ValueError(first)
+    return cast(T, result)
+
+
+# What may change when a run goes on: how long and how often, how much at once, where; not what is computed.
+_MAY_CHANGE = {"max_steps", "eval_every", "save_every", "keep_checkpoints", "log_every", "micro_batch_size"}
+_MAY_CHANGE |= {"num_workers", "mixed_precision", "output_dir", "resume", "overwrite"}
+
+
+def _check_same_run(config: TrainConfig, stored: TrainConfig) -> None:
+    """
+    Raises:
+        ValueError: a resumed run with another objective, model or data.
+    """
+    changed = [n for n in TrainConfig.model_fields if n not in _MAY_CHANGE and getattr(config, n) != getattr(stored, n)]
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"--resume goes on with {flag(name)} {getattr(stored, name)}, not {getattr(config, name)}: leave "
+            f"{', '.join(map(flag, changed))} out, or start another run"
+        )
+
+
+def _check_outside(config: TrainConfig, folder: RunFolder) -> None:
+    """
+    Raises:
+        ValueError: the run folder holds what the run reads.
+    """
+    for name in ("labeled", "unlabeled", "eval", "backbone"):
+        for part in (getattr(config, name) or "").split(","):
+            path = Path(part.strip()).expanduser()
+            if part and path.exists() and folder.path.resolve() in (path.resolve(), *path.resolve().parents):
+                raise ValueError(f"--output-dir {folder.path} holds {flag(name)} {part}: choose a folder outside of it")
 
 
 def open_tables(config: TrainConfig) -> Tables:
@@ -137,7 +218,7 @@ def _claim(tables: Tables) -> str:
         if shared:
             return f"{shared} of its {len(tables.evaluation.classes)} classes have the names of trained ones"
     for table in (tables.labeled, tables.unlabeled):
-        known = table is None or all(spec.split(":")[0] in BENCHMARKS for spec in table.name.split(","))
+        known = table is None or all(s.strip().split(":")[0] in BENCHMARKS for s in table.name.split(","))
         if not known:
             return "" if tables.labeled is None else "no class shares its name with a trained one"
     return "classes never trained on"
@@ -166,12 +247,18 @@ def _check_sizes(config: TrainConfig, tables: Tables) -> None:
     world = distributed.world_size()
     if tables.labeled is not None:
         check_labeled(len(tables.labeled.classes), config.classes_per_batch, config.images_per_class)
+        # Says so if there is no loss of this name.
+        LabeledLoss(config.labeled_loss, num_classes=2, embedding_dim=2)
         if config.labeled_batch_size < world:
             raise ValueError(f"--labeled-batch-size {config.labeled_batch_size} is less than the {world} processes")
     if tables.unlabeled is not None:
         check_unlabeled(len(tables.unlabeled), config.queries_per_batch, config.num_neighbors)
         if config.unlabeled_batch_size < world:
             raise ValueError(f"--unlabeled-batch-size {config.unlabeled_batch_size} is less than the {world} processes")
+    if tables.evaluation is not None:
+        assert tables.evaluation.labels is not None
+        if np.bincount(tables.evaluation.labels).max() < 2:
+            raise ValueError(f"--eval {tables.evaluation.name}: no class has two pictures, so there is nothing to find")
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("--mixed-precision fp16 needs a GPU; use bf16 or no")
 
@@ -182,7 +269,7 @@ def _check_honest(config: TrainConfig) -> None:
         ValueError: a benchmark's test split among the training data.
     """
     for name in ("labeled", "unlabeled"):
-        for spec in (getattr(config, name) or "").split(","):
+        for spec in map(str.strip, (getattr(config, name) or "").split(",")):
             benchmark = BENCHMARKS.get(spec.split(":")[0])
             if benchmark is not None and spec == benchmark.eval:
                 raise ValueError(

@@ -1,13 +1,17 @@
 """The run folder: config.yaml, metrics.jsonl, bad_images.jsonl, checkpoints/, model/."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stml_semi.config import TrainConfig
+from stml_semi.config import TrainConfig, read_recipe
 from stml_semi.data.loading import BadPicture
+
+# What a run writes, and what --overwrite therefore may delete; the configuration, by which a run is known, goes last.
+_OWN = ("checkpoints", "model", "non_finite", "report.html", "bad_images.jsonl", "metrics.jsonl", "config.yaml")
 
 
 class RunFolder:
@@ -32,32 +36,44 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--output-dir {self.path}: is a file; name a folder")
         filled = self.path.is_dir() and any(self.path.iterdir())
-        if filled and overwrite and not self.config.exists():
+        if filled and overwrite and not self._is_run():
             raise ValueError(
-                f"--overwrite: {self.path} holds files but no config.yaml, so it is not a run of this program and is "
-                f"left alone; choose another --output-dir or empty it yourself"
+                f"--overwrite: {self.path} holds files but no config.yaml of a run, so it is left alone; choose "
+                f"another --output-dir or empty it yourself"
             )
         if filled and not resume and not overwrite:
             raise ValueError(
                 f"--output-dir {self.path}: holds files already; add --resume to go on from its newest checkpoint, "
                 f"--overwrite to start anew, or choose another folder"
             )
-        if resume and not self.config.exists():
+        if resume and not self._is_run():
             raise ValueError(f"--resume: {self.path} holds no run; check --output-dir, or drop --resume to start one")
 
+    def _is_run(self) -> bool:
+        try:
+            read_recipe(self.config)
+        except ValueError:
+            return False
+        return True
+
     def prepare(self, config: TrainConfig) -> None:
-        """Creates the folder (emptied when config.overwrite) and writes config.yaml."""
+        """Creates the folder and writes config.yaml; with config.overwrite what an earlier run wrote is deleted."""
         if not self.writes:
             return
         try:
-            if config.overwrite and self.path.is_dir():
-                shutil.rmtree(self.path)
+            for name in _OWN if config.overwrite else ():
+                own = self.path / name
+                if own.is_dir() and not own.is_symlink():
+                    shutil.rmtree(own)
+                else:
+                    own.unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
-            self.config.write_text(config.to_yaml(), encoding="utf-8")
+            _replace(self.config, config.to_yaml())
             self.metrics.touch()
             self.bad_images.touch()
         except OSError as error:
-            raise ValueError(f"--output-dir {self.path}: {error.strerror}; choose a folder you can write to") from None
+            reason = error.strerror or error
+            raise ValueError(f"--output-dir {self.path}: {reason}; choose a folder you can write to") from None
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
@@ -90,11 +106,19 @@ class RunFolder:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log, without a last one that a killed process left unfinished."""
     text = path.read_text(encoding="utf-8", errors="replace")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    lines = []
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # Torn by a full disk, and gone on after it.
+            lines.append(json.loads(line))
+    return lines
 
 
 def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Replaces a log in one go: a process that is killed here leaves the old one."""
+    _replace(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file in one go: a process that is killed here, or a full disk, leaves the old one."""
     temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -9,6 +9,7 @@ from stml_semi.data.loading import default_num_workers
 from stml_semi.data.sources import open_source
 from stml_semi.evaluation import embed_table, score
 from stml_semi.hub import load
+from stml_semi.run_folder import RunFolder
 
 
 def evaluate_model(
@@ -20,7 +21,7 @@ def evaluate_model(
     batch_size: int = 256,
     num_workers: int | None = None,
 ) -> dict[str, Any]:
-    """Retrieval metrics of a model: a line like those of metrics.jsonl, without `step`.
+    """Retrieval metrics of a model: a line like those of metrics.jsonl; `step` is None unless the model is a run.
 
     Raises:
         ValueError: nothing to open, or nothing to score.
@@ -28,10 +29,18 @@ def evaluate_model(
     table = open_source(data, flag="--data", labels="required", image_column=image_column, label_column=label_column)
     accelerator = Accelerator()
     retriever = load(model, device=accelerator.device)
-    workers = default_num_workers(distributed.world_size()) if num_workers is None else num_workers
+    workers = default_num_workers(distributed.local_world_size()) if num_workers is None else num_workers
     embedded = embed_table(
         table, retriever, retriever.processor, batch_size=batch_size, num_workers=workers, device=accelerator.device
     )
-    line = {"data": table.name, "model": model, **score(table, embedded, table.recall_at)}
+    line = {"step": _step(model), "data": table.name, "model": model, **score(table, embedded, table.recall_at)}
     accelerator.end_training()
     return line
+
+
+def _step(model: str) -> int | None:
+    """How far a run was trained."""
+    folder = RunFolder(model, writes=False)
+    if not folder.metrics.is_file():
+        return None
+    return max((line["step"] for line in folder.lines()), default=None)

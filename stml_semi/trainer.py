@@ -14,10 +14,11 @@ from stml_semi.checkpoint import TrainState, list_checkpoints, load_checkpoint, 
 from stml_semi.config import TrainConfig
 from stml_semi.data.loading import BadPicture, Batch, Steps, ViewSettings, default_num_workers, step_batches
 from stml_semi.data.plan import LabeledPlan, Rows
-from stml_semi.data.pool import UnlabeledPool
+from stml_semi.data.pool import Neighborhoods, UnlabeledPool
 from stml_semi.data.tables import ImageTable
+from stml_semi.errors import RunFailed
 from stml_semi.evaluation import Encode, TableEncoder, score
-from stml_semi.failures import FiniteWatch, RunFailed, is_out_of_memory, out_of_memory, report_non_finite
+from stml_semi.failures import FiniteWatch, is_out_of_memory, out_of_memory, report_non_finite
 from stml_semi.interruption import Interrupted, StopSignal
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.noise import row_keys
@@ -65,7 +66,9 @@ class Trainer:
         self._bad: list[BadPicture] = []
         self.labeled_share = distributed.share(config.labeled_batch_size, rank=rank, world_size=world)
         self.unlabeled_share = distributed.share(config.unlabeled_batch_size, rank=rank, world_size=world)
-        self.num_workers = default_num_workers(world) if config.num_workers is None else config.num_workers
+        self.num_workers = (
+            default_num_workers(distributed.local_world_size()) if config.num_workers is None else config.num_workers
+        )
 
         self.embed = TableEncoder(
             accelerator, processor, batch_size=config.micro_batch_size or 256, num_workers=self.num_workers
@@ -95,11 +98,13 @@ class Trainer:
             )
         self.model, self.optimizer = accelerator.prepare(self.embedder, make_optimizer(config, embedder, self.proxies))
 
-    def train(self) -> None:
-        """Runs from the newest checkpoint (or the start) to max_steps."""
+    def train(self, start: int = 0) -> None:
+        """Runs from step `start` (from `restore`) to max_steps."""
         config = self.config
-        start = self._resume() if config.resume else 0
-        if start == 0:
+        if start:
+            self.folder.rewind(start)
+        else:
+            self.folder.rewind(-1)
             self._evaluate_frozen()
         try:
             with StopSignal() as stop:
@@ -124,6 +129,10 @@ class Trainer:
             self.finite.look(terms, step)
             self.accelerator.backward(terms.surrogate)
             distributed.average_gradients(self.proxies)
+            if not batch.unlabeled_pixels.numel():
+                # The auxiliary head was not asked: zero gradients would decay it, and age Adam's moments of it.
+                for parameter in self.embedder.head_g.parameters():
+                    parameter.grad = None
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.teacher.update(self.embedder)
@@ -223,16 +232,24 @@ class Trainer:
             yield from step_batches(steps, range(step, stop), num_workers=self.num_workers, pin_memory=pin)
             step = stop
 
-    def _neighbors(self, rows: Rows, k: int) -> Tensor:
+    def _neighbors(self, rows: Rows, k: int) -> Neighborhoods:
         """Nearest neighbors within the pool by the teacher's g; each process searches for its share of the queries."""
         assert self.tables.unlabeled is not None
         self.progress.note(f"refreshing the neighbors of {len(rows)} unlabeled images")
         embedded = self.embed(self.tables.unlabeled, lambda x: self.teacher(x).g, rows)
-        self._bad.extend(embedded.bad)
+        self.folder.list_bad(embedded.bad)
+        rows, embeddings = rows[embedded.readable], embedded.embeddings[torch.from_numpy(embedded.readable)]
+        needed = self.config.unlabeled_batch_size
+        if len(rows) < needed:
+            error = RunFailed(f"--unlabeled: {len(rows)} pictures of the pool can be read, a batch draws {needed}")
+            error.everywhere = True
+            raise error
+        if not k:
+            return Neighborhoods(rows, torch.empty(len(rows), 0, dtype=torch.int64))
         share = distributed.share(len(rows), rank=distributed.rank(), world_size=distributed.world_size())
         own = torch.arange(len(rows), device=self.device)[share]
-        found = nearest_neighbors(embedded.embeddings, k, queries=embedded.embeddings[share], exclude=own)
-        return distributed.gather(found.indices, len(rows))
+        found = nearest_neighbors(embeddings, k, queries=embeddings[share], exclude=own)
+        return Neighborhoods(rows, distributed.gather(found.indices, len(rows)))
 
     # ------------------------------------------------------------------ evaluation, logs, checkpoints
 
@@ -259,8 +276,7 @@ class Trainer:
 
     def _line(self, step: int, terms: Terms, images_per_second: float) -> dict[str, float]:
         config = self.config
-        if broken := self.finite.broken():
-            raise self._stop_non_finite(step, broken)
+        self._stop_if_not_finite(step)
         values = torch.stack([value.float() for value in terms[1:]]).tolist()
         line = dict(zip(Terms._fields[1:], values, strict=True))
         labeled_size = 0 if self.tables.labeled is None else len(self.tables.labeled)
@@ -276,19 +292,25 @@ class Trainer:
             "unlabeled_passes": unlabeled_seen / unlabeled_size if unlabeled_size else 0.0,
         }
 
-    def _stop_non_finite(self, step: int, broken: dict[str, int]) -> RunFailed:
-        """Saves what there is to look at: the state, and which images the first bad batch held."""
-        if not self.accelerator.is_main_process:
-            return report_non_finite(broken, [], None)
-        folder, first = self.folder.path / "non_finite", min(broken.values())
-        images = []
+    def _stop_if_not_finite(self, step: int, *, look_at_weights: bool = False) -> None:
+        """Ends a run that diverged, after saving what there is to look at: the state, and the bad batch's images."""
+        broken = self.finite.broken()
+        if look_at_weights and not all(bool(parameter.isfinite().all()) for parameter in self.embedder.parameters()):
+            broken = broken or {"surrogate": step - 1}
+        if not broken:
+            return
+        first, images = min(broken.values()), []
         if self.tables.labeled is not None and self.labeled_plan is not None:
             images += [self.tables.labeled.describe(row) for row in self.labeled_plan.rows(self.config.seed, first)]
-        if self.tables.unlabeled is not None and self.pool is not None and first >= self.config.warmup_steps:
+        if self.tables.unlabeled is not None and self.pool is not None and self.pool.is_valid(first):
             rows = self.pool.plan(first, self._neighbors).batch(self.config.seed, first)
             images += [self.tables.unlabeled.describe(row) for row in rows]
-        save_checkpoint(folder, step, self._state(), None if self.pool is None else self.pool.table, keep=1)
-        return report_non_finite(broken, images, folder / "batch.json")
+        folder = self.folder.path / "non_finite"
+        if self.accelerator.is_main_process:
+            save_checkpoint(folder, step, self._state(), None if self.pool is None else self.pool.table, keep=1)
+        error = report_non_finite(broken, images, folder / "batch.json" if self.accelerator.is_main_process else None)
+        self.accelerator.wait_for_everyone()
+        raise error
 
     def _log_bad(self) -> None:
         found = [picture for part in distributed.gather_objects(self._bad) for picture in part]
@@ -300,21 +322,28 @@ class Trainer:
         return TrainState(modules, self.optimizer, self.accelerator.scaler)
 
     def _save(self, step: int) -> None:
+        # A good checkpoint must never be replaced by a broken one.
+        self._stop_if_not_finite(step, look_at_weights=True)
+        self._log_bad()
         if self.accelerator.is_main_process:
             table = None if self.pool is None else self.pool.table
             save_checkpoint(self.folder.checkpoints, step, self._state(), table, keep=self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
-    def _resume(self) -> int:
-        """Restores the newest checkpoint, if there is one. Returns the step to go on from."""
+    def restore(self) -> int:
+        """Restores the newest checkpoint, if there is one. Returns the step to go on from.
+
+        Raises:
+            ValueError: it is damaged, of another model, or beyond max_steps.
+        """
         found = list_checkpoints(self.folder.checkpoints)
         if not found:
             self.progress.note("no checkpoint yet: starting from step 0")
-            self.folder.rewind(-1)
             return 0
         restored = load_checkpoint(found[-1], self._state())
+        if restored.step > self.config.max_steps:
+            raise ValueError(f"--max-steps {self.config.max_steps} is less than {found[-1].name} has taken: raise it")
         if self.pool is not None:
             self.pool.table = restored.table
-        self.folder.rewind(restored.step)
         self.progress.note(f"resuming from {found[-1]}")
         return restored.step

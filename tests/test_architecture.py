@@ -13,6 +13,7 @@ PACKAGE = Path(stml_semi.__file__).parent
 # Imports point upward in this list only.
 ORDER = [
     "config",
+    "errors",
     "distributed",
     "losses.distances",
     "losses.relations",

@@ -169,7 +169,8 @@ def test_train_evaluate_and_load_as_a_user_does(folders):
     )
     assert evaluated.returncode == 0, evaluated.stderr
     result = json.loads(evaluated.stdout)
-    assert set(result) == {"data", "model"} | metric_keys
+    assert set(result) == {"step", "data", "model"} | metric_keys
+    assert result["step"] == 6
     for key in metric_keys:
         assert result[key] == pytest.approx(scores[3][key], abs=1e-6)
 
@@ -182,3 +183,67 @@ def test_help_answers_in_well_under_a_second():
         subprocess.run([sys.executable, str(ROOT / "cli.py"), "semi", "--help"], capture_output=True, check=True)
         times.append(time.perf_counter() - start)
     assert min(times) < 1.5  # The promise is 0.5 s on an idle machine; what is heavy costs at least 2 s.
+
+
+def test_resume_refuses_another_objective_and_keeps_the_configuration(monkeypatch, capsys, tmp_path):
+    from stml_semi.run import resolve
+
+    run = tmp_path / "run"
+    run.mkdir()
+    stored = resolve("sup", {"labeled": "kanji", "output_dir": str(run), "max_steps": 3}).to_yaml()
+    (run / "config.yaml").write_text(stored)
+    (run / "metrics.jsonl").write_text("")
+    code, _, err = call(monkeypatch, capsys, "sup", "--output-dir", run, "--resume", "--embedding-dim", "64")
+    assert code == 2
+    assert "--resume goes on with --embedding-dim 512, not 64" in err
+    assert (run / "config.yaml").read_text() == stored
+
+
+def test_a_source_inside_the_run_folder_is_safe_from_overwrite(monkeypatch, capsys, folders):
+    (folders / "config.yaml").write_text("labeled: x\n")
+    arguments = ["sup", "--labeled", folders / "labeled", "--output-dir", folders, "--overwrite"]
+    code, _, err = call(monkeypatch, capsys, *arguments, "--labeled-batch-size", 8, "--backbone", "tiny-resnet")
+    assert code == 2
+    assert "holds --labeled" in err
+    assert (folders / "labeled" / "a" / "0.png").exists()
+
+
+def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(tmp_path):
+    from stml_semi.run_folder import RunFolder
+
+    config = TrainConfig.build({"labeled": "kanji", "overwrite": True})
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare(config)
+    (folder.path / "model").mkdir()
+    (folder.path / "notes.txt").write_text("mine")
+    folder.check(resume=False, overwrite=True)
+    folder.prepare(config)
+    assert sorted(p.name for p in folder.path.iterdir()) == [
+        "bad_images.jsonl",
+        "config.yaml",
+        "metrics.jsonl",
+        "notes.txt",
+    ]
+
+
+def test_a_recipe_with_a_list_for_a_source_is_refused(monkeypatch, capsys, tmp_path):
+    (tmp_path / "r.yaml").write_text("labeled: [a, b]\n")
+    code, _, err = call(monkeypatch, capsys, "sup", "--recipe", tmp_path / "r.yaml")
+    assert code == 2
+    assert "--labeled ['a', 'b']: should be text" in err
+
+
+def test_the_test_split_cannot_be_trained_on(monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, "sup", "--labeled", "kanji:train, kanji:test", "--output-dir", "never")
+    assert code == 2
+    assert "train on others" in err
+
+
+def test_evaluation_without_pairs_is_refused_before_anything_is_written(monkeypatch, capsys, tmp_path):
+    for name in "ab":
+        write_pictures(tmp_path / "eval" / name, 1, seed=ord(name))
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(monkeypatch, capsys, "sup", "--labeled", "kanji", "--eval", "eval", "--output-dir", "run")
+    assert code == 2
+    assert "--eval eval: no class has two pictures" in err
+    assert not (tmp_path / "run").exists()

@@ -22,12 +22,13 @@ def test_yaml_round_trip():
 def test_recipe_numbers_become_numbers(tmp_path):
     # PyYAML reads 1e-4 (no dot) as text.
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("learning_rate: 1e-4\nmax-steps: 50\nbackbone: x\n")
+    recipe.write_text("learning_rate: 1e-4\nmax-steps: 1e3\nbackbone: x\nmixed_precision: no\n")
     values = read_recipe(recipe)
     assert values["learning_rate"] == "1e-4"
     config = TrainConfig.build(values)
     assert config.learning_rate == 1e-4
-    assert config.max_steps == 50
+    assert config.max_steps == 1000
+    assert config.mixed_precision == "no"
 
 
 @pytest.mark.parametrize(
@@ -40,15 +41,18 @@ def test_recipe_numbers_become_numbers(tmp_path):
         ({"momentum": 1.0}, "--momentum 1.0: input should be less than 1"),
         ({"balance": "strong"}, "--balance 'strong': input should be 'unit', 'ratio' or 'fixed'"),
         (
-            {"labeled_batch_size": 63},
+            {"labeled": "a", "labeled_batch_size": 63},
             "--labeled-batch-size 63 is not a multiple of --images-per-class 4: take 60 or 64",
         ),
-        ({"unlabeled_batch_size": 3}, "--unlabeled-batch-size 3 is not a multiple.*take 5 or 5"),
+        ({"unlabeled": "a", "unlabeled_batch_size": 3}, "--unlabeled-batch-size 3 is not a multiple.*take 5 or 5"),
         ({"labeled": "a", "labeled_batch_size": 4}, "double --labeled-batch-size"),
         (
             {"labeled": "a", "unlabeled": "b", "max_steps": 9, "label_warmup_steps": 9},
             "--label-warmup-steps 9 leaves none of --max-steps 9",
         ),
+        ({"learning_rate": float("inf")}, "--learning-rate inf: input should be a finite number"),
+        ({"lr_warmup_steps": 10, "max_steps": 10}, "--lr-warmup-steps 10 must be less than --max-steps 10"),
+        ({"seed": 2**32}, "--seed 4294967296: input should be less than"),
         ({"resume": True, "overwrite": True}, "--resume keeps.*--overwrite deletes"),
     ],
 )

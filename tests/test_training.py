@@ -22,21 +22,26 @@ KANJI = [
 
 
 def train(folder: Path, *flags: str, processes: int = 1, command: str = "semi") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable]
     if processes > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        launch += ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
+        # accelerate starts several processes on a CPU only in this way: --cpu, or neither, would silently start one.
+        environment["ACCELERATE_USE_CPU"] = "true"
+        launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
         launch += ["--dynamo_backend", "no", "--num_processes", str(processes), "--main_process_port", str(port)]
-    return subprocess.run(
+    done = subprocess.run(
         [*launch, str(ROOT / "cli.py"), command, *flags, "--output-dir", str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
+    assert done.returncode != 0 or f"; {processes} process" in done.stderr
+    return done
 
 
 def lines(folder: Path, key: str = "loss") -> list[dict]:
@@ -63,7 +68,11 @@ def test_two_processes_take_the_steps_of_one(one_process, tmp_path):
     assert [line["step"] for line in double] == list(range(1, 31))
     for a, b in zip(single, double, strict=True):
         for term in TERMS:
-            assert b[term] == pytest.approx(a[term], rel=1e-4, abs=1e-7), (a["step"], term)
+            # Random orthogonal heads keep all distances: at first the divergence of f and g is nothing but rounding.
+            rounding = 1e-6 if term == "self_distillation" else 0
+            # Ratios of gradient norms are noisier than losses.
+            tolerance = 1e-3 if term in ("unlabeled_weight", "grad_ratio") else 1e-4
+            assert b[term] == pytest.approx(a[term], rel=tolerance, abs=rounding), (a["step"], term)
     for a, b in zip(lines(one_process, "model"), lines(tmp_path / "run", "model"), strict=True):
         assert (a["step"], a["model"], a["num_queries"]) == (b["step"], b["model"], b["num_queries"])
         assert b["map@r"] == pytest.approx(a["map@r"], abs=2e-3)
@@ -130,7 +139,9 @@ def test_bad_pictures_are_replaced_and_listed_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["sup", "unsup"])
 def test_one_kind_of_pictures_alone(tmp_path, command):
-    done = train(tmp_path / "run", *KANJI, "--max-steps", "4", command=command)
+    unused = KANJI.index("--unlabeled" if command == "sup" else "--labeled")
+    flags = [*KANJI[:unused], *KANJI[unused + 2 :]]
+    done = train(tmp_path / "run", *flags, "--max-steps", "4", command=command)
     assert done.returncode == 0, done.stderr
     for line in lines(tmp_path / "run"):
         assert (line["labeled_loss"] > 0) == (command == "sup")

@@ -1,7 +1,8 @@
 """This process's share of the plan, decoded and augmented by workers."""
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from stml_semi.data.images import BadImage, read_image, read_pixels
 from stml_semi.data.plan import LabeledPlan, Rows, UnlabeledPlan
 from stml_semi.data.tables import ImageTable
 from stml_semi.data.views import augment, eval_views, view_rng
+from stml_semi.errors import RunFailed
 
 # A run of unreadable neighbors this long is no accident any more.
 _MOST_REPLACEMENTS = 100
@@ -79,9 +81,9 @@ class Steps(Dataset[Batch]):
             assert table.labels is not None
             rows = plan.rows(self.views.seed, step)
             first = 0  # Positions count over the whole global batch: labeled rows first, unlabeled ones after them.
-            pictures, _ = self._pictures(table, rows, self.labeled_share, step, first, 1, bad)
+            pictures, used = self._pictures(table, rows, self.labeled_share, step, first, 1, bad)
             labeled_pixels = pictures[:, 0]
-            labels = torch.from_numpy(table.labels[rows[self.labeled_share]])
+            labels = torch.from_numpy(table.labels[used])
         if self.unlabeled:
             table, plan = self.unlabeled
             rows = plan.batch(self.views.seed, step)
@@ -114,31 +116,28 @@ def plan_size(labeled: tuple[ImageTable, LabeledPlan] | None) -> int:
 
 
 def _read_or_replace(table: ImageTable, row: int, bad: list[BadPicture]) -> tuple[int, Tensor]:
-    """The picture of a row; if it cannot be read, the next readable one of the same class (or of the source).
+    """The picture of a row; if it cannot be read, the next readable one of its class, else of the source.
 
     The replacement depends on the row alone: it is the same in every process and in a resumed run.
     """
-    candidates = None
-    for offset in range(_MOST_REPLACEMENTS):
-        if offset:
-            if candidates is None:
-                candidates = _alike(table, row)
-            candidate = int(candidates[offset % len(candidates)])
-        else:
-            candidate = row
+    for candidate in itertools.chain([row], _stand_ins(table, row)):
         try:
             return candidate, read_pixels(table.source(candidate))
         except BadImage as error:
             bad.append(BadPicture(table.describe(candidate), str(error)))
-    raise ValueError(f"{table.name}: {_MOST_REPLACEMENTS} unreadable pictures in a row, the last is {bad[-1].image}")
+    raise RunFailed(
+        f"{table.name}: none of {_MOST_REPLACEMENTS} pictures tried for one can be read; the last is {bad[-1].image} "
+        f"({bad[-1].reason})"
+    )
 
 
-def _alike(table: ImageTable, row: int) -> Sequence[int]:
-    """Rows that may stand in for `row`, in cyclic order from it on."""
-    if table.labels is None:
-        return [*range(row, min(row + _MOST_REPLACEMENTS, len(table))), *range(min(row, _MOST_REPLACEMENTS))]
-    same = np.flatnonzero(table.labels == table.labels[row])
-    return np.roll(same, -int(np.searchsorted(same, row))).tolist()
+def _stand_ins(table: ImageTable, row: int) -> Iterator[int]:
+    """Rows that may take the place of `row`, in cyclic order from it on: those of its class first."""
+    others = np.roll(np.arange(len(table)), -row)[1:]
+    if table.labels is not None:
+        alike = table.labels[others] == table.labels[row]
+        others = np.concatenate([others[alike][: _MOST_REPLACEMENTS // 2], others[~alike]])
+    yield from others[:_MOST_REPLACEMENTS].tolist()
 
 
 class EvalBatch(NamedTuple):
@@ -182,7 +181,17 @@ class EvalChunks(Dataset[EvalBatch]):
 
 def step_batches(dataset: Steps, steps: range, *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
     """This process's batches for `steps`, in order, decoded ahead by workers."""
-    yield from DataLoader(
+    try:
+        yield from _loader(dataset, steps, num_workers, pin_memory)
+    except RunFailed as error:
+        # From a worker the message comes wrapped into its traceback: the last line is what we said.
+        raise RunFailed(
+            str(error).strip().splitlines()[-1].removeprefix(f"{RunFailed.__module__}.RunFailed: ")
+        ) from None
+
+
+def _loader(dataset: Steps, steps: range, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
+    return DataLoader(
         dataset, batch_size=None, sampler=steps, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_as_is
     )
 
@@ -194,10 +203,10 @@ def eval_batches(dataset: EvalChunks, *, num_workers: int, pin_memory: bool) -> 
     )
 
 
-def default_num_workers(world_size: int) -> int:
-    """Decoding processes per training process: the cores that are left, 8 at most."""
+def default_num_workers(local_world_size: int) -> int:
+    """Decoding processes per training process of this machine: the cores that are left, 8 at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(min(cores // world_size - 1, 8), 0)
+    return max(min(cores // local_world_size - 1, 8), 0)
 
 
 def _as_is(batch: Any) -> Any:

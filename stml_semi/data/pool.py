@@ -8,8 +8,18 @@ from torch import Tensor
 
 from stml_semi.data.plan import Rows, UnlabeledPlan, pool_rows
 
-Neighbors = Callable[[Rows, int], Tensor]
-"""(rows (P,), k) -> (P, k) positions of the nearest neighbors: asks the trainer, since samplers never run a model."""
+
+class Neighborhoods(NamedTuple):
+    """What the trainer found out about candidates for the pool."""
+
+    rows: Rows
+    """(P,) those that could be read."""
+    neighbors: Tensor
+    """(P, k) positions among them of each one's nearest, nearest first."""
+
+
+Neighbors = Callable[[Rows, int], Neighborhoods]
+"""(candidate rows, k) -> neighborhoods: asks the trainer, since samplers never run a model."""
 
 
 class PoolTable(NamedTuple):
@@ -55,6 +65,12 @@ class UnlabeledPool:
             return self.first_step
         return step + self.refresh_every - (step - self.first_step) % self.refresh_every
 
+    def is_valid(self, step: int) -> bool:
+        """Whether the table in hand is the one for `step`."""
+        if self.table is None or step < self.first_step:
+            return False
+        return self.table.refresh == (step - self.first_step) // self.refresh_every
+
     def plan(self, step: int, neighbors: Neighbors) -> UnlabeledPlan:
         """The unlabeled plan in force at `step`, after a refresh if one is due.
 
@@ -63,10 +79,9 @@ class UnlabeledPool:
             neighbors: called only when the table has to be renewed.
         """
         refresh = (step - self.first_step) // self.refresh_every
-        if self.table is None or self.table.refresh != refresh:
-            rows = pool_rows(self.seed, refresh, self.num_images, self.pool_size)
+        if self.table is None or not self.is_valid(step):
+            candidates = pool_rows(self.seed, refresh, self.num_images, self.pool_size)
             # The image itself is the first member of its neighborhood.
-            found = neighbors(rows, self.num_neighbors - 1) if self.num_neighbors > 1 else None
-            table = np.empty((len(rows), 0), np.int64) if found is None else found.cpu().numpy()
-            self.table = PoolTable(refresh, rows, table)
+            found = neighbors(candidates, self.num_neighbors - 1)
+            self.table = PoolTable(refresh, found.rows, found.neighbors.cpu().numpy())
         return UnlabeledPlan(self.table.rows, self.table.neighbors, self.queries_per_batch)

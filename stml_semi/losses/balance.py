@@ -56,7 +56,7 @@ class Balanced(NamedTuple):
     unlabeled_weight: Tensor
     """Scalar: what the bare unlabeled loss is multiplied with, relative to the bare labeled loss."""
     grad_ratio: Tensor
-    """Scalar: norm of the weighted unlabeled gradient over that of the labeled one, at this step."""
+    """Scalar: norm of the weighted unlabeled gradient over that of the labeled one, at this step; 0 without either."""
 
 
 class Balancer(nn.Module):
@@ -106,7 +106,7 @@ class Balancer(nn.Module):
             surrogate,
             labeled.value + weight * unlabeled.value,
             weight,
-            scale_u * unlabeled.norm / (scale_l * labeled.norm).clamp_min(_TINY),
+            torch.where(labeled.norm > 0, scale_u * unlabeled.norm / (scale_l * labeled.norm).clamp_min(_TINY), 0),
         )
 
     def _running(self, which: int, term: Term) -> Tensor:

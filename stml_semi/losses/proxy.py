@@ -10,8 +10,12 @@ from torch import Tensor, nn
 # Where the paper's settings are not the library's defaults.
 _SETTINGS: dict[str, dict[str, float]] = {"proxy_anchor": {"margin": 0.1, "alpha": 32}}
 
-# Called otherwise than loss(embeddings, labels), abstract, or (histogram) broken by the indexing rules of torch >= 2.9.
-_LEFT_OUT = {"base_metric_loss_function", "generic_pair", "histogram", "self_supervised", "vicreg"}
+# Called otherwise than loss(embeddings, labels) or abstract; broken by the indexing rules of torch >= 2.9 (histogram);
+# or with memory outside its state, so that a resumed run would not repeat it (dynamic_soft_margin).
+_LEFT_OUT = {
+    *("base_metric_loss_function", "generic_pair", "self_supervised", "vicreg"),
+    *("histogram", "dynamic_soft_margin"),
+}
 
 
 class LabeledLoss(nn.Module):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -63,9 +64,12 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
             if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
             else {}
         )
-        model = model_class.from_pretrained(path, config=config, dtype=torch.float32, **options)
+        _switch_off_batch_noise(config)
+        model, loading = model_class.from_pretrained(
+            path, config=config, dtype=torch.float32, output_loading_info=True, **options
+        )
         processor = AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{flag} {name}: {reason} - give a folder with config.json, model.safetensors and "
@@ -75,9 +79,23 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+    random = sorted({*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])})
+    used = [key for key in random if not key.startswith("pooler.")]
+    if used:
+        raise ValueError(
+            f"{flag} {name}: its file lacks {len(used)} of the model's weights ({used[0]}, ...), which would be "
+            f"random: is config.json that of these weights?"
+        )
     if image_size is not None:
         model, processor = _resize(model, processor, image_size)
-    return Backbone(model, processor)
+    return Backbone(model.eval(), processor)
+
+
+def _switch_off_batch_noise(config: Any) -> None:
+    """DINOv3 rescales its rotary positions by one random factor a batch: noise that no split of a batch can repeat."""
+    for name in ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"):
+        if getattr(config, name, None) is not None:
+            setattr(config, name, None)
 
 
 def _resize(model: Any, processor: Any, image_size: int) -> Backbone:
@@ -96,7 +114,7 @@ def _resize(model: Any, processor: Any, image_size: int) -> Backbone:
         for key, value in native.items():
             if key in wanted and wanted[key].shape != value.shape:
                 native[key] = _resample_positions(value, wanted[key].shape)
-        resized.load_state_dict({key: native[key] for key in wanted if key in native}, strict=False)
+        resized.load_state_dict(native)
         model = resized
     return Backbone(model, processor)
 
@@ -118,9 +136,8 @@ def _resample_positions(positions: Tensor, shape: torch.Size) -> Tensor:
     old, new = positions.shape[-2], shape[-2]
     old_side, new_side = int(old**0.5), int(new**0.5)
     prefix = old - old_side**2
-    assert new - new_side**2 == prefix, (
-        f"position embeddings {tuple(positions.shape)} do not resample to {tuple(shape)}"
-    )
+    if new - new_side**2 != prefix or positions.shape[-1] != shape[-1]:
+        raise ValueError("--image-size: this backbone's positions do not resample; leave --image-size out")
     flat = positions.reshape(old, -1)
     grid = flat[prefix:].T.reshape(1, -1, old_side, old_side)
     grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
@@ -131,6 +148,6 @@ def _resample_positions(positions: Tensor, shape: torch.Size) -> Tensor:
 def probe(model: nn.Module, size: tuple[int, int]) -> Any:
     """The model's output on one gray picture of `size` (height, width), to learn its shapes."""
     was_training = model.training
-    output = model.eval()(pixel_values=torch.zeros(1, 3, *size))
+    output = model.eval()(pixel_values=torch.zeros(1, 3, *size, device=next(model.parameters()).device))
     model.train(was_training)
     return output

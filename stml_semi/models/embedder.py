@@ -130,9 +130,7 @@ class Embedder(nn.Module):
         split = zip(pixels.split(size), [None] * len(pixels) if keys is None else keys.split(size), strict=False)
         if torch.is_grad_enabled():
             # Non-reentrant checkpointing replays autocast and noise: each part's graph exists only while it is used.
-            parts = [
-                checkpoint(self._embed, *part, use_reentrant=False, preserve_rng_state=keys is None) for part in split
-            ]
+            parts = [checkpoint(self._embed, *part, use_reentrant=False) for part in split]
         else:
             parts = [self._embed(*part) for part in split]
         return Embeddings(torch.cat([part.f for part in parts]), torch.cat([part.g for part in parts]))
@@ -187,7 +185,7 @@ def freeze_unused(embedder: Embedder, size: tuple[int, int]) -> list[str]:
 
     DistributedDataParallel stops at parameters that never get a gradient, and optimizers would only decay them.
     """
-    embedder.zero_grad()
+    embedder.eval().zero_grad()  # One gray picture must not move the statistics of a BatchNorm.
     output = embedder._embed(torch.zeros(1, 3, *size))
     (output.f.sum() + output.g.sum()).backward()
     unused = [name for name, p in embedder.named_parameters() if p.requires_grad and p.grad is None]

@@ -12,6 +12,7 @@ from stml_semi.data.plan import LabeledPlan, UnlabeledPlan
 from stml_semi.data.sources import open_source
 from stml_semi.data.tables import ImageTable
 from stml_semi.distributed import share
+from stml_semi.errors import RunFailed
 
 VIEWS = ViewSettings("paper", (16, 16), num_views=2, seed=3)
 
@@ -88,13 +89,24 @@ def test_a_bad_picture_is_replaced_by_the_next_of_its_class(tables):
         assert batch.labels.bincount().tolist() == [2, 2, 2]
 
 
-def test_a_class_without_readable_pictures_is_an_error(tables):
+def test_a_class_without_readable_pictures_lends_its_place_to_others(tables):
     labeled, _ = tables
     for row in range(5):
         Path(labeled.describe(row)).write_bytes(b"")
-    steps = steps_for(tables)  # Each batch draws all three classes.
-    with pytest.raises(ValueError, match="unreadable pictures in a row"):
-        steps[0]
+    batch = steps_for(tables)[0]  # Each batch draws all three classes.
+    assert 0 not in batch.labels  # A substitute keeps its own label.
+    assert batch.labels.bincount(minlength=3)[1:].sum() == 6
+    assert {picture.image for picture in batch.bad} == {labeled.describe(row) for row in range(5)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_source_without_readable_pictures_is_one_clear_error(tables, num_workers):
+    labeled, _ = tables
+    for row in range(15):
+        Path(labeled.describe(row)).write_bytes(b"")
+    with pytest.raises(RunFailed, match="can be read") as error:
+        list(step_batches(steps_for(tables), range(1), num_workers=num_workers, pin_memory=False))
+    assert "\n" not in str(error.value)
 
 
 def test_evaluation_marks_bad_pictures(tables):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stml_semi.data.plan import LabeledPlan, UnlabeledPlan, check_labeled, check_unlabeled, pool_rows
-from stml_semi.data.pool import UnlabeledPool
+from stml_semi.data.pool import Neighborhoods, UnlabeledPool
 
 
 def labeled_plan(sizes, classes_per_batch, images_per_class):
@@ -92,7 +92,7 @@ def test_pool_is_refreshed_when_due_and_only_then():
 
     def neighbors(rows, k):
         asked.append((rows, k))
-        return torch.zeros(len(rows), k, dtype=torch.int64)
+        return Neighborhoods(rows, torch.zeros(len(rows), k, dtype=torch.int64))
 
     pool = unlabeled_pool()
     assert [pool.next_refresh(step) for step in (0, 4, 5, 14, 15)] == [5, 5, 15, 15, 25]
@@ -109,7 +109,7 @@ def test_restored_pool_does_not_ask_again():
     import torch
 
     first = unlabeled_pool()
-    plan = first.plan(7, lambda rows, k: torch.arange(len(rows) * k).reshape(-1, k))
+    plan = first.plan(7, lambda rows, k: Neighborhoods(rows, torch.arange(len(rows) * k).reshape(-1, k)))
     second = unlabeled_pool()
     second.table = first.table
     again = second.plan(9, lambda rows, k: pytest.fail("the table is still valid"))
