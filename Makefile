@@ -3,6 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 STEPS ?= 500
 RUN ?= runs/demo
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 .DELETE_ON_ERROR:
 .PHONY: demo test lint types check clean
@@ -16,6 +17,7 @@ RUN ?= runs/demo
 
 demo: .venv/installed
 	.venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	  --num_cpu_threads_per_process $(CORES) \
 	  cli.py semi --recipe recipes/kanji.yaml --max-steps $(STEPS) --output-dir $(RUN) --overwrite
 
 test: .venv/installed

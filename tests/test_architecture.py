@@ -40,6 +40,7 @@ ORDER = [
     "checkpoint",
     "run_folder",
     "failures",
+    "batches",
     "interruption",
     "trainer",
     "export",

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -192,14 +193,24 @@ def step_batches(dataset: Steps, steps: range, *, num_workers: int, pin_memory: 
 
 def _loader(dataset: Steps, steps: range, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
     return DataLoader(
-        dataset, batch_size=None, sampler=steps, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_as_is
+        dataset,
+        batch_size=None,
+        sampler=steps,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        **_HANDLING,
     )
 
 
 def eval_batches(dataset: EvalChunks, *, num_workers: int, pin_memory: bool) -> Iterator[EvalBatch]:
     """Chunks in order, decoded ahead by workers."""
     yield from DataLoader(
-        dataset, batch_size=None, shuffle=False, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_as_is
+        dataset,
+        batch_size=None,
+        shuffle=False,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        **_HANDLING,
     )
 
 
@@ -209,5 +220,15 @@ def default_num_workers(local_world_size: int) -> int:
     return max(min(cores // local_world_size - 1, 8), 0)
 
 
+def _ignore_signals(worker: int) -> None:
+    """A signal to the whole process group (torchrun, Slurm) must not end the workers of a run that will save."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+# Batches come as the dataset makes them.
+_HANDLING: dict[str, Any] = {"collate_fn": _as_is, "worker_init_fn": _ignore_signals}

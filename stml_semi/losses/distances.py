@@ -1,8 +1,11 @@
 """Pairwise distances as a float32 island: exact zeros for duplicates, gradients that stay finite there."""
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Squared distances come from a matrix product, whose float32 rounding is about this share of the squared norms.
 # Anything below is noise around zero: it counts as zero, and carries no gradient.
@@ -22,10 +25,29 @@ def pairwise_squared_distances(embeddings: Tensor) -> Tensor:
         x = embeddings.float()
         # Distances do not change when all rows move, but the rounding of the product below shrinks with the norms.
         x = x - x.detach().mean(0, keepdim=True)
-        norms = x.square().sum(1)
+        return cast(Tensor, _SquaredDistances.apply(x))
+
+
+class _SquaredDistances(torch.autograd.Function):
+    """As autograd would derive, but with one matrix product in the backward pass, not two: distances are symmetric."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        squared = x @ x.T
+        norms = squared.diagonal().clone()
         scale = norms[:, None] + norms[None, :]
-        squared = torch.addmm(scale, x, x.T, alpha=-2)
-        return torch.where(squared > _RESOLUTION * scale.detach(), squared, 0).fill_diagonal_(0)
+        squared.mul_(-2).add_(scale)
+        squared.masked_fill_(squared <= scale.mul_(_RESOLUTION), 0).fill_diagonal_(0)
+        ctx.save_for_backward(x, squared)
+        return squared
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, squared = ctx.saved_tensors
+        # dL/dx_i = sum_j 2 (G_ij + G_ji) (x_i - x_j), over pairs that are apart.
+        pull = (grad_outputs[0] + grad_outputs[0].T).masked_fill_(squared == 0, 0)
+        return torch.addmm(2 * pull.sum(1, keepdim=True) * x, pull, x, alpha=-2)
 
 
 def pairwise_distances(embeddings: Tensor) -> Tensor:

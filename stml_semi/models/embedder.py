@@ -110,8 +110,6 @@ class Embedder(nn.Module):
         self.channels_last = any(
             isinstance(m, nn.Conv2d) and m.weight.shape[2] != m.stride[0] for m in backbone.modules()
         )
-        if self.channels_last:
-            self.backbone.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor, keys: Tensor | None = None) -> Embeddings:
         """Embeds a batch, whole or in parts of `micro_batch_size`.
