@@ -34,11 +34,17 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
     Raises:
         ValueError: a source that the command needs is missing, or the fields do not fit together.
     """
-    given, values = values, _with_stored(values, values)
+    values = dict(values)
     for name in ("labeled", "unlabeled", "eval", "backbone", "output_dir"):
         if not isinstance(values.get(name, ""), str | None):
             raise ValueError(f"{flag(name)} {values[name]!r}: should be text; several sources are joined by commas")
     needs = {"semi": ("labeled", "unlabeled"), "unsup": ("unlabeled",), "sup": ("labeled",)}[command]
+    if not values.get("output_dir") and all(values.get(name) for name in needs):
+        parts = [command, *(_file_name(values[name]) for name in needs)]
+        values["output_dir"] = os.path.join("runs", "-".join(parts))
+    if values.get("resume") and (stored := Path(values.get("output_dir") or "", "config.yaml")).is_file():
+        # The run knows how it was started; what is given again must agree, or be of the kind that may change.
+        values = read_recipe(stored) | {name: value for name, value in values.items() if value != "auto"}
     known = (values.get("labeled"), values.get("unlabeled"))
     for name in ("labeled", "unlabeled"):
         if name not in needs:
@@ -55,24 +61,11 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
         values["backbone"] = (benchmark and benchmark.backbone) or "facebook/dinov2-small"
     if values.get("augment", "auto") == "auto":
         values["augment"] = (benchmark and benchmark.augment) or "paper"
-    if not values.get("output_dir"):
-        parts = [command, *(_file_name(values[name]) for name in needs)]
-        values["output_dir"] = os.path.join("runs", "-".join(parts))
-    values = _with_stored(values, given)
     config = TrainConfig.build(values)
     if config.labeled and config.unlabeled:
         # Written down, so that a run that is resumed for longer keeps its warm-up.
         config = config.model_copy(update={"label_warmup_steps": config.warmup_steps})
     return config
-
-
-def _with_stored(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A resumed run knows how it was started; what is given again must agree, or be of the kind that may change."""
-    if values.get("resume") and values.get("output_dir"):
-        stored = Path(str(values["output_dir"]), "config.yaml")
-        if stored.is_file():
-            return read_recipe(stored) | given
-    return dict(values)
 
 
 class Result(NamedTuple):

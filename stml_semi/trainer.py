@@ -76,7 +76,7 @@ class Trainer:
         )
         self.embedder = embedder.to(self.device)
         if self.device.type == "cuda" and embedder.channels_last:
-            # On a CPU the layout of the input is enough, and fused AdamW is 2.6 times slower on such weights.
+            # On a CPU the layout of the input is enough, and fused AdamW is slower on such weights.
             embedder.backbone.to(memory_format=torch.channels_last)
         self.teacher = Teacher(self.embedder, momentum=config.momentum)
         num_classes = 0 if tables.labeled is None else len(tables.labeled.classes)

@@ -247,3 +247,17 @@ def test_evaluation_without_pairs_is_refused_before_anything_is_written(monkeypa
     assert code == 2
     assert "--eval eval: no class has two pictures" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_resume_resolves_a_recipe_as_the_start_did(tmp_path):
+    from stml_semi.run import resolve
+
+    recipe = {"labeled": "kanji", "unlabeled": "kanji-more", "backbone": "auto", "learning_rate": "3e-4"}
+    for place in ({"output_dir": str(tmp_path / "run")}, {"output_dir": str(tmp_path / "other"), "seed": 3}):
+        started = resolve("sup", recipe | place)
+        (tmp_path / place["output_dir"]).mkdir()
+        (tmp_path / place["output_dir"] / "config.yaml").write_text(started.to_yaml())
+        resumed = resolve("sup", recipe | place | {"resume": True})
+        assert resumed == started.model_copy(update={"resume": True})
+        alone = resolve("sup", {"output_dir": place["output_dir"], "resume": True})
+        assert alone == resumed
