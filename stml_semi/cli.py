@@ -202,4 +202,7 @@ def _quiet_libraries() -> None:
 
 def main() -> None:
     """Entry point of `cli.py` and of the `stml-semi` command."""
-    app(prog_name=Path(sys.argv[0]).name)
+    arguments = sys.argv[1:]
+    while "--resume" in arguments and arguments[arguments.index("--resume") + 1 :][:1] == ["latest"]:
+        del arguments[arguments.index("--resume") + 1]  # What --resume means anyway.
+    app(arguments, prog_name=Path(sys.argv[0]).name)

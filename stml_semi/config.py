@@ -25,6 +25,7 @@ Pooling = Literal["auto", "cls", "mean", "mean_max", "pooler"]
 Balance = Literal["unit", "ratio", "fixed"]
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["no", "bf16", "fp16"]
+BatchNorm = Literal["frozen", "batch"]
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -72,6 +73,14 @@ class TrainConfig(BaseModel):
     auxiliary_dim: Model[Count] = 1024
     """Width of g, the auxiliary head: teaches f during training, then dropped."""
 
+    train_layers: Model[Annotated[str, Field(pattern=r"^(all|last:\d+)$")]] = "all"
+    """Which blocks of the backbone train: all, or last:N; last:0 trains the heads alone."""
+    lora_rank: Model[CountOrZero] = 0
+    """Train updates of this rank (LoRA) in place of a ViT's own weights; merged into them on export. 0: none."""
+    batchnorm: Model[BatchNorm] = "frozen"
+    """Statistics of BatchNorm: frozen keeps the pretrained ones; batch takes those of each process's batch, so that
+    results depend on the number of processes."""
+
     labeled_loss: Objective[str] = "proxy_anchor"
     """Loss on the labels, from pytorch-metric-learning: proxy_anchor, proxy_nca, softtriple, arcface, cosface,
     multi_similarity, ..."""
@@ -103,6 +112,8 @@ class TrainConfig(BaseModel):
     """Peak learning rate of AdamW for backbone and heads."""
     proxy_lr_scale: Optimization[Positive] = 100.0
     """Learning rate of the proxies, as a multiple of learning_rate."""
+    layer_decay: Optimization[Annotated[float, Field(gt=0, le=1)]] = 1.0
+    """Factor on the learning rate from each block to the one before it; 1 trains all blocks alike, ViTs like 0.75."""
     weight_decay: Optimization[NotNegative] = 1e-4
     """Weight decay; norms, biases and proxies have none."""
     lr_schedule: Optimization[Schedule] = "cosine"
@@ -119,6 +130,10 @@ class TrainConfig(BaseModel):
     micro_batch_size: Hardware[Count | None] = None
     """Most images in one forward part, per process: bounds memory, changes no result. Default: the whole batch at
     once."""
+    gradient_checkpointing: Hardware[bool] = False
+    """Compute the inside of each block again in the backward pass: less memory, more time, the same results."""
+    compile: Hardware[bool] = False
+    """Compile the model with torch.compile: the first steps take minutes, the others are faster."""
     mixed_precision: Hardware[Precision | None] = None
     """Precision of the backbone; distances and losses stay in float32. Default: what accelerate is configured
     to use."""
@@ -202,6 +217,8 @@ class TrainConfig(BaseModel):
                 f"--label-warmup-steps {self.warmup_steps} leaves none of --max-steps {self.max_steps} for the "
                 f"unlabeled images: lower it, or use `sup`"
             )
+        if self.batchnorm == "batch" and self.micro_batch_size:
+            raise ValueError("--batchnorm batch needs the batch in one piece: drop it, or --micro-batch-size")
         if self.resume and self.overwrite:
             raise ValueError("--resume keeps the run folder and --overwrite deletes it: choose one")
         return self

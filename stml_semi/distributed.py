@@ -77,6 +77,14 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
             parameter.grad /= world_size()
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error means that another process is gone, rather than that this one failed."""
+    if isinstance(error, dist.DistError):
+        return True
+    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, RuntimeError) and "gloo" in str(error) and any(text in str(error) for text in gone)
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Every process's small object, in rank order, on every process."""
     if world_size() == 1:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from stml_semi.models.adaptation import merged
 from stml_semi.models.embedder import Embedder, Pool
 
 PoolingMode = Literal["cls", "mean", "max"]
@@ -34,13 +35,14 @@ def export_model(embedder: Embedder, processor: Any, folder: Path) -> None:
     modes = pooling_modes(pool)
     pooled = pool.kind == "pooler"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _quiet(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+    with _quiet(), _scratch_beside(folder) as scratch, torch.random.fork_rng(devices=[]):
         backbone = Path(scratch) / "backbone"
-        embedder.backbone.save_pretrained(
-            backbone, state_dict={k: v.contiguous() for k, v in embedder.backbone.state_dict().items()}
-        )
+        plain = merged(embedder.backbone)
+        plain.save_pretrained(backbone, state_dict={k: v.contiguous() for k, v in plain.state_dict().items()})
         processor.save_pretrained(backbone)
         output = "pooler_output" if pooled else "last_hidden_state"
+        # Opened by its configuration, a ViT has a pooler that nothing uses, at random: the same in every export.
+        torch.manual_seed(0)
         modules: list[nn.Module] = [
             Transformer(
                 str(backbone),
@@ -102,6 +104,10 @@ def _num_tokens(embedder: Embedder, processor: Any) -> int:
     if embedder.pool.kind != "mean" or embedder.pool.num_prefix_tokens != 1:
         return 0
     return probe(embedder.backbone, view_size(processor)).last_hidden_state.shape[1]
+
+
+def _scratch_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
 
 
 @contextmanager

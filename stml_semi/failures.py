@@ -1,11 +1,15 @@
-"""Failures that speak: loss terms that are not finite, and memory that runs out."""
+"""Failures that speak: loss terms that are not finite, memory or disk that runs out, processes that die."""
 
+import errno
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
+from stml_semi import distributed
 from stml_semi.errors import RunFailed
 from stml_semi.objective import Terms
 
@@ -49,6 +53,47 @@ def report_non_finite(broken: dict[str, int], images: Iterable[str], file: Path 
     )
     error.everywhere = True
     return error
+
+
+@contextmanager
+def explained(rows: int, micro_batch_size: int | None) -> Iterator[None]:
+    """Within this context failures of the machine become a `RunFailed` that says what to do.
+
+    Args:
+        rows: images and views in this process's share of a step.
+        micro_batch_size: as configured.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(rows, micro_batch_size) from None
+        if is_disk_full(error):
+            raise RunFailed(
+                "the disk is full: free some space, then go on with --resume; checkpoints written before are whole"
+            ) from None
+        if distributed.is_lost_process(error):
+            raise LostProcess from None
+        raise
+
+
+class LostProcess(RunFailed):
+    """The others of a run whose process died."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another process of this run died (its own message, if it had time for one, is above; the system kills "
+            "what takes too much memory without any): go on with --resume"
+        )
+        # One of two processes is alive to say so, whichever died.
+        self.everywhere = distributed.rank() > 1
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether nothing more can be written: no space, a quota, a limit on the size of files."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, SafetensorError) and any(f"os error {n}" in str(error) for n in (27, 28, 122))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,21 +5,40 @@ import math
 import torch
 
 from stml_semi.config import TrainConfig
+from stml_semi.models.adaptation import depths, find_blocks
 from stml_semi.models.embedder import Embedder
 
 
 def make_optimizer(config: TrainConfig, embedder: Embedder, proxies: list[torch.nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW in one fused pass; biases, norms and proxies are not decayed, proxies learn `proxy_lr_scale` faster."""
-    trained = [p for p in embedder.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay, "scale": 1.0},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "scale": 1.0},
-        {"params": proxies, "weight_decay": 0.0, "scale": config.proxy_lr_scale},
+    """AdamW in one fused pass; biases, norms and proxies are not decayed, proxies learn `proxy_lr_scale` faster.
+
+    Raises:
+        ValueError: --layer-decay for a backbone without a list of blocks.
+    """
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    scales = _layer_scales(config, embedder)
+    for name, parameter in embedder.named_parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((scales.get(name, 1.0), decay), []).append(parameter)
+    if proxies:
+        groups.setdefault((config.proxy_lr_scale, 0.0), []).extend(proxies)
+    rates = [
+        {"params": params, "weight_decay": decay, "lr": config.learning_rate * scale}
+        for (scale, decay), params in groups.items()
     ]
-    groups = [group for group in groups if group["params"]]
-    for group in groups:
-        group["lr"] = group["peak_lr"] = config.learning_rate * group.pop("scale")
-    return torch.optim.AdamW(groups, fused=True)
+    for group in rates:
+        group["peak_lr"] = group["lr"]
+    return torch.optim.AdamW(rates, fused=True)
+
+
+def _layer_scales(config: TrainConfig, embedder: Embedder) -> dict[str, float]:
+    """Parameter name -> share of the learning rate: `layer_decay` once for every block between it and the heads."""
+    if config.layer_decay == 1:
+        return {}
+    by_depth = depths(embedder.backbone)
+    last = len(find_blocks(embedder.backbone)) + 1
+    return {f"backbone.{name}": config.layer_decay ** (last - depth) for name, depth in by_depth.items()}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:

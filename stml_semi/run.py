@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from stml_semi import distributed
 from stml_semi.config import TrainConfig, flag, read_recipe
@@ -18,7 +18,9 @@ from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.sources import open_source
 from stml_semi.data.views import normalization, view_size
 from stml_semi.export import export_model
+from stml_semi.failures import explained
 from stml_semi.losses.proxy import LabeledLoss
+from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_prefix
 from stml_semi.models.backbone import Backbone, open_backbone
 from stml_semi.models.embedder import Embedder, freeze_unused, resolve_pooling
 from stml_semi.progress import RunProgress
@@ -84,7 +86,9 @@ def run(config: TrainConfig) -> Result:
     Raises:
         ValueError: bad input, with the flag and the fix; nothing has been written or deleted then.
     """
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    # Buffers are alike in all processes as long as BatchNorm keeps its statistics.
+    wrapper = DistributedDataParallelKwargs(broadcast_buffers=config.batchnorm == "batch")
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[wrapper])
     config = config.model_copy(update={"mixed_precision": accelerator.mixed_precision})
     folder = RunFolder(str(config.output_dir), writes=accelerator.is_main_process)
 
@@ -111,11 +115,17 @@ def run(config: TrainConfig) -> Result:
         trainer = Trainer(config, accelerator, embedder, backbone.processor, tables, views, folder, progress)
         start = _together(trainer.restore) if config.resume else 0
         _together(lambda: folder.prepare(config))  # Nothing is written or deleted before all input was found good.
-        trainer.train(start)
-        if accelerator.is_main_process:
-            progress.note(f"exporting the model to {folder.model}")
-            export_model(embedder, backbone.processor, folder.model)
-    accelerator.wait_for_everyone()
+        if config.batchnorm == "batch":
+            progress.note(
+                "--batchnorm batch: each process normalizes by its own share of the batch, so results depend on the "
+                "number of processes"
+            )
+        with explained(trainer.stream.rows, config.micro_batch_size):
+            trainer.train(start)
+            if accelerator.is_main_process:
+                progress.note(f"exporting the model to {folder.model}")
+                export_model(embedder, backbone.processor, folder.model)
+            accelerator.wait_for_everyone()
     lines = [line for line in folder.lines() if "model" in line]
     accelerator.end_training()
     return Result(folder, lines, _claim(tables))
@@ -142,7 +152,15 @@ def _together(step: Callable[[], T]) -> T:
 
 # What may change when a run goes on: how long and how often, how much at once, where; not what is computed.
 _MAY_CHANGE = {"max_steps", "eval_every", "save_every", "keep_checkpoints", "log_every", "micro_batch_size"}
-_MAY_CHANGE |= {"num_workers", "mixed_precision", "output_dir", "resume", "overwrite"}
+_MAY_CHANGE |= {
+    "num_workers",
+    "gradient_checkpointing",
+    "compile",
+    "mixed_precision",
+    "output_dir",
+    "resume",
+    "overwrite",
+}
 
 
 def _check_same_run(config: TrainConfig, stored: TrainConfig) -> None:
@@ -221,9 +239,14 @@ def build_embedder(config: TrainConfig, backbone: Backbone) -> Embedder:
     """The model of a configuration; its heads are random (torch's generator), so seed before.
 
     Raises:
-        ValueError: a pooling that the backbone cannot do.
+        ValueError: a pooling, or a way to train it, that the backbone cannot do.
     """
     size = view_size(backbone.processor)
+    freeze_prefix(backbone.model, config.train_layers)
+    if config.lora_rank:
+        add_lora(backbone.model, config.lora_rank)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(backbone.model)
     embedder = Embedder(
         backbone.model,
         resolve_pooling(config.pooling, backbone.model, size),
@@ -231,8 +254,13 @@ def build_embedder(config: TrainConfig, backbone: Backbone) -> Embedder:
         embedding_dim=config.embedding_dim,
         auxiliary_dim=config.auxiliary_dim,
         micro_batch_size=config.micro_batch_size,
+        batch_statistics=config.batchnorm == "batch",
     )
     freeze_unused(embedder, size)
+    if config.compile and embedder.is_random:
+        raise ValueError(
+            "--compile: this backbone uses dropout or stochastic depth, whose draws are not compiled; leave it out"
+        )
     return embedder
 
 

@@ -17,7 +17,7 @@ from stml_semi.data.pool import Neighborhoods
 from stml_semi.data.tables import ImageTable
 from stml_semi.errors import RunFailed
 from stml_semi.evaluation import Encode, TableEncoder, score
-from stml_semi.failures import FiniteWatch, is_out_of_memory, out_of_memory, report_non_finite
+from stml_semi.failures import FiniteWatch, report_non_finite
 from stml_semi.interruption import Interrupted, StopSignal
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.noise import row_keys
@@ -83,23 +83,20 @@ class Trainer:
         self.objective = Objective(config, num_classes=num_classes).to(self.device)
         self.proxies = list(self.objective.parameters())
         self.finite = FiniteWatch(self.device)
+        if config.compile:
+            self.embedder.compile_steps()
+            self.teacher.model.compile_steps()
         self.model, self.optimizer = accelerator.prepare(self.embedder, make_optimizer(config, embedder, self.proxies))
 
     def train(self, start: int = 0) -> None:
         """Runs from step `start` (from `restore`) to max_steps."""
-        config = self.config
         if start:
             self.folder.rewind(start)
         else:
             self.folder.rewind(-1)
             self._evaluate_frozen()
-        try:
-            with StopSignal() as stop:
-                self._loop(start, stop)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise out_of_memory(self.stream.rows, config.micro_batch_size) from None
+        with StopSignal() as stop:
+            self._loop(start, stop)
 
     def _loop(self, start: int, stop: StopSignal) -> None:
         config = self.config

@@ -56,6 +56,8 @@ def _save_backbone(kind: str, folder: Path) -> None:
         model = tr.ConvNextModel(tr.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2))
     elif kind == "vit":
         model = tr.ViTModel(tr.ViTConfig(**vit))  # With a pooler, as on the hub.
+    elif kind == "vit_dropout":
+        model = tr.ViTModel(tr.ViTConfig(**vit, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1))
     elif kind == "deit":
         model = tr.DeiTModel(tr.DeiTConfig(**vit))
     elif kind == "dinov2":

@@ -26,6 +26,7 @@ ORDER = [
     "data.views",
     "models.backbone",
     "models.noise",
+    "models.adaptation",
     "models.embedder",
     "models.teacher",
     "objective",

@@ -1,55 +1,18 @@
-"""Whole runs in real processes: two take the steps of one, a stopped run goes on, bad pictures are replaced."""
+"""Whole runs in real processes: a stopped run goes on, failures speak, bad pictures are replaced."""
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 from conftest import write_pictures
-
-ROOT = Path(__file__).parents[1]
-KANJI = [
-    *("--labeled", "kanji", "--unlabeled", "kanji-more", "--eval", "kanji:train", "--pool-size", "300"),
-    *("--labeled-batch-size", "16", "--images-per-class", "2", "--unlabeled-batch-size", "20"),
-    *("--label-warmup-steps", "6", "--refresh-every", "8", "--log-every", "1", "--num-workers", "0"),
-]
-
-
-def train(folder: Path, *flags: str, processes: int = 1, command: str = "semi") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launch = [sys.executable]
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        # accelerate starts several processes on a CPU only in this way: --cpu, or neither, would silently start one.
-        environment["ACCELERATE_USE_CPU"] = "true"
-        launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
-        launch += ["--dynamo_backend", "no", "--num_processes", str(processes), "--main_process_port", str(port)]
-    done = subprocess.run(
-        [*launch, str(ROOT / "cli.py"), command, *flags, "--output-dir", str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode != 0 or f"; {processes} process" in done.stderr
-    return done
-
-
-def lines(folder: Path, key: str = "loss") -> list[dict]:
-    text = (folder / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, text) if key in line]
-
-
-TERMS = ["loss", "labeled_loss", "relaxed_contrastive", "self_distillation", "unlabeled_weight", "grad_ratio", "lr"]
+from real_runs import KANJI, ROOT, TERMS, lines, start, train, wait_for_step
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
@@ -58,24 +21,6 @@ def one_process(tmp_path_factory):
     done = train(folder, *KANJI, "--max-steps", "30", "--save-every", "12")
     assert done.returncode == 0, done.stderr
     return folder
-
-
-@pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(one_process, tmp_path):
-    done = train(tmp_path / "run", *KANJI, "--max-steps", "30", processes=2)
-    assert done.returncode == 0, done.stderr
-    single, double = lines(one_process), lines(tmp_path / "run")
-    assert [line["step"] for line in double] == list(range(1, 31))
-    for a, b in zip(single, double, strict=True):
-        for term in TERMS:
-            # Random orthogonal heads keep all distances: at first the divergence of f and g is nothing but rounding.
-            rounding = 1e-6 if term == "self_distillation" else 0
-            # Ratios of gradient norms are noisier than losses.
-            tolerance = 1e-3 if term in ("unlabeled_weight", "grad_ratio") else 1e-4
-            assert b[term] == pytest.approx(a[term], rel=tolerance, abs=rounding), (a["step"], term)
-    for a, b in zip(lines(one_process, "model"), lines(tmp_path / "run", "model"), strict=True):
-        assert (a["step"], a["model"], a["num_queries"]) == (b["step"], b["model"], b["num_queries"])
-        assert b["map@r"] == pytest.approx(a["map@r"], abs=2e-3)
 
 
 @pytest.mark.slow
@@ -148,27 +93,6 @@ def test_one_kind_of_pictures_alone(tmp_path, command):
         assert (line["relaxed_contrastive"] > 0) == (command == "unsup")
 
 
-def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "cli.py"), "semi", *flags, "--output-dir", str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-
-
-def wait_for_step(folder: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if (folder / "metrics.jsonl").exists():
-            text = (folder / "metrics.jsonl").read_text()
-            if any(f'"step": {s}, "loss"' in text for s in range(step, step + 4)):
-                return
-        time.sleep(0.05)
-    raise AssertionError(f"step {step} was not reached")
-
-
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_like_the_undisturbed_run(one_process, tmp_path):
     folder = tmp_path / "run"
@@ -199,3 +123,54 @@ def test_a_signal_saves_before_leaving(tmp_path, number, code):
     assert errors.splitlines()[-1].startswith(f"error: stopped by {number.name} after step ")
     (checkpoint,) = (folder / "checkpoints").iterdir()
     assert f"after {checkpoint.name.replace('-', ' ')};" in errors
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_other_with_one_message(tmp_path):
+    folder = tmp_path / "run"
+    running = start(folder, *KANJI, "--max-steps", "1000", processes=2)
+    wait_for_step(folder, 3)
+    (victim,) = [
+        process
+        for process in psutil.Process(running.pid).children(recursive=True)
+        if process.environ().get("RANK") == "1"
+    ]
+    victim.kill()
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode != 0
+    ours = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(ours) == 1
+    assert ours[0].startswith("error: another process of this run died")
+    assert "stml_semi" not in errors.split("error: ")[1].split("torch.distributed.elastic")[0]
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_checkpoints_that_were_written(one_process, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(one_process, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-30")
+    # No file may grow beyond 1 MB: the log goes on, a checkpoint does not fit.
+    limited = ["bash", "-c", 'ulimit -f 1024; exec "$@"', "limited", sys.executable, str(ROOT / "cli.py"), "semi"]
+    done = subprocess.run(
+        [*limited, "--resume", "latest", "--output-dir", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: the disk is full: free some space")
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-24"]
+    done = train(folder, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert lines(one_process, "model") == lines(folder, "model")
+
+
+@pytest.mark.slow
+def test_low_rank_updates_of_the_last_block_are_merged_on_export(make_backbone, tmp_path):
+    folder, backbone = tmp_path / "run", make_backbone("vit_dropout")
+    flags = ["--backbone", str(backbone), "--lora-rank", "4", "--train-layers", "last:1", "--layer-decay", "0.8"]
+    flags += ["--gradient-checkpointing", "--max-steps", "12", "--learning-rate", "0.01", "--save-every", "6"]
+    done = train(folder, *KANJI, *flags, processes=2)
+    assert done.returncode == 0, done.stderr
+    before, after = (load_file(place / "model.safetensors") for place in (backbone, folder / "model"))
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not [name for name in changed if "layer.1" not in name and "pooler" not in name]
+    assert after.keys() <= before.keys()

@@ -1,5 +1,6 @@
 """Backbone -> pooling -> heads f (retrieval) and g (auxiliary)."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -87,6 +88,7 @@ class Embedder(nn.Module):
         embedding_dim: int,
         auxiliary_dim: int,
         micro_batch_size: int | None = None,
+        batch_statistics: bool = False,
     ) -> None:
         """
         Args:
@@ -97,11 +99,13 @@ class Embedder(nn.Module):
             auxiliary_dim: width of g.
             micro_batch_size: most images in one forward part; the parts are recomputed in the backward pass
                 (exact gradients, memory of one part). None: one part.
+            batch_statistics: let BatchNorm use and learn the statistics of batches in training.
         """
         super().__init__()
         self.backbone = backbone
         self.pool = pool
         self.micro_batch_size = micro_batch_size
+        self.batch_statistics = batch_statistics
         self.is_random = is_random(backbone)
         self.head_f = _head(pool.num_features, embedding_dim)
         self.head_g = _head(pool.num_features, auxiliary_dim)
@@ -110,6 +114,7 @@ class Embedder(nn.Module):
         self.channels_last = any(
             isinstance(m, nn.Conv2d) and m.weight.shape[2] != m.stride[0] for m in backbone.modules()
         )
+        self._compiled: Callable[..., Embeddings] | None = None
 
     def forward(self, pixels: Tensor, keys: Tensor | None = None) -> Embeddings:
         """Embeds a batch, whole or in parts of `micro_batch_size`.
@@ -123,15 +128,22 @@ class Embedder(nn.Module):
             Embeddings(f (B, d), g (B, e)).
         """
         size = self.micro_batch_size
+        # Evaluation comes with batches of many sizes, each of which would be compiled anew.
+        embed = self._embed if self._compiled is None or torch.is_inference_mode_enabled() else self._compiled
         if size is None or len(pixels) <= size:
-            return self._embed(pixels, keys)
+            return embed(pixels, keys)
         split = zip(pixels.split(size), [None] * len(pixels) if keys is None else keys.split(size), strict=False)
         if torch.is_grad_enabled():
             # Non-reentrant checkpointing replays autocast and noise: each part's graph exists only while it is used.
-            parts = [checkpoint(self._embed, *part, use_reentrant=False) for part in split]
+            parts = [checkpoint(embed, *part, use_reentrant=False) for part in split]
         else:
-            parts = [self._embed(*part) for part in split]
+            parts = [embed(*part) for part in split]
         return Embeddings(torch.cat([part.f for part in parts]), torch.cat([part.g for part in parts]))
+
+    def compile_steps(self) -> None:
+        """Compiles the passes of training steps; parameters keep their names, so nothing else has to know."""
+        assert not self.is_random, "keyed noise does not compile"
+        self._compiled = torch.compile(self._embed, dynamic=False)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Pooled backbone features (B, num_features), before the heads: what the frozen backbone offers."""
@@ -150,7 +162,7 @@ class Embedder(nn.Module):
     def train(self, mode: bool = True) -> "Embedder":
         """Training mode, but BatchNorm keeps its pretrained statistics: those of a batch depend on how it is split."""
         super().train(mode)
-        for module in self.modules():
+        for module in () if self.batch_statistics else self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self

@@ -5,8 +5,10 @@ activations, and two machines take different steps. Here every row of a batch ha
 in the global batch), and the draw for its i-th element in the n-th random call is a hash of (key, n, i).
 """
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +43,24 @@ def _mix(x: Tensor) -> Tensor:
 class KeyedNoise(TorchFunctionMode):
     """Within this context random draws over a batch come from the keys of its rows."""
 
-    def __init__(self, keys: Tensor) -> None:
+    def __init__(self, keys: Tensor, calls: int = 0) -> None:
         """
         Args:
             keys: (B,) int64 from `row_keys`. Tensors of the model are batch-major: their elements divide by B.
+            calls: how many draws to count as made.
         """
         super().__init__()
         self.keys = keys
-        self.calls = 0
+        self.calls = calls
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._outer, _active.noise = getattr(_active, "noise", None), self
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _active.noise = self._outer
+        super().__exit__(*error)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -98,6 +110,18 @@ class KeyedNoise(TorchFunctionMode):
                 weights.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else weights + attn_mask
             )
         return self._dropout(weights.softmax(-1), dropout_p) @ value
+
+
+_active = threading.local()  # The backward pass, where checkpoints compute again, may run in a thread of its own.
+
+
+def replayed_noise() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Contexts for the first and the second pass through a checkpointed part: both draw the same numbers.
+
+    To be called within the forward pass; what `context_fn` of `torch.utils.checkpoint` asks for.
+    """
+    noise = getattr(_active, "noise", None)
+    return nullcontext(), nullcontext() if noise is None else KeyedNoise(noise.keys, noise.calls)
 
 
 def _dropout_of_attention(args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:

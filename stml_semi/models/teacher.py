@@ -1,7 +1,7 @@
 """The teacher: an exponential moving average of the student."""
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,9 @@ class Teacher(nn.Module):
         super().__init__()
         self.momentum = momentum
         self._pairs: _Pairs | None = None
-        self.model = copy.deepcopy(student).requires_grad_(False).eval()
+        # What never changes is shared: a frozen backbone is in memory once.
+        frozen = {id(p): p for p in student.parameters() if not p.requires_grad}
+        self.model: Any = copy.deepcopy(student, frozen).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Teacher":
         """Always in evaluation mode."""
@@ -59,8 +61,9 @@ def _pairs(teacher: nn.Module, student: nn.Module) -> _Pairs:
     own = dict(teacher.named_parameters()) | dict(teacher.named_buffers())
     other = dict(student.named_parameters()) | dict(student.named_buffers())
     assert own.keys() == other.keys(), "teacher and student must be the same model"
-    floats = [name for name in own if own[name].is_floating_point()]
-    others = [name for name in own if not own[name].is_floating_point()]
+    moving = [name for name in own if own[name] is not other[name]]
+    floats = [name for name in moving if own[name].is_floating_point()]
+    others = [name for name in moving if not own[name].is_floating_point()]
     return _Pairs(
         [own[name] for name in floats],
         [other[name] for name in floats],

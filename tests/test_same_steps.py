@@ -1,0 +1,56 @@
+"""Hardware does not matter: any number of processes and any split of the batch take the same steps.
+
+40 steps, warm-up and two refreshes of the neighbors included; the largest deviations are printed with `pytest -rP`.
+"""
+
+import pytest
+from real_runs import KANJI, TERMS, lines, train
+from safetensors.torch import load_file
+
+WAYS = {
+    "2 processes": (2, ()),
+    "3 processes, uneven": (3, ()),
+    "4 processes": (4, ()),
+    "parts of 8": (1, ("--micro-batch-size", "8")),
+    "2 processes, parts of 5, checkpointed blocks": (2, ("--micro-batch-size", "5", "--gradient-checkpointing")),
+}
+STEPS = ("--max-steps", "40", "--label-warmup-steps", "10", "--refresh-every", "12", "--save-every", "0")
+
+
+@pytest.fixture(scope="module", params=["tiny-resnet", "vit_dropout"])
+def undivided(request, make_backbone, tmp_path_factory):
+    backbone = request.param if request.param == "tiny-resnet" else str(make_backbone(request.param))
+    folder = tmp_path_factory.mktemp("undivided") / "run"
+    done = train(folder, *KANJI, *STEPS, "--backbone", backbone)
+    assert done.returncode == 0, done.stderr
+    return folder, backbone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_any_division_takes_the_same_steps(undivided, way, tmp_path):
+    whole, backbone = undivided
+    processes, flags = WAYS[way]
+    divided = tmp_path / "run"
+    done = train(divided, *KANJI, *STEPS, "--backbone", backbone, *flags, processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in lines(divided)] == list(range(1, 41))
+    worst: dict[str, float] = {}
+    for a, b in zip(lines(whole), lines(divided), strict=True):
+        for term in TERMS:
+            # Random orthogonal heads keep all distances: at first the divergence of f and g is nothing but rounding.
+            difference = max(abs(a[term] - b[term]) - (1e-6 if term == "self_distillation" else 0), 0)
+            worst[term] = max(worst.get(term, 0), difference / max(abs(a[term]), 1e-12))
+    change, size = 0.0, 0.0
+    for name in ("model.safetensors", "2_Dense/model.safetensors"):
+        a, b = (load_file(run / "model" / name) for run in (whole, divided))
+        change += sum(float((a[key] - b[key]).square().sum()) for key in a)
+        size += sum(float(a[key].square().sum()) for key in a)
+    print(f"{way}, {backbone}: weights {(change / size) ** 0.5:.1e}, terms {max(worst.values()):.1e}")
+    for term, relative in worst.items():
+        # Ratios of gradient norms are noisier than losses.
+        assert relative < (1e-3 if term in ("unlabeled_weight", "grad_ratio") else 1e-4), term
+    assert (change / size) ** 0.5 < 1e-3
+    for a, b in zip(lines(whole, "model"), lines(divided, "model"), strict=True):
+        assert (a["step"], a["model"], a["num_queries"]) == (b["step"], b["model"], b["num_queries"])
+        assert b["map@r"] == pytest.approx(a["map@r"], abs=2e-3)
