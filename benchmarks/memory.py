@@ -68,7 +68,7 @@ class Rig:
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.setting.bf16):
             student, target = self.embedder(pixels), self.teacher(pixels)
         topk = min(config.num_neighbors * config.num_views, len(pixels))
-        relations = contextual_affinity(target.g, index, sigma=config.sigma, topk=topk)
+        relations = contextual_affinity(target.g, index, sigma=3.0, topk=topk)
         stml_loss(student.f.float(), student.g.float(), relations.affinity, delta=config.delta).total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

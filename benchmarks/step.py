@@ -46,6 +46,7 @@ STUDENT, TEACHER, LOSSES, BACKWARD, OPTIMIZER, EMA = PARTS = (
     "EMA of the teacher",
 )
 BARE, OURS, PUBLISHED, OTHER = "bare passes", "this project", "published way", "other precision"
+SIGMA = 3.0  # As published.
 NUM_CLASSES = 100  # Proxies of the labeled term, as many as CUB has.
 HEAD_F, HEAD_G = 512, 1024
 
@@ -214,7 +215,7 @@ class Rig:
     def _losses(self, f: Tensor, g: Tensor, target: Tensor) -> Callable[[], None]:
         labeled = self.setting.labeled
         terms = self.objective(
-            Labeled(f[:labeled], self.labels), Unlabeled(f[labeled:], g[labeled:], target, self.index)
+            Labeled(f[:labeled], self.labels), Unlabeled(f[labeled:], g[labeled:], target, self.index, SIGMA)
         )
         return terms.surrogate.backward
 
@@ -239,7 +240,7 @@ def published_stml(f: Tensor, g: Tensor, target: Tensor, index: Tensor, config: 
     topk = config.num_neighbors * config.num_views
     contrastive = torch.zeros((), device=f.device)
     for head in (f, g):
-        affinity = published_affinity(target, index, sigma=config.sigma, topk=topk)
+        affinity = published_affinity(target, index, sigma=SIGMA, topk=topk)
         d = _distances(head)
         terms = affinity * d**2 + (1 - affinity) * F.relu(config.delta - d) ** 2
         apart = 1 - torch.eye(len(d), device=d.device)
@@ -305,7 +306,7 @@ def loss_alone(rows: int, setting: Setting) -> dict[str, list[Laps]]:
 
     def ours() -> Tensor:
         topk = config.num_neighbors * config.num_views
-        relations = contextual_affinity(target, index, sigma=config.sigma, topk=topk)
+        relations = contextual_affinity(target, index, sigma=SIGMA, topk=topk)
         return stml_loss(f, g, relations.affinity, delta=config.delta).total
 
     def published() -> Tensor:
@@ -358,7 +359,10 @@ def data_seconds(setting: Setting) -> float:
     steps = Steps(
         ViewSettings("paper", (setting.size, setting.size), config.num_views, 0),
         labeled=(labeled, LabeledPlan(by_class, classes, config.images_per_class)),
-        unlabeled=(unlabeled, UnlabeledPlan(np.arange(len(unlabeled)), neighbors, config.queries_per_batch)),
+        unlabeled=(
+            unlabeled,
+            UnlabeledPlan(np.arange(len(unlabeled)), neighbors, config.queries_per_batch, config.num_neighbors),
+        ),
         labeled_share=slice(0, setting.labeled),
         unlabeled_share=slice(0, setting.unlabeled),
     )

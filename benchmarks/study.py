@@ -1,34 +1,53 @@
-"""What unlabeled pictures are worth: arms x seeds on the embedded kanji, one table.
+"""What unlabeled pictures are worth: arms x seeds on the embedded kanji, one table and one figure.
 
-    python benchmarks/study.py                                    # test classes, three seeds, all arms
-    python benchmarks/study.py --arms sup,semi --eval kanji_validation.parquet --seeds 0
+    python benchmarks/study.py                                       # all arms, three seeds, on the test classes
+    python benchmarks/study.py --arms sup,semi --seeds 0 --eval kanji_validation.parquet
 
-All arms take the same labeled steps with the same batches. A finished run is not repeated: delete its folder to do so.
-To choose settings, evaluate on characters that no embedded file holds (scripts/build_kanji.py --validation).
+All arms of a group take the same labeled steps with the same batches. A finished run is not repeated: delete its folder
+to do so. To choose settings, evaluate on characters that no embedded file holds (scripts/build_kanji.py --validation).
+Two runs at a time, one core each, in bf16 where the CPU multiplies it.
 """
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "docs" / "RESULTS.md"
+import numpy as np
 
-# Learning rates were chosen on validation classes, among 1e-4, 3e-4 and 1e-3, for each arm by itself.
-SEMI = ["semi", "--labeled", "kanji", "--unlabeled", "kanji-more", "--learning-rate", "3e-4"]
-ARMS: dict[str, list[str]] = {
-    "sup": ["sup", "--labeled", "kanji", "--learning-rate", "1e-4"],
-    "sup at the learning rate of semi": ["sup", "--labeled", "kanji", "--learning-rate", "3e-4"],
-    "semi": SEMI,
-    "semi, weight 1 as published": [*SEMI, "--balance", "fixed", "--unlabeled-weight", "1"],
-    "null control (labeled pictures, labels hidden)": [*SEMI, "--unlabeled", "kanji:train"],
-    "unsup": ["unsup", "--unlabeled", "kanji-more", "--learning-rate", "3e-4"],
+ROOT = Path(__file__).parents[1]
+RESULTS, FIGURE = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "study.png"
+EMBEDDED = ROOT / "stml_semi" / "data" / "embedded"
+# Typefaces (numbers in the list of scripts/build_kanji.py) that imitate handwriting or brush; the others are printed.
+HANDWRITTEN = (2, 3, 4, 15, 16, 17, 18)
+NUM_TYPEFACES = 22
+
+# What the kanji get by default (data/benchmarks.py and TrainConfig) is not repeated here.
+SEMI = "semi --labeled kanji --unlabeled kanji-more"
+PUBLISHED = "--relations batch --sigma 3"
+ARMS: dict[str, str] = {
+    "sup": "sup --labeled kanji --max-steps 1000",
+    "sup, its best number of steps": "sup --labeled kanji --max-steps 500",
+    "null control: labeled pictures, labels hidden": "semi --labeled kanji --unlabeled kanji:train --max-steps 1000",
+    "semi as published: weight 1": f"{SEMI} {PUBLISHED} --balance fixed --unlabeled-weight 1 --max-steps 1000",
+    "semi, balanced": f"{SEMI} {PUBLISHED} --max-steps 1000",
+    "semi, balanced, sigma calibrated": f"{SEMI} --relations batch --max-steps 1000",
+    "semi": f"{SEMI} --max-steps 1000",
+    "oracle: all 500 classes labeled": "",  # Set by --oracle.
+    "unsup": "unsup --unlabeled kanji-more --max-steps 500",
+    "random weights: sup": "sup --labeled kanji --backbone {random} --learning-rate 1e-3 --max-steps 500",
+    "random weights: semi": f"{SEMI} --backbone {{random}} --max-steps 500",
+    "labels on printed typefaces only: sup": "sup --labeled {printed} --eval {handwritten} --max-steps 500",
+    "labels on printed typefaces only: semi": "semi --labeled {printed} --unlabeled kanji-more --eval {handwritten} "
+    "--max-steps 500",
+    "half of the pool is foreign: semi": f"{SEMI},{{foreign}} --max-steps 500",
 }
 
 
@@ -39,39 +58,157 @@ class Score(NamedTuple):
     map_at_r: float
 
 
-def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Score]:
-    """Trains one arm with one seed, unless it is there already: model (frozen, student, teacher) -> score."""
-    name = re.sub(r"[^a-z0-9]+", "-", arm.lower())
+class Run(NamedTuple):
+    """One arm with one seed."""
+
+    scores: dict[str, Score]
+    """By model: frozen, student, teacher."""
+    minutes: float
+    """Of one core."""
+
+
+def run(arm: str, seed: int, options: argparse.Namespace) -> Run:
+    """Trains one arm with one seed, unless it is there already."""
+    name = re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-")
     folder = Path(options.output) / f"{name}-{seed}"
     done = folder / "done.json"
     if not done.exists():
-        flags = ["--eval", options.eval, "--eval-every", "0", "--save-every", "0", "--max-steps", str(options.steps)]
-        command = [sys.executable, str(ROOT / "cli.py"), *ARMS[arm], *flags, *options.extra]
-        command += ["--seed", str(seed), "--output-dir", str(folder)]
+        command = ARMS[arm] if not arm.startswith("oracle") else f"sup --labeled {options.oracle} --max-steps 1000"
+        arguments = command.format(**{key: make(Path(options.output)) for key, make in MADE.items() if key in command})
+        if "--eval" not in arguments:
+            arguments += f" --eval {options.eval}"
+        if "--backbone" not in arguments:
+            arguments += " --backbone tiny-resnet --augment glyph"
+        flags = ["--eval-every", "0", "--save-every", "0", "--num-workers", "0", "--mixed-precision", "bf16"]
+        flags += ["--seed", str(seed), "--output-dir", str(folder), *options.extra]
+        flags += ["--augment", "glyph", *(["--overwrite"] if folder.exists() else [])]
         start = time.monotonic()
-        subprocess.run([*command, *(["--overwrite"] if folder.exists() else [])], check=True)
-        done.write_text(json.dumps({"seconds": time.monotonic() - start}))
+        subprocess.run(
+            [sys.executable, str(ROOT / "cli.py"), *arguments.split(), *flags],
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        done.write_text(json.dumps({"minutes": (time.monotonic() - start) / 60}))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["model"]: Score(line["recall@1"], line["map@r"]) for line in lines if "model" in line}
+    scores = {line["model"]: Score(line["recall@1"], line["map@r"]) for line in lines if "model" in line}
+    student = scores["student"]
+    print(f"{arm}, seed {seed}: recall@1 {student.recall:.4f}, MAP@R {student.map_at_r:.4f}", flush=True)
+    return Run(scores, json.loads(done.read_text())["minutes"])
 
 
-def table(scores: dict[str, list[dict[str, Score]]]) -> str:
-    """Markdown: mean and spread (largest minus smallest) over seeds, in percent."""
-    rows = ["| | recall@1 | MAP@R | recall@1 of the teacher | MAP@R of the teacher |", "|---|---|---|---|---|"]
-    first = next(iter(scores.values()))[0]["frozen"]
-    rows.append(f"| frozen backbone | {100 * first.recall:.1f} | {100 * first.map_at_r:.1f} | | |")
-    for arm, runs in scores.items():
-        cells = [
-            _cell([getattr(scored[model], field) for scored in runs])
-            for model in ("student", "teacher")
-            for field in ("recall", "map_at_r")
+def random_backbone(folder: Path) -> Path:
+    """tiny-resnet before its pretraining."""
+    import torch
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+    target, source = folder / "random-resnet", ROOT / "stml_semi" / "models" / "embedded" / "tiny-resnet"
+    if not target.exists():
+        torch.manual_seed(0)
+        AutoModel.from_config(AutoConfig.from_pretrained(source)).save_pretrained(target)
+        AutoImageProcessor.from_pretrained(source).save_pretrained(target)
+    return target
+
+
+def printed(folder: Path) -> Path:
+    """The labeled pictures of printed typefaces."""
+    return _by_typeface(folder / "printed.parquet", "kanji_train.parquet", handwritten=False)
+
+
+def handwritten(folder: Path) -> Path:
+    """The test pictures of handwriting and brush."""
+    return _by_typeface(folder / "handwritten.parquet", "kanji_test.parquet", handwritten=True)
+
+
+def _by_typeface(target: Path, source: str, *, handwritten: bool) -> Path:
+    from datasets import Dataset
+
+    if not target.exists():
+        table = Dataset.from_parquet(str(EMBEDDED / source))
+        rows = [i for i in range(len(table)) if (i % NUM_TYPEFACES in HANDWRITTEN) == handwritten]
+        table.select(rows).to_parquet(target)
+    return target
+
+
+def foreign(folder: Path) -> Path:
+    """As many pictures as kanji-more has, of other things: digits, pieces of photographs, noise."""
+    from datasets import Dataset, Features, Image
+    from PIL import Image as Pictures
+    from sklearn.datasets import load_digits, load_sample_images
+
+    target = folder / "foreign.parquet"
+    if not target.exists():
+        rng = np.random.default_rng(0)
+        digits = [
+            255 - np.kron(digit.reshape(8, 8), np.ones((4, 4))) * 15.9 for digit in load_digits(return_X_y=True)[0]
         ]
-        rows.append(f"| {arm} | {' | '.join(cells)} |")
+        photographs = [np.asarray(Pictures.fromarray(photo).convert("L")) for photo in load_sample_images().images]
+        pieces = []
+        for _ in range(6_000):
+            photo = photographs[rng.integers(len(photographs))]
+            side = int(rng.integers(32, 200))
+            top, left = (int(rng.integers(0, size - side)) for size in photo.shape)
+            piece = Pictures.fromarray(photo[top : top + side, left : left + side])
+            pieces.append(np.asarray(piece.resize((32, 32), Pictures.Resampling.BILINEAR)))
+        coarse = [
+            rng.integers(0, 256, (n, n)).astype(np.uint8) for n in rng.integers(2, 33, 10_560 - 6_000 - len(digits))
+        ]
+        noise = [np.asarray(Pictures.fromarray(c).resize((32, 32), Pictures.Resampling.BICUBIC)) for c in coarse]
+        pictures = [Pictures.fromarray(x.astype(np.uint8)) for x in (*digits, *pieces, *noise)]
+        Dataset.from_dict({"image": pictures}, features=Features({"image": Image()})).to_parquet(target)
+    return target
+
+
+MADE = {"random": random_backbone, "printed": printed, "handwritten": handwritten, "foreign": foreign}
+
+
+def table(runs: dict[str, list[Run]]) -> str:
+    """Markdown: mean and half the spread (largest minus smallest) over seeds, in percent."""
+    rows = ["| | recall@1 | MAP@R | teacher: recall@1 | MAP@R | minutes |", "|---|---|---|---|---|---|"]
+    first = next(iter(runs.values()))[0].scores["frozen"]
+    rows.append(f"| frozen backbone | {100 * first.recall:.1f} | {100 * first.map_at_r:.1f} | | | |")
+    for arm, found in runs.items():
+        cells = [
+            _cell([getattr(one.scores[model], field) for one in found])
+            for model in ("student", "teacher")
+            for field in Score._fields
+        ]
+        rows.append(f"| {arm} | {' | '.join(cells)} | {statistics.mean(one.minutes for one in found):.0f} |")
     return "\n".join(rows)
 
 
 def _cell(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.1f} ± {50 * (max(values) - min(values)):.1f}"
+
+
+def draw(runs: dict[str, list[Run]], path: Path) -> None:
+    """Bars of recall@1 and MAP@R with a dot for each seed."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 0.42 * len(runs) + 1.4), sharey=True, layout="constrained")
+    places = np.arange(len(runs))[::-1]
+    for axis, field, title in zip(axes, Score._fields, ("recall@1", "MAP@R"), strict=True):
+        values = [[100 * getattr(one.scores["student"], field) for one in found] for found in runs.values()]
+        colors = ["#1a7f37" if arm == "semi" else "#8c959f" for arm in runs]
+        means = [statistics.mean(v) for v in values]
+        axis.barh(places, means, color=colors, height=0.7)
+        for place, dots, mean in zip(places, values, means, strict=True):
+            axis.plot(dots, [place] * len(dots), ".", color="#1f2328", markersize=4)
+            axis.annotate(
+                f"{mean:.1f}", (max(dots), place), (5, 0), textcoords="offset points", va="center", fontsize=9
+            )
+        frozen = 100 * getattr(next(iter(runs.values()))[0].scores["frozen"], field)
+        axis.axvline(frozen, color="#b42318", linewidth=1, linestyle="--")
+        low = min(min(min(v) for v in values), frozen)
+        axis.set_xlim(max(0, 0.92 * low), 1.04 * max(max(v) for v in values))
+        axis.set_title(f"{title}, percent (dashed: frozen backbone)", fontsize=10)
+        axis.set_yticks(places, list(runs))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
 
 
 def write(text: str, marker: str) -> None:
@@ -85,23 +222,29 @@ def write(text: str, marker: str) -> None:
 def main() -> None:
     """Runs what is asked for and prints the table; with --write it also goes to docs/RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", default=",".join(["sup", "semi"]), help=f"among: {'; '.join(ARMS)}")
+    parser.add_argument("--arms", help=f"comma-separated or a group's beginning, among: {'; '.join(ARMS)}")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--eval", default="kanji:test")
+    parser.add_argument("--oracle", help="labeled file of all 500 classes: scripts/build_kanji.py --oracle")
     parser.add_argument("--output", default=str(ROOT / "runs" / "study"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--write", metavar="MARKER", help="put the table into docs/RESULTS.md at <!-- MARKER -->")
-    options, extra = parser.parse_known_args()
-    options.extra = extra
-    scores: dict[str, list[dict[str, Score]]] = {}
-    for arm in ARMS if options.arms == "all" else options.arms.split(","):
-        scores[arm] = [run(arm, int(seed), options) for seed in options.seeds.split(",")]
-        for seed, result in zip(options.seeds.split(","), scores[arm], strict=True):
-            student = result["student"]
-            print(f"{arm}, seed {seed}: recall@1 {student.recall:.4f}, MAP@R {student.map_at_r:.4f}", flush=True)
-    print(table(scores))
+    parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE.name} as well")
+    options, options.extra = parser.parse_known_args()
+    arms = [arm for arm in ARMS if options.arms is None or arm in options.arms.split(";")]
+    arms = [arm for arm in arms if options.oracle or not arm.startswith("oracle")]
+    Path(options.output).mkdir(parents=True, exist_ok=True)
+    for make in MADE.values():
+        make(Path(options.output))
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        waiting = {arm: [pool.submit(run, arm, seed, options) for seed in seeds] for arm in arms}
+        runs = {arm: [one.result() for one in found] for arm, found in waiting.items()}
+    print(table(runs))
     if options.write:
-        write(table(scores), options.write)
+        write(table(runs), options.write)
+    if options.figure:
+        draw(runs, FIGURE)
 
 
 if __name__ == "__main__":

@@ -201,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, help="folder of the three files; with --validation, the file")
     parser.add_argument("--validation", type=int, metavar="N", help="only N classes that no embedded file holds")
+    parser.add_argument("--oracle", action="store_true", help="only the classes of train and more, all labeled")
     parser.add_argument("--fonts", type=Path, default=FONT_FOLDER, help="folder below which the fonts lie")
     options = parser.parse_args()
     disable_progress_bars()
@@ -215,6 +216,11 @@ def main() -> None:
         if not options.output or not 0 < options.validation <= len(splits.spare):
             parser.error(f"--validation takes 1 to {len(splits.spare)} classes, and --output the file to write")
         write(labeled(splits.spare[: options.validation], fonts), options.output)
+        return
+    if options.oracle:
+        if not options.output:
+            parser.error("--oracle needs --output, the file to write")
+        write(labeled([*splits.train, *splits.more], fonts), options.output)
         return
     folder = options.output or EMBEDDED
     write(labeled(splits.train, fonts), folder / "kanji_train.parquet")

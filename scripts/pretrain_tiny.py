@@ -1,4 +1,4 @@
-"""Pretrains the embedded backbone tiny-resnet: a classifier of letters and syllables that has never seen a kanji.
+"""Pretrains the embedded backbone tiny-resnet: a classifier of letters that has never seen a kanji.
 
     python scripts/pretrain_tiny.py
 
@@ -27,8 +27,8 @@ SIDE = 64
 """Side of a stored glyph, pixels: twice that of a training picture, so that warping blurs nothing."""
 INPUT_SIDE = 64
 """Side to which the image processor scales a picture of 32 pixels: the stem of a ResNet divides by four at once."""
-NUM_HANGUL = 900
-NUM_STEPS = 1250
+NUM_HANGUL = 0
+NUM_STEPS = 500
 MIN_TYPEFACES = 8
 """A character that fewer typefaces draw is left out."""
 
@@ -253,7 +253,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=EMBEDDED / "tiny-resnet", help="folder to write")
     parser.add_argument("--validation", type=Path, help="file from build_kanji.py --validation: scored at the end")
     parser.add_argument(
-        "--hangul", type=int, default=NUM_HANGUL, metavar="N", help="Hangul syllables among the classes"
+        "--hangul",
+        type=int,
+        default=NUM_HANGUL,
+        metavar="N",
+        help="add Hangul syllables to the classes: a stronger backbone",
     )
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="training steps")
     parser.add_argument("--seed", type=int, default=0)

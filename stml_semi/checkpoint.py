@@ -56,6 +56,7 @@ def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable
             files["pool.safetensors"] = {
                 "rows": torch.from_numpy(table.rows),
                 "neighbors": torch.from_numpy(table.neighbors),
+                "compared": torch.from_numpy(table.compared),
             }
         for name, content in files.items():
             save_file(
@@ -64,6 +65,7 @@ def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable
         summary = {
             "step": step,
             "pool_refresh": None if table is None else table.refresh,
+            "pool_sigma": None if table is None else table.sigma,
             "scaler": None if state.scaler is None else state.scaler.state_dict(),
             "sha256": {name: _sha256(temporary / name) for name in files},
         }
@@ -108,7 +110,10 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
     """
     try:
         summary = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if not isinstance(summary, dict) or not {"step", "pool_refresh", "scaler", "sha256"} <= summary.keys():
+        if (
+            not isinstance(summary, dict)
+            or not {"step", "pool_refresh", "pool_sigma", "scaler", "sha256"} <= summary.keys()
+        ):
             raise ValueError("state.json is not what was written")
         for name, digest in summary["sha256"].items():
             if _sha256(path / name) != digest:
@@ -135,8 +140,8 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
         state.scaler.load_state_dict(summary["scaler"])
     table = None
     if pool is not None:
-        rows, neighbors = (pool[name].numpy().astype(np.int64) for name in ("rows", "neighbors"))
-        table = PoolTable(cast(int, summary["pool_refresh"]), rows, neighbors)
+        rows, neighbors, compared = (pool[n].numpy().astype(np.int64) for n in ("rows", "neighbors", "compared"))
+        table = PoolTable(cast(int, summary["pool_refresh"]), rows, neighbors, compared, summary["pool_sigma"])
     return Restored(summary["step"], table)
 
 

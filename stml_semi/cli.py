@@ -76,9 +76,12 @@ def _train(command: Literal["semi", "unsup", "sup"], flags: dict[str, Any]) -> N
 
         result = run(config)
     if _is_main():
-        from stml_semi.tables import print_result
+        from stml_semi.tables import print_plan, print_result
 
-        print_result(result)
+        if result.plan is None:
+            print_result(result)
+        else:
+            print_plan(result.plan)
 
 
 def _add(command: Literal["semi", "unsup", "sup"], text: str) -> None:

@@ -25,6 +25,7 @@ Pooling = Literal["auto", "cls", "mean", "mean_max", "pooler"]
 Balance = Literal["unit", "ratio", "fixed"]
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["no", "bf16", "fp16"]
+Relations = Literal["pool", "batch"]
 BatchNorm = Literal["frozen", "batch"]
 
 Count = Annotated[int, Field(ge=1)]
@@ -94,8 +95,14 @@ class TrainConfig(BaseModel):
     """Size of a neighborhood, the image itself included: k of the paper."""
     num_views: Objective[Annotated[int, Field(ge=1, le=8)]] = 2
     """Random views of every unlabeled image."""
-    sigma: Objective[Positive] = 3.0
-    """Bandwidth of pairwise similarity: exp(-squared distance / sigma)."""
+    relations: Objective[Relations] = "pool"
+    """Where neighborhoods are compared to tell which images belong together: pool (all live unlabeled images) or batch,
+    as published."""
+    pool_neighbors: Objective[Annotated[int, Field(ge=2)]] = 20
+    """Size of the neighborhoods that --relations pool compares, the image itself included."""
+    sigma: Objective[Positive | Literal["auto"]] = "auto"
+    """Bandwidth of pairwise similarity, exp(-squared distance / sigma): a number (published: 3), or auto, which gives
+    an average pair of the pool a similarity of 0.05 at every refresh."""
     delta: Objective[Positive] = 1.0
     """Margin of the relaxed contrastive loss, in mean distances."""
     momentum: Objective[Share] = 0.995
@@ -103,7 +110,7 @@ class TrainConfig(BaseModel):
     balance: Objective[Balance] = "unit"
     """What unlabeled_weight multiplies: unit (both terms at unit gradient norm), ratio (the labeled term's gradient
     norm), fixed (the bare loss, as published)."""
-    unlabeled_weight: Objective[NotNegative] = 0.3
+    unlabeled_weight: Objective[NotNegative] = 1.0
     """How strongly the unlabeled term pulls; its meaning is set by --balance."""
     label_warmup_steps: Objective[CountOrZero | None] = None
     """First steps on labels alone. Default: 30% of max_steps; unsup has none."""
@@ -154,6 +161,10 @@ class TrainConfig(BaseModel):
     """Steps between lines in metrics.jsonl."""
     resume: Run[bool] = False
     """Go on from the newest checkpoint in --output-dir, with the configuration found there; flags override it."""
+    stop_on_collapse: Run[bool] = False
+    """End the run when its embeddings collapse to a point or a line; without this the run only says so."""
+    dry_run: Run[bool] = False
+    """Check all input, print what the run would do (steps, passes, memory, evaluation), and end there."""
     overwrite: Run[bool] = False
     """Delete what --output-dir holds and start anew."""
 
@@ -243,7 +254,7 @@ class TrainConfig(BaseModel):
 
     def to_yaml(self) -> str:
         """The configuration as a recipe; how this run was started (resume, overwrite) is not part of it."""
-        values = self.model_dump(exclude={"resume", "overwrite"})
+        values = self.model_dump(exclude={"resume", "overwrite", "dry_run"})
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from stml_semi.config import TrainConfig
 from stml_semi.losses.balance import Balancer, differentiate
 from stml_semi.losses.proxy import LabeledLoss
-from stml_semi.losses.relations import contextual_affinity
+from stml_semi.losses.relations import contextual_affinity, pooled_affinity
 from stml_semi.losses.stml import stml_loss
 
 
@@ -32,10 +32,14 @@ class Unlabeled(NamedTuple):
     """(V U, auxiliary_dim): g of the teacher."""
     image_index: Tensor
     """(V U,): which image a row shows."""
+    sigma: float
+    """Bandwidth of pairwise similarity."""
+    overlap: Tensor | None = None
+    """(V U, V U): how much the neighborhoods in the pool agree; None compares those within the batch."""
 
 
 class Terms(NamedTuple):
-    """Scalars of a step; everything but the surrogate is detached."""
+    """Scalars of a step, and what its health is judged by; everything but the surrogate is detached."""
 
     surrogate: Tensor
     """What to call backward on: its gradient is that of the balanced terms, its value means nothing."""
@@ -45,6 +49,21 @@ class Terms(NamedTuple):
     self_distillation: Tensor
     unlabeled_weight: Tensor
     grad_ratio: Tensor
+    affinity: Tensor | None
+    """(V U, V U) of the unlabeled part: what the teacher thinks belongs together."""
+    f: Tensor
+    """(N, embedding_dim) of the unlabeled part, or of the labeled one without it."""
+
+
+LOGGED = (
+    "loss",
+    "labeled_loss",
+    "relaxed_contrastive",
+    "self_distillation",
+    "unlabeled_weight",
+    "grad_ratio",
+)
+"""The terms that metrics.jsonl shows."""
 
 
 class Objective(nn.Module):
@@ -69,15 +88,16 @@ class Objective(nn.Module):
     def forward(self, labeled: Labeled | None, unlabeled: Unlabeled | None) -> Terms:
         """The terms of one step; either part may be missing, not both."""
         config = self.config
-        labeled_term = unlabeled_term = stml = None
+        labeled_term = unlabeled_term = stml = affinity = None
+        part = unlabeled or labeled
+        assert part is not None
         if labeled is not None:
             assert self.labeled_loss is not None
             value = self.labeled_loss(labeled.f, labeled.labels)
             labeled_term = differentiate(value, [labeled.f], list(self.labeled_loss.parameters()))
         if unlabeled is not None:
-            topk = config.num_neighbors * config.num_views
-            relations = contextual_affinity(unlabeled.target, unlabeled.image_index, sigma=config.sigma, topk=topk)
-            stml = stml_loss(unlabeled.f, unlabeled.g, relations.affinity, delta=config.delta)
+            affinity = self._affinity(unlabeled)
+            stml = stml_loss(unlabeled.f, unlabeled.g, affinity, delta=config.delta)
             unlabeled_term = differentiate(stml.total, [unlabeled.f, unlabeled.g])
         balanced = self.balancer(labeled_term, unlabeled_term)
         zero = torch.zeros_like(balanced.loss)
@@ -89,4 +109,12 @@ class Objective(nn.Module):
             zero if stml is None else stml.self_distillation.detach(),
             balanced.unlabeled_weight,
             balanced.grad_ratio,
+            affinity,
+            part.f.detach(),
         )
+
+    def _affinity(self, unlabeled: Unlabeled) -> Tensor:
+        if unlabeled.overlap is not None:
+            return pooled_affinity(unlabeled.target, unlabeled.overlap, sigma=unlabeled.sigma)
+        topk = self.config.num_neighbors * self.config.num_views
+        return contextual_affinity(unlabeled.target, unlabeled.image_index, sigma=unlabeled.sigma, topk=topk).affinity

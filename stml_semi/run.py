@@ -17,6 +17,7 @@ from stml_semi.data.loading import ViewSettings
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.sources import open_source
 from stml_semi.data.views import normalization, view_size
+from stml_semi.dry_run import describe_run
 from stml_semi.export import export_model
 from stml_semi.failures import explained
 from stml_semi.losses.proxy import LabeledLoss
@@ -61,6 +62,13 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
         values["eval"] = benchmark.eval
     if values.get("backbone", "auto") == "auto":
         values["backbone"] = (benchmark and benchmark.backbone) or "facebook/dinov2-small"
+    if (
+        values.get("learning_rate") is None
+        and benchmark is not None
+        and benchmark.learning_rate
+        and "unlabeled" in needs
+    ):
+        values["learning_rate"] = benchmark.learning_rate
     if values.get("augment", "auto") == "auto":
         values["augment"] = (benchmark and benchmark.augment) or "paper"
     config = TrainConfig.build(values)
@@ -78,6 +86,8 @@ class Result(NamedTuple):
     """The evaluation lines of metrics.jsonl."""
     claim: str
     """What may be said of the classes that were evaluated on."""
+    plan: dict[str, str] | None = None
+    """Of a dry run: what it would do."""
 
 
 def run(config: TrainConfig) -> Result:
@@ -111,6 +121,18 @@ def run(config: TrainConfig) -> Result:
     embedder = _together(build)
     views = ViewSettings(config.augment, view_size(backbone.processor), config.num_views, config.seed)
     main, world = accelerator.is_main_process, distributed.world_size()
+    if config.dry_run:
+        plan = describe_run(
+            config,
+            embedder,
+            views.size,
+            labeled=tables.labeled,
+            unlabeled=tables.unlabeled,
+            evaluation=tables.evaluation,
+            claim=_claim(tables),
+        )
+        accelerator.end_training()
+        return Result(folder, [], _claim(tables), plan)
     with RunProgress(config, tables, processes=world, enabled=main) as progress:
         trainer = Trainer(config, accelerator, embedder, backbone.processor, tables, views, folder, progress)
         start = _together(trainer.restore) if config.resume else 0
@@ -152,15 +174,8 @@ def _together(step: Callable[[], T]) -> T:
 
 # What may change when a run goes on: how long and how often, how much at once, where; not what is computed.
 _MAY_CHANGE = {"max_steps", "eval_every", "save_every", "keep_checkpoints", "log_every", "micro_batch_size"}
-_MAY_CHANGE |= {
-    "num_workers",
-    "gradient_checkpointing",
-    "compile",
-    "mixed_precision",
-    "output_dir",
-    "resume",
-    "overwrite",
-}
+_MAY_CHANGE |= {"num_workers", "gradient_checkpointing", "compile", "mixed_precision", "stop_on_collapse"}
+_MAY_CHANGE |= {"output_dir", "resume", "overwrite", "dry_run"}
 
 
 def _check_same_run(config: TrainConfig, stored: TrainConfig) -> None:

@@ -41,3 +41,16 @@ def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
         table.add_row(Text(name), *(f"{100 * scores[key]:.1f}" for key in keys))
     # The name of a split is no emoji (":train:"), nor are brackets in a path markup.
     Console(width=max(80, 30 + 12 * len(keys)), markup=False, emoji=False, highlight=False).print(table)
+
+
+def print_plan(plan: dict[str, str]) -> None:
+    """What a dry run found out, a line for each part."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, text in plan.items():
+        table.add_row(name, text)
+    Console().print(table, highlight=False, markup=False)

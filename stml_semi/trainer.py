@@ -18,13 +18,14 @@ from stml_semi.data.tables import ImageTable
 from stml_semi.errors import RunFailed
 from stml_semi.evaluation import Encode, TableEncoder, score
 from stml_semi.failures import FiniteWatch, report_non_finite
+from stml_semi.health import collapse, is_collapsed, spread
 from stml_semi.interruption import Interrupted, StopSignal
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.noise import row_keys
 from stml_semi.models.teacher import Teacher
-from stml_semi.neighbors import nearest_neighbors
-from stml_semi.objective import Labeled, Objective, Terms, Unlabeled
+from stml_semi.objective import LOGGED, Labeled, Objective, Terms, Unlabeled
 from stml_semi.optimization import learning_rate_factor, make_optimizer, set_learning_rate
+from stml_semi.refresh import find_neighborhoods
 from stml_semi.run_folder import RunFolder
 
 
@@ -83,6 +84,7 @@ class Trainer:
         self.objective = Objective(config, num_classes=num_classes).to(self.device)
         self.proxies = list(self.objective.parameters())
         self.finite = FiniteWatch(self.device)
+        self.collapsed = False
         if config.compile:
             self.embedder.compile_steps()
             self.teacher.model.compile_steps()
@@ -166,6 +168,7 @@ class Trainer:
                 self._gather_views(student.g[num_labeled:]),
                 self._gather_views(target.g),
                 index.repeat(self.config.num_views),
+                *self.pool.relations(index, num_views=self.config.num_views),
             )
         terms = self.objective(labeled, unlabeled)
         if unlabeled is None:
@@ -185,8 +188,8 @@ class Trainer:
         by_image = embeddings.float().unflatten(0, (-1, config.num_views))
         return distributed.gather(by_image, config.unlabeled_batch_size).transpose(0, 1).flatten(0, 1)
 
-    def _neighbors(self, rows: Rows, k: int) -> Neighborhoods:
-        """Nearest neighbors within the pool by the teacher's g; each process searches for its share of the queries."""
+    def _neighbors(self, rows: Rows, refresh: int) -> Neighborhoods:
+        """Neighborhoods within the pool by the teacher's g; each process searches for its share of the queries."""
         assert self.tables.unlabeled is not None
         self.progress.note(f"refreshing the neighbors of {len(rows)} unlabeled images")
         embedded = self.embed(self.tables.unlabeled, lambda x: self.teacher(x).g, rows)
@@ -197,12 +200,7 @@ class Trainer:
             error = RunFailed(f"--unlabeled: {len(rows)} pictures of the pool can be read, a batch draws {needed}")
             error.everywhere = True
             raise error
-        if not k:
-            return Neighborhoods(rows, torch.empty(len(rows), 0, dtype=torch.int64))
-        share = distributed.share(len(rows), rank=distributed.rank(), world_size=distributed.world_size())
-        own = torch.arange(len(rows), device=self.device)[share]
-        found = nearest_neighbors(embeddings, k, queries=embeddings[share], exclude=own)
-        return Neighborhoods(rows, distributed.gather(found.indices, len(rows)))
+        return find_neighborhoods(self.config, rows, embeddings, refresh)
 
     # ------------------------------------------------------------------ evaluation, logs, checkpoints
 
@@ -230,8 +228,10 @@ class Trainer:
     def _line(self, step: int, terms: Terms, images_per_second: float) -> dict[str, float]:
         config = self.config
         self._stop_if_not_finite(step)
-        values = torch.stack([value.float() for value in terms[1:]]).tolist()
-        line = dict(zip(Terms._fields[1:], values, strict=True))
+        values = torch.stack([getattr(terms, name).float() for name in LOGGED]).tolist()
+        line = dict(zip(LOGGED, values, strict=True))
+        line |= spread(terms.f, terms.affinity)
+        self._look_for_collapse(step, line)
         labeled_size = 0 if self.tables.labeled is None else len(self.tables.labeled)
         unlabeled_size = 0 if self.tables.unlabeled is None else len(self.tables.unlabeled)
         labeled_seen = step * config.labeled_batch_size if labeled_size else 0
@@ -244,6 +244,13 @@ class Trainer:
             "labeled_passes": labeled_seen / max(labeled_size, 1),
             "unlabeled_passes": unlabeled_seen / unlabeled_size if unlabeled_size else 0.0,
         }
+
+    def _look_for_collapse(self, step: int, line: dict[str, float]) -> None:
+        before, self.collapsed = self.collapsed, is_collapsed(line)
+        if self.collapsed and self.config.stop_on_collapse:
+            raise collapse(step, line)
+        if self.collapsed and not before:
+            self.progress.note(f"warning: {collapse(step, line)}")
 
     def _stop_if_not_finite(self, step: int, *, look_at_weights: bool = False) -> None:
         """Ends a run that diverged, after saving what there is to look at: the state, and the bad batch's images."""

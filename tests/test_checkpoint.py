@@ -43,7 +43,8 @@ def test_moments_lie_in_memory_like_their_parameters(tmp_path):
     assert torch.equal(*weights)
 
 
-TABLE = PoolTable(3, np.array([4, 7, 9]), np.array([[1, 2], [0, 2], [0, 1]]))
+LISTS = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1]])
+TABLE = PoolTable(3, np.array([4, 7, 9]), LISTS[:, 1:], LISTS, 0.1 + 0.2)
 
 
 def test_restores_everything_bit_by_bit(tmp_path):
@@ -57,6 +58,8 @@ def test_restores_everything_bit_by_bit(tmp_path):
     assert restored.table.refresh == 3
     np.testing.assert_array_equal(restored.table.rows, TABLE.rows)
     np.testing.assert_array_equal(restored.table.neighbors, TABLE.neighbors)
+    np.testing.assert_array_equal(restored.table.compared, TABLE.compared)
+    assert restored.table.sigma == TABLE.sigma
     for _ in range(3):
         learn(first)
         learn(second)

@@ -261,3 +261,20 @@ def test_resume_resolves_a_recipe_as_the_start_did(tmp_path):
         assert resumed == started.model_copy(update={"resume": True})
         alone = resolve("sup", {"output_dir": place["output_dir"], "resume": True})
         assert alone == resumed
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "run"
+    flags = ["--labeled", "kanji", "--unlabeled", "kanji-more", "--max-steps", "100", "--output-dir", str(folder)]
+    code, output, errors = call(monkeypatch, capsys, "semi", *flags, "--dry-run")
+    assert code == 0, errors
+    text = " ".join(output.split())
+    assert "100, 30 of them on labels alone" in text
+    assert "64 a step, 16 classes x 4; 14.5 passes" in text
+    assert "120 a step, 24 queries x 5 neighbors, 2 views each; 0.8 passes" in text
+    assert "304 images a step by the student, 240 by the teacher" in text
+    assert "classes never trained on" in text
+    assert not folder.exists()
+    code, _, errors = call(monkeypatch, capsys, "semi", *flags, "--dry-run", "--labeled-loss", "nonsense")
+    assert code == 2
+    assert "--labeled-loss nonsense" in errors

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 
 # Streams of random numbers that must not repeat each other.
-_CLASSES, _IMAGES, _QUERIES, _POOL = range(4)
+_CLASSES, _IMAGES, _QUERIES, _POOL, _NEIGHBORS = range(5)
 
 
 class LabeledPlan(NamedTuple):
@@ -38,13 +38,20 @@ class UnlabeledPlan(NamedTuple):
     rows: Rows
     """(P,) rows of the unlabeled table that are live."""
     neighbors: NDArray[np.int64]
-    """(P, num_neighbors - 1) positions in the pool of each image's nearest neighbors, nearest first."""
+    """(P, at least num_neighbors - 1) positions in the pool of each image's neighbors, nearest first."""
     queries_per_batch: int
+    num_neighbors: int
+    """How many images a query brings along, itself included: drawn from `neighbors` if there are more of them."""
 
     def batch(self, seed: int, step: int) -> Rows:
         """Rows of the unlabeled table for a step: each query followed by its neighbors, (B,) query after query."""
         queries = _turn(seed, _QUERIES, len(self.rows), self.queries_per_batch, step)
-        return self.rows[np.concatenate([queries[:, None], self.neighbors[queries]], axis=1).ravel()]
+        near = self.neighbors[queries]
+        if near.shape[1] >= self.num_neighbors:
+            rng = np.random.default_rng([seed, _NEIGHBORS, step])
+            drawn = np.sort(rng.random(near.shape).argsort(1)[:, : self.num_neighbors - 1], axis=1)
+            near = np.take_along_axis(near, drawn, axis=1)
+        return self.rows[np.concatenate([queries[:, None], near], axis=1).ravel()]
 
 
 def pool_rows(seed: int, refresh: int, num_images: int, pool_size: int) -> Rows:

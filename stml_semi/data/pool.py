@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from stml_semi.data.plan import Rows, UnlabeledPlan, pool_rows
+from stml_semi.losses.neighborhoods import neighborhood_overlap
 
 
 class Neighborhoods(NamedTuple):
@@ -15,11 +17,24 @@ class Neighborhoods(NamedTuple):
     rows: Rows
     """(P,) those that could be read."""
     neighbors: Tensor
-    """(P, k) positions among them of each one's nearest, nearest first."""
+    """(P, k) positions among them, of which a query's companions are drawn, likest first."""
+    compared: Tensor
+    """(P, K) positions among them: what relations compare, each image itself first; (P, 0) if they compare a batch."""
+    sigma: float
+    """Bandwidth of pairwise similarity."""
 
 
 Neighbors = Callable[[Rows, int], Neighborhoods]
-"""(candidate rows, k) -> neighborhoods: asks the trainer, since samplers never run a model."""
+"""(candidate rows, refresh) -> neighborhoods: asks the trainer, since samplers never run a model."""
+
+
+class Relations(NamedTuple):
+    """What a refresh lets the losses know."""
+
+    sigma: float
+    """Bandwidth of pairwise similarity."""
+    overlap: Tensor | None
+    """(V U, V U): how much neighborhoods in the pool agree; None where they are compared within the batch."""
 
 
 class PoolTable(NamedTuple):
@@ -29,6 +44,8 @@ class PoolTable(NamedTuple):
     """How many refreshes came before this one."""
     rows: Rows
     neighbors: np.ndarray
+    compared: np.ndarray
+    sigma: float
 
 
 class UnlabeledPool:
@@ -81,7 +98,28 @@ class UnlabeledPool:
         refresh = (step - self.first_step) // self.refresh_every
         if self.table is None or not self.is_valid(step):
             candidates = pool_rows(self.seed, refresh, self.num_images, self.pool_size)
-            # The image itself is the first member of its neighborhood.
-            found = neighbors(candidates, self.num_neighbors - 1)
-            self.table = PoolTable(refresh, found.rows, found.neighbors.cpu().numpy())
-        return UnlabeledPlan(self.table.rows, self.table.neighbors, self.queries_per_batch)
+            found = neighbors(candidates, refresh)
+            drawn, compared = (part.cpu().numpy() for part in (found.neighbors, found.compared))
+            self.table = PoolTable(refresh, found.rows, drawn, compared, found.sigma)
+        return UnlabeledPlan(self.table.rows, self.table.neighbors, self.queries_per_batch, self.num_neighbors)
+
+    def relations(self, image_index: Tensor, *, num_views: int) -> Relations:
+        """What the pool knows of the images of a batch.
+
+        An image that took the place of one that could not be read is not in the pool: it is like itself alone.
+
+        Args:
+            image_index: (U,) rows of the unlabeled table.
+            num_views: how often each image is in the batch, view after view.
+        """
+        assert self.table is not None
+        if not self.table.compared.shape[1]:
+            return Relations(self.table.sigma, None)
+        index = image_index.cpu()
+        positions = np.searchsorted(self.table.rows, index.numpy()).clip(max=len(self.table.rows) - 1)
+        known = torch.from_numpy(self.table.rows[positions]) == index
+        lists = torch.from_numpy(self.table.compared)
+        overlap = neighborhood_overlap(lists, torch.from_numpy(positions), expand=self.num_neighbors)
+        same = index[:, None] == index
+        overlap = torch.where(known[:, None] & known, overlap, same.float())
+        return Relations(self.table.sigma, overlap.repeat(num_views, num_views).to(image_index.device))

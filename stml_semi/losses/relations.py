@@ -3,6 +3,7 @@
 Source: Kim et al., "Self-Taught Metric Learning without Labels", CVPR 2022, section 3.2 (equations 1 to 4).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,40 @@ class Affinity(NamedTuple):
     """C: how much the neighborhoods of two rows agree, 0..1, symmetric."""
     affinity: Tensor
     """W = (P + C) / 2: the degree to which two rows show the same class, 0..1, symmetric."""
+
+
+@torch.no_grad()
+def calibrated_sigma(embeddings: Tensor, *, seed: int, similarity: float = 0.05) -> float:
+    """The bandwidth that gives an average pair of images the wanted similarity P.
+
+    Backbones differ in how far apart unrelated images lie: with sigma 3 their P is 0.8 after one and 0.5 after another.
+
+    Args:
+        embeddings: (N, d) of images that mostly do not belong together, need not have unit length.
+        seed: of the pairs that are looked at, 65,536 of them.
+        similarity: P of the median pair.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first, second = torch.randint(len(embeddings), (2, 2**16), generator=generator).to(embeddings.device)
+    unit = normalize(embeddings)
+    # In parts, so that no (65,536, d) array is needed.
+    pairs = zip(first.split(2**12), second.split(2**12), strict=True)
+    squared = torch.cat([(unit[i] - unit[j]).square().sum(1) for i, j in pairs])
+    median = squared[first != second].median().item()
+    return max(median / -math.log(similarity), 1e-6)
+
+
+@torch.no_grad()
+def pooled_affinity(teacher_embeddings: Tensor, overlap: Tensor, *, sigma: float) -> Tensor:
+    """Affinity W = (P + C) / 2 where neighborhoods were compared elsewhere: over the pool.
+
+    Args:
+        teacher_embeddings: (N, d), need not have unit length.
+        overlap: (N, N) C in 0..1, from `neighborhood_overlap`.
+        sigma: bandwidth of P.
+    """
+    pairwise = torch.exp(pairwise_squared_distances(normalize(teacher_embeddings)) / -sigma)
+    return (pairwise + overlap) / 2
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def steps_for(tables: tuple[ImageTable, ImageTable], rank: int = 0, world: int =
     return Steps(
         VIEWS,
         labeled=(labeled, LabeledPlan(by_class, classes_per_batch=3, images_per_class=2)),
-        unlabeled=(unlabeled, UnlabeledPlan(np.arange(20), neighbors, queries_per_batch=2)),
+        unlabeled=(unlabeled, UnlabeledPlan(np.arange(20), neighbors, queries_per_batch=2, num_neighbors=5)),
         labeled_share=share(6, rank=rank, world_size=world),
         unlabeled_share=share(10, rank=rank, world_size=world),
     )

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,14 +51,28 @@ def test_unlabeled_batch_is_queries_with_their_neighbors(num_images, num_queries
     rng = np.random.default_rng(num_images)
     neighbors = rng.integers(0, num_images, (num_images, 4))
     rows = np.arange(num_images) * 3 + 1
-    batch = UnlabeledPlan(rows, neighbors, num_queries).batch(0, step).reshape(num_queries, 5)
+    batch = UnlabeledPlan(rows, neighbors, num_queries, 5).batch(0, step).reshape(num_queries, 5)
     assert len(set(batch[:, 0])) == num_queries
     for query, *found in batch:
         np.testing.assert_array_equal(rows[neighbors[(query - 1) // 3]], found)
 
 
+def test_companions_are_drawn_from_longer_lists_evenly():
+    neighbors = (np.arange(40)[:, None] + np.arange(1, 10)) % 40
+    plan = UnlabeledPlan(np.arange(40), neighbors, 20, 4)
+    drawn = np.zeros(10)
+    for step in range(200):
+        for query, *found in plan.batch(3, step).reshape(20, 4):
+            offsets = (np.array(found) - query) % 40
+            assert len(set(offsets)) == 3
+            assert offsets.tolist() == sorted(offsets)  # Nearest first, as in the table.
+            drawn[offsets] += 1
+    assert drawn[0] == 0
+    np.testing.assert_allclose(drawn[1:] / drawn.sum(), 1 / 9, rtol=0.1)
+
+
 def test_every_live_image_is_a_query_once_per_round():
-    plan = UnlabeledPlan(np.arange(30), np.zeros((30, 0), np.int64), 10)
+    plan = UnlabeledPlan(np.arange(30), np.zeros((30, 0), np.int64), 10, 1)
     for start in (0, 3, 6):
         seen = np.concatenate([plan.batch(1, step) for step in range(start, start + 3)])
         assert sorted(seen) == list(range(30))
@@ -85,31 +100,51 @@ def unlabeled_pool(**changes):
     return UnlabeledPool(100, **(settings | changes))
 
 
-def test_pool_is_refreshed_when_due_and_only_then():
-    import torch
+def neighborhoods(rows):
+    near = (torch.arange(len(rows))[:, None] + torch.arange(4)) % len(rows)
+    return Neighborhoods(rows, near[:, 1:], near, 0.5)
 
+
+def test_the_pool_says_how_alike_images_are():
+    pool = unlabeled_pool(num_neighbors=1)
+    pool.plan(5, lambda rows, refresh: neighborhoods(rows))
+    assert pool.table is not None
+    stranger = next(row for row in range(100) if row not in pool.table.rows)
+    index = torch.tensor([*pool.table.rows[:3], pool.table.rows[20], stranger, stranger])
+    overlap = pool.relations(index, num_views=1).overlap
+    assert overlap is not None
+    # Lists i..i+3 and j..j+3 share 4 - |i - j| members.
+    expected = torch.eye(6)
+    expected[0, 1] = expected[1, 2] = 3 / 4
+    expected[0, 2] = 2 / 4
+    expected[4, 5] = 1
+    torch.testing.assert_close(overlap, torch.maximum(expected, expected.T))
+    views = pool.relations(index, num_views=2).overlap
+    assert views is not None
+    torch.testing.assert_close(views, overlap.repeat(2, 2))
+
+
+def test_pool_is_refreshed_when_due_and_only_then():
     asked = []
 
-    def neighbors(rows, k):
-        asked.append((rows, k))
-        return Neighborhoods(rows, torch.zeros(len(rows), k, dtype=torch.int64))
+    def neighbors(rows, refresh):
+        asked.append((rows, refresh))
+        return neighborhoods(rows)
 
     pool = unlabeled_pool()
     assert [pool.next_refresh(step) for step in (0, 4, 5, 14, 15)] == [5, 5, 15, 15, 25]
     first = pool.plan(5, neighbors)
     assert pool.plan(14, neighbors).rows is first.rows
     assert len(asked) == 1
-    assert asked[0][1] == 2
+    assert asked[0][1] == 0
     second = pool.plan(15, neighbors)
     assert not np.array_equal(first.rows, second.rows)
-    assert len(asked) == 2
+    assert asked[1][1] == 1
 
 
 def test_restored_pool_does_not_ask_again():
-    import torch
-
     first = unlabeled_pool()
-    plan = first.plan(7, lambda rows, k: Neighborhoods(rows, torch.arange(len(rows) * k).reshape(-1, k)))
+    plan = first.plan(7, lambda rows, refresh: neighborhoods(rows))
     second = unlabeled_pool()
     second.table = first.table
     again = second.plan(9, lambda rows, k: pytest.fail("the table is still valid"))

@@ -1,0 +1,125 @@
+"""What a run would do: its plan and its needs, without taking a step."""
+
+import math
+from typing import Any
+
+import torch
+
+from stml_semi import distributed
+from stml_semi.config import TrainConfig
+from stml_semi.data.tables import ImageTable
+from stml_semi.models.embedder import Embedder
+
+
+def describe_run(
+    config: TrainConfig,
+    embedder: Embedder,
+    size: tuple[int, int],
+    *,
+    labeled: ImageTable | None,
+    unlabeled: ImageTable | None,
+    evaluation: ImageTable | None,
+    claim: str,
+) -> dict[str, str]:
+    """Lines of the plan, by name.
+
+    Args:
+        config: resolved.
+        embedder: the bare model.
+        size: height and width of its input in pixels.
+        labeled: or None.
+        unlabeled: or None.
+        evaluation: or None.
+        claim: what may be said of the classes that are evaluated on.
+    """
+    lines = {"steps": _steps(config)}
+    if labeled is not None:
+        lines["labeled"] = (
+            f"{len(labeled):,} images of {len(labeled.classes)} classes ({labeled.name}); {config.labeled_batch_size} "
+            f"a step, {config.classes_per_batch} classes x {config.images_per_class}; "
+            f"{config.max_steps * config.labeled_batch_size / len(labeled):.1f} passes"
+        )
+    if unlabeled is not None:
+        lines |= _unlabeled(config, unlabeled)
+    rows = _rows(config)
+    lines["forward passes"] = f"{rows} images a step by the student" + (
+        f", {config.unlabeled_batch_size * config.num_views} by the teacher" if config.unlabeled else ""
+    )
+    trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in embedder.parameters())
+    lines["model"] = (
+        f"{config.backbone} at {size[0]} x {size[1]} px, pooling {embedder.pool.kind}, {embedder.pool.num_features} "
+        f"features -> {config.embedding_dim}; {trained / 1e6:.1f} of {total / 1e6:.1f} million parameters train"
+    )
+    lines["memory"] = _memory(embedder, size, rows, trained, total)
+    lines["evaluation"] = _evaluation(config, evaluation, claim)
+    lines["processes"] = f"{distributed.world_size()}, precision {config.mixed_precision}"
+    return lines
+
+
+def _steps(config: TrainConfig) -> str:
+    warmup = f", {config.warmup_steps} of them on labels alone" if config.unlabeled and config.warmup_steps else ""
+    return f"{config.max_steps}{warmup}; learning rate {config.learning_rate:g}, {config.lr_schedule}"
+
+
+def _rows(config: TrainConfig) -> int:
+    labeled = config.labeled_batch_size if config.labeled else 0
+    return labeled + (config.unlabeled_batch_size * config.num_views if config.unlabeled else 0)
+
+
+def _unlabeled(config: TrainConfig, table: ImageTable) -> dict[str, str]:
+    steps = config.max_steps - config.warmup_steps
+    live = min(config.pool_size, len(table))
+    refreshes = math.ceil(steps / config.refresh_every)
+    compared = f"the {config.pool_neighbors} nearest in the pool" if config.relations == "pool" else "within the batch"
+    return {
+        "unlabeled": f"{len(table):,} images ({table.name}); {config.unlabeled_batch_size} a step, "
+        f"{config.queries_per_batch} queries x {config.num_neighbors} neighbors, {config.num_views} views each; "
+        f"{steps * config.unlabeled_batch_size / len(table):.1f} passes",
+        "pool": f"{live:,} images live, embedded {refreshes} times (every {config.refresh_every} steps): "
+        f"{refreshes * live:,} passes of the teacher beside {steps * config.unlabeled_batch_size:,} images trained on",
+        "relations": f"neighborhoods compared {compared}; sigma {config.sigma}",
+    }
+
+
+def _memory(embedder: Embedder, size: tuple[int, int], rows: int, trained: int, total: int) -> str:
+    """Five numbers for each trained parameter (weight, gradient, two moments, teacher), one for each frozen one."""
+    state = 4 * (5 * trained + (total - trained))
+    share = math.ceil(rows / distributed.world_size())
+    part = min(embedder.micro_batch_size or share, share)
+    activations = part * _bytes_kept(embedder, size)
+    return (
+        f"about {(state + activations) / 2**30:.1f} GiB a process: {state / 2**30:.2f} for the model, "
+        f"{activations / 2**30:.1f} for {part} images at once in float32 (--micro-batch-size bounds it)"
+    )
+
+
+def _bytes_kept(embedder: Embedder, size: tuple[int, int]) -> float:
+    """What the backward pass needs to keep of one image, in float32; measured on two gray ones."""
+    own = {p.untyped_storage().data_ptr() for p in embedder.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(x: Any) -> Any:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    training = embedder.training
+    embedder.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        alive = embedder._embed(torch.zeros(2, 3, *size))
+    embedder.train(training)
+    del alive
+    return sum(kept.values()) / 2
+
+
+def _evaluation(config: TrainConfig, table: ImageTable | None, claim: str) -> str:
+    if table is None:
+        return "none: --eval names labeled images of other classes"
+    every = f"every {config.eval_every} steps and " if config.eval_every else ""
+    recalls = ", ".join(map(str, table.recall_at))
+    return (
+        f"{len(table):,} images ({table.name}), each against all others; recall@{recalls}, R-precision, MAP@R; before, "
+        f"{every}after training{'; ' + claim if claim else ''}"
+    )

@@ -1,0 +1,39 @@
+"""What a refresh of the pool finds out: whose company an image is drawn in, and what relations compare."""
+
+import torch
+from torch import Tensor
+
+from stml_semi import distributed
+from stml_semi.config import TrainConfig
+from stml_semi.data.plan import Rows
+from stml_semi.data.pool import Neighborhoods
+from stml_semi.losses.neighborhoods import rerank
+from stml_semi.losses.relations import calibrated_sigma
+from stml_semi.neighbors import nearest_neighbors
+
+
+def find_neighborhoods(config: TrainConfig, rows: Rows, embeddings: Tensor, refresh: int) -> Neighborhoods:
+    """Neighborhoods of the pool's images; each process searches for its share, and all get the whole.
+
+    Args:
+        config: of the run.
+        rows: (P,) of the unlabeled table, live now.
+        embeddings: (P, e): the teacher's g of them.
+        refresh: how many refreshes came before.
+    """
+    total = len(rows)
+    every = torch.arange(total, device=embeddings.device)
+    share = distributed.share(total, rank=distributed.rank(), world_size=distributed.world_size())
+    sigma = calibrated_sigma(embeddings, seed=refresh) if config.sigma == "auto" else config.sigma
+    pooled = config.relations == "pool"
+    k = min(config.pool_neighbors if pooled else config.num_neighbors, total) - 1
+    nearest = every.new_empty(total, 0)
+    if k:
+        found = nearest_neighbors(embeddings, k, queries=embeddings[share], exclude=every[share])
+        nearest = distributed.gather(found.indices, total)
+    if not pooled:
+        return Neighborhoods(rows, nearest, nearest[:, :0], sigma)
+    compared = torch.cat([every[:, None], nearest], 1)
+    likest = distributed.gather(rerank(compared, expand=config.num_neighbors, rows=every[share]), total)
+    # The likelier half: drawn at random, a query's companions change from round to round.
+    return Neighborhoods(rows, likest[:, : max(k // 2, config.num_neighbors - 1)], compared, sigma)
