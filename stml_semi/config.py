@@ -26,6 +26,7 @@ Balance = Literal["unit", "ratio", "fixed"]
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["no", "bf16", "fp16"]
 Relations = Literal["pool", "batch"]
+OnBadImage = Literal["replace", "error"]
 BatchNorm = Literal["frozen", "batch"]
 
 Count = Annotated[int, Field(ge=1)]
@@ -60,6 +61,12 @@ class TrainConfig(BaseModel):
     augment: Data[Augmentation] = "auto"
     """Random views for training: paper (crop and flip), strong (paper, color and blur), glyph (small affine, no
     flip)."""
+    on_bad_image: Data[OnBadImage] = "replace"
+    """A picture that cannot be read: replace takes another one in its place and lists it, error ends the run."""
+    max_bad_fraction: Data[Share] = 0.01
+    """Share of all pictures that may be bad before the run ends; a single one never ends it."""
+    relevance: Data[Annotated[float, Field(gt=0, le=1)]] = 1.0
+    """Share of the drawn unlabeled images that stays in the pool: those nearest to the labeled ones, by the teacher."""
     image_size: Data[Annotated[int, Field(ge=8)] | None] = None
     """Side of the square input in pixels. Default: what the backbone's image processor says."""
 
@@ -228,6 +235,8 @@ class TrainConfig(BaseModel):
                 f"--label-warmup-steps {self.warmup_steps} leaves none of --max-steps {self.max_steps} for the "
                 f"unlabeled images: lower it, or use `sup`"
             )
+        if self.relevance < 1 and not self.labeled:
+            raise ValueError(f"--relevance {self.relevance}: there are no labeled images to be near to; leave it out")
         if self.batchnorm == "batch" and self.micro_batch_size:
             raise ValueError("--batchnorm batch needs the batch in one piece: drop it, or --micro-batch-size")
         if self.resume and self.overwrite:

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError
 
 from stml_semi import distributed
+from stml_semi.config import TrainConfig
+from stml_semi.data.loading import BadPicture
 from stml_semi.errors import RunFailed
 from stml_semi.objective import Terms
 
@@ -47,12 +49,10 @@ def report_non_finite(broken: dict[str, int], images: Iterable[str], file: Path 
         file.parent.mkdir(parents=True, exist_ok=True)
         content = {"step": step, "terms": named, "images": list(images)}
         file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    error = RunFailed(
+    return RunFailed.on_all(
         f"{', '.join(named)} is not finite from step {step} on; the batch's images and the state are in non_finite/ of "
         f"the run folder: look at them, lower --learning-rate, or train with --mixed-precision no"
     )
-    error.everywhere = True
-    return error
 
 
 @contextmanager
@@ -94,6 +94,30 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return isinstance(error, SafetensorError) and any(f"os error {n}" in str(error) for n in (27, 28, 122))
+
+
+def check_bad(config: TrainConfig, count: int, total: int, pictures: Sequence[BadPicture]) -> None:
+    """
+    Args:
+        config: of the run.
+        count: pictures found bad so far.
+        total: pictures of all tables.
+        pictures: those found now.
+
+    Raises:
+        RunFailed: one was found and none is wanted, or more than the share that is allowed.
+    """
+    allowed = max(1, int(config.max_bad_fraction * total))
+    if pictures and config.on_bad_image == "error":
+        message = f"{pictures[0].image}: {pictures[0].reason} (--on-bad-image error; `replace` would go on)"
+    elif count > allowed:
+        message = (
+            f"{count} of {total} pictures cannot be read, more than --max-bad-fraction {config.max_bad_fraction:g} "
+            f"allows: bad_images.jsonl of the run folder says which and why; repair them or raise it"
+        )
+    else:
+        return
+    raise RunFailed.on_all(message)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

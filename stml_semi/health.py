@@ -52,9 +52,7 @@ def is_collapsed(line: dict[str, float]) -> bool:
 
 def collapse(step: int, line: dict[str, float]) -> RunFailed:
     """The error for a run whose embeddings have collapsed."""
-    error = RunFailed(
+    return RunFailed.on_all(
         f"the embeddings have collapsed at step {step} (effective rank {line['effective_rank']:.1f}, mean similarity "
         f"{line['mean_similarity']:.3f}): lower --learning-rate or --unlabeled-weight"
     )
-    error.everywhere = True
-    return error

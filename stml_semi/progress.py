@@ -92,4 +92,5 @@ def _terms(line: dict[str, float]) -> str:
     text = f"labeled {line['labeled_loss']:.3f}"
     if line["relaxed_contrastive"]:
         text += f" contrastive {line['relaxed_contrastive']:.3f} distillation {line['self_distillation']:.4f}"
-    return f"{text} {line['images_per_second']:.0f} images/s"
+    bad = f", {line['bad_images']:.0f} bad images" if line["bad_images"] else ""
+    return f"{text} {line['images_per_second']:.0f} images/s{bad}"

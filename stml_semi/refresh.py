@@ -1,5 +1,7 @@
 """What a refresh of the pool finds out: whose company an image is drawn in, and what relations compare."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,3 +39,19 @@ def find_neighborhoods(config: TrainConfig, rows: Rows, embeddings: Tensor, refr
     likest = distributed.gather(rerank(compared, expand=config.num_neighbors, rows=every[share]), total)
     # The likelier half: drawn at random, a query's companions change from round to round.
     return Neighborhoods(rows, likest[:, : max(k // 2, config.num_neighbors - 1)], compared, sigma)
+
+
+def most_relevant(embeddings: Tensor, domain: Tensor, *, share: float) -> Tensor:
+    """Which images of a pool are nearest to the labeled ones.
+
+    Args:
+        embeddings: (P, e) of the pool.
+        domain: (L, e) of labeled images.
+        share: of the pool that stays, 0..1.
+
+    Returns:
+        (ceil(share x P),) rising positions of the images whose nearest labeled image is nearest, by cosine.
+    """
+    nearest = nearest_neighbors(domain, 1, queries=embeddings).similarities[:, 0]
+    kept = nearest.argsort(descending=True, stable=True)[: math.ceil(share * len(embeddings))]
+    return kept.sort().values

@@ -26,7 +26,8 @@ from stml_semi.models.backbone import Backbone, open_backbone
 from stml_semi.models.embedder import Embedder, freeze_unused, resolve_pooling
 from stml_semi.progress import RunProgress
 from stml_semi.run_folder import RunFolder
-from stml_semi.trainer import Tables, Trainer
+from stml_semi.survey import Tables
+from stml_semi.trainer import Trainer
 
 Command = Literal["semi", "unsup", "sup"]
 

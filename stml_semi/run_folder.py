@@ -87,11 +87,16 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Forgets lines of steps after `step`: a resumed run writes them again."""
+        listed = _read_lines(self.bad_images)
+        self._listed = {line["image"] for line in listed}
         if self.writes:
             _write_lines(self.metrics, [line for line in self.lines() if line["step"] <= step])
-            listed = _read_lines(self.bad_images)
             _write_lines(self.bad_images, listed)
-            self._listed = {line["image"] for line in listed}
+
+    @property
+    def num_bad(self) -> int:
+        """How many pictures are listed as bad."""
+        return len(self._listed)
 
     def list_bad(self, pictures: Iterable[BadPicture]) -> int:
         """Lists pictures in bad_images.jsonl, each once. Returns how many are listed."""

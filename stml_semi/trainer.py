@@ -1,7 +1,6 @@
 """The training loop, readable from top to bottom."""
 
 import time
-from typing import NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -12,11 +11,7 @@ from stml_semi.batches import BatchStream
 from stml_semi.checkpoint import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
 from stml_semi.config import TrainConfig
 from stml_semi.data.loading import BadPicture, Batch, ViewSettings
-from stml_semi.data.plan import Rows
-from stml_semi.data.pool import Neighborhoods
-from stml_semi.data.tables import ImageTable
-from stml_semi.errors import RunFailed
-from stml_semi.evaluation import Encode, TableEncoder, score
+from stml_semi.evaluation import TableEncoder
 from stml_semi.failures import FiniteWatch, report_non_finite
 from stml_semi.health import collapse, is_collapsed, spread
 from stml_semi.interruption import Interrupted, StopSignal
@@ -25,24 +20,8 @@ from stml_semi.models.noise import row_keys
 from stml_semi.models.teacher import Teacher
 from stml_semi.objective import LOGGED, Labeled, Objective, Terms, Unlabeled
 from stml_semi.optimization import learning_rate_factor, make_optimizer, set_learning_rate
-from stml_semi.refresh import find_neighborhoods
 from stml_semi.run_folder import RunFolder
-
-
-class Tables(NamedTuple):
-    """The pictures of a run; labeled or unlabeled ones may be missing, not both."""
-
-    labeled: ImageTable | None
-    unlabeled: ImageTable | None
-    evaluation: ImageTable | None
-    recall_at: tuple[int, ...]
-
-
-class Progress(Protocol):
-    """What the loop tells the person who waits."""
-
-    def step(self, step: int, line: dict[str, float] | None) -> None: ...
-    def note(self, message: str) -> None: ...
+from stml_semi.survey import Progress, Survey, Tables
 
 
 class Trainer:
@@ -68,18 +47,18 @@ class Trainer:
             views,
             labeled=tables.labeled,
             unlabeled=tables.unlabeled,
-            neighbors=self._neighbors,
+            neighbors=lambda rows, refresh: self.survey.neighbors(rows, refresh),
             device=self.device,
         )
         self.pool = self.stream.pool
-        self.embed = TableEncoder(
-            accelerator, processor, batch_size=config.micro_batch_size or 256, num_workers=self.stream.num_workers
-        )
         self.embedder = embedder.to(self.device)
         if self.device.type == "cuda" and embedder.channels_last:
             # On a CPU the layout of the input is enough, and fused AdamW is slower on such weights.
             embedder.backbone.to(memory_format=torch.channels_last)
         self.teacher = Teacher(self.embedder, momentum=config.momentum)
+        workers = self.stream.num_workers
+        embed = TableEncoder(accelerator, processor, batch_size=config.micro_batch_size or 256, num_workers=workers)
+        self.survey = Survey(config, tables, embed, self.embedder, self.teacher, folder, progress)
         num_classes = 0 if tables.labeled is None else len(tables.labeled.classes)
         self.objective = Objective(config, num_classes=num_classes).to(self.device)
         self.proxies = list(self.objective.parameters())
@@ -96,7 +75,7 @@ class Trainer:
             self.folder.rewind(start)
         else:
             self.folder.rewind(-1)
-            self._evaluate_frozen()
+            self.survey.evaluate_frozen()
         with StopSignal() as stop:
             self._loop(start, stop)
 
@@ -137,7 +116,7 @@ class Trainer:
             last = done == config.max_steps
             if last or (config.eval_every and done % config.eval_every == 0):
                 paused = time.perf_counter()
-                self._evaluate(done)
+                self.survey.evaluate(done)
                 seconds += time.perf_counter() - paused
             if last or asked or (config.save_every and done % config.save_every == 0):
                 self._save(done)
@@ -188,42 +167,7 @@ class Trainer:
         by_image = embeddings.float().unflatten(0, (-1, config.num_views))
         return distributed.gather(by_image, config.unlabeled_batch_size).transpose(0, 1).flatten(0, 1)
 
-    def _neighbors(self, rows: Rows, refresh: int) -> Neighborhoods:
-        """Neighborhoods within the pool by the teacher's g; each process searches for its share of the queries."""
-        assert self.tables.unlabeled is not None
-        self.progress.note(f"refreshing the neighbors of {len(rows)} unlabeled images")
-        embedded = self.embed(self.tables.unlabeled, lambda x: self.teacher(x).g, rows)
-        self.folder.list_bad(embedded.bad)
-        rows, embeddings = rows[embedded.readable], embedded.embeddings[torch.from_numpy(embedded.readable)]
-        needed = self.config.unlabeled_batch_size
-        if len(rows) < needed:
-            error = RunFailed(f"--unlabeled: {len(rows)} pictures of the pool can be read, a batch draws {needed}")
-            error.everywhere = True
-            raise error
-        return find_neighborhoods(self.config, rows, embeddings, refresh)
-
-    # ------------------------------------------------------------------ evaluation, logs, checkpoints
-
-    def _evaluate_frozen(self) -> None:
-        self._score(0, "frozen", self.embedder.features)
-
-    def _evaluate(self, step: int) -> None:
-        self._score(step, "student", lambda x: self.embedder(x).f)
-        self._score(step, "teacher", lambda x: self.teacher(x).f)
-
-    def _score(self, step: int, model: str, encode: Encode) -> None:
-        table = self.tables.evaluation
-        if table is None:
-            return
-        what = "frozen backbone" if model == "frozen" else model
-        self.progress.note(f"evaluating the {what} on {table.name}")
-        training = self.embedder.training
-        self.embedder.eval()
-        embedded = self.embed(table, encode)
-        self.embedder.train(training)
-        self.folder.list_bad(embedded.bad)
-        scores = score(table, embedded, self.tables.recall_at)
-        self.folder.log({"step": step, "data": table.name, "model": model, **scores})
+    # ------------------------------------------------------------------ logs, checkpoints
 
     def _line(self, step: int, terms: Terms, images_per_second: float) -> dict[str, float]:
         config = self.config
@@ -241,6 +185,7 @@ class Trainer:
             **line,
             "lr": config.learning_rate * learning_rate_factor(config, step - 1),
             "images_per_second": images_per_second,
+            "bad_images": self.folder.num_bad,
             "labeled_passes": labeled_seen / max(labeled_size, 1),
             "unlabeled_passes": unlabeled_seen / unlabeled_size if unlabeled_size else 0.0,
         }
@@ -270,7 +215,7 @@ class Trainer:
     def _log_bad(self) -> None:
         found = [picture for part in distributed.gather_objects(self._bad) for picture in part]
         self._bad.clear()
-        self.folder.list_bad(found)
+        self.survey.list_bad(found)
 
     def _state(self) -> TrainState:
         modules = {"embedder": self.embedder, "teacher": self.teacher, "objective": self.objective}

@@ -45,6 +45,7 @@ ORDER = [
     "failures",
     "batches",
     "refresh",
+    "survey",
     "interruption",
     "trainer",
     "dry_run",

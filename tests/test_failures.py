@@ -3,7 +3,10 @@ import json
 import pytest
 import torch
 
-from stml_semi.failures import FiniteWatch, is_out_of_memory, out_of_memory, report_non_finite
+from stml_semi.config import TrainConfig
+from stml_semi.data.loading import BadPicture
+from stml_semi.errors import RunFailed
+from stml_semi.failures import FiniteWatch, check_bad, is_out_of_memory, out_of_memory, report_non_finite
 from stml_semi.objective import Terms
 
 
@@ -48,3 +51,16 @@ def test_out_of_memory_is_recognized():
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(error.value)
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_one_bad_picture_never_ends_a_run_and_too_many_do():
+    config, found = TrainConfig(labeled="x"), [BadPicture("a.png", "is empty")]
+    check_bad(config, 1, 5, found)
+    check_bad(config, 10, 1000, found)
+    check_bad(config, 0, 5, [])
+    with pytest.raises(RunFailed, match="11 of 1000 pictures cannot be read, more than --max-bad-fraction 0.01 allows"):
+        check_bad(config, 11, 1000, found)
+    strict = TrainConfig(labeled="x", on_bad_image="error")
+    check_bad(strict, 1, 5, [])  # Listed before, in a run that was resumed.
+    with pytest.raises(RunFailed, match="a.png: is empty"):
+        check_bad(strict, 1, 5, found)

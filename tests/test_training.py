@@ -73,8 +73,17 @@ def test_bad_pictures_are_replaced_and_listed_once(tmp_path):
     flags = ["--labeled", str(tmp_path / "labeled"), "--unlabeled", str(tmp_path / "loose")]
     flags += ["--eval", str(tmp_path / "labeled"), "--backbone", "tiny-resnet", "--labeled-batch-size", "8"]
     flags += ["--images-per-class", "2", "--unlabeled-batch-size", "20", "--max-steps", "6", "--log-every", "1"]
+    refused = train(tmp_path / "refused", *flags)
+    assert refused.returncode == 1
+    assert "2 of 78 pictures cannot be read, more than --max-bad-fraction 0.01 allows" in refused.stderr
+    strict = train(tmp_path / "strict", *flags, "--on-bad-image", "error")
+    assert strict.returncode == 1
+    assert "2.png" in strict.stderr.splitlines()[-1]
+    flags += ["--max-bad-fraction", "0.05", "--relevance", "0.9"]
     done = train(tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr
+    assert "2 bad images" in done.stderr
+    assert lines(tmp_path / "run")[-1]["bad_images"] == 2
     listed = [json.loads(line) for line in (tmp_path / "run" / "bad_images.jsonl").read_text().splitlines()]
     assert sorted(Path(line["image"]).name for line in listed) == ["2.png", "4.png"]
     assert all(line["reason"] for line in listed)

@@ -1,0 +1,110 @@
+"""A run's models over whole tables: evaluations, and what a refresh of the pool asks for."""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stml_semi.config import TrainConfig
+from stml_semi.data.loading import BadPicture
+from stml_semi.data.plan import Rows
+from stml_semi.data.pool import Neighborhoods
+from stml_semi.data.tables import ImageTable
+from stml_semi.errors import RunFailed
+from stml_semi.evaluation import Encode, TableEncoder, score
+from stml_semi.failures import check_bad
+from stml_semi.models.embedder import Embedder
+from stml_semi.models.teacher import Teacher
+from stml_semi.refresh import find_neighborhoods, most_relevant
+from stml_semi.run_folder import RunFolder
+
+
+class Tables(NamedTuple):
+    """The pictures of a run; labeled or unlabeled ones may be missing, not both."""
+
+    labeled: ImageTable | None
+    unlabeled: ImageTable | None
+    evaluation: ImageTable | None
+    recall_at: tuple[int, ...]
+
+
+class Progress(Protocol):
+    """What the loop tells the person who waits."""
+
+    def step(self, step: int, line: dict[str, float] | None) -> None: ...
+    def note(self, message: str) -> None: ...
+
+
+class Readable(NamedTuple):
+    """Pictures of a table that could be read."""
+
+    rows: Rows
+    embeddings: Tensor
+
+
+class Survey:
+    """Embeds tables with the student and the teacher of a run, and logs what is found."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        tables: Tables,
+        embed: TableEncoder,
+        embedder: Embedder,
+        teacher: Teacher,
+        folder: RunFolder,
+        progress: Progress,
+    ) -> None:
+        self.config, self.tables, self.embed, self.folder, self.progress = config, tables, embed, folder, progress
+        self.embedder, self.teacher = embedder, teacher
+        self.num_images = sum(len(table) for table in tables[:3] if table is not None)
+
+    def evaluate_frozen(self) -> None:
+        """Scores the backbone's own features, before anything is trained."""
+        self._score(0, "frozen", self.embedder.features)
+
+    def evaluate(self, step: int) -> None:
+        """Scores student and teacher after `step` steps."""
+        self._score(step, "student", lambda x: self.embedder(x).f)
+        self._score(step, "teacher", lambda x: self.teacher(x).f)
+
+    def _score(self, step: int, model: str, encode: Encode) -> None:
+        table = self.tables.evaluation
+        if table is None:
+            return
+        what = "frozen backbone" if model == "frozen" else model
+        self.progress.note(f"evaluating the {what} on {table.name}")
+        training = self.embedder.training
+        self.embedder.eval()
+        embedded = self.embed(table, encode)
+        self.embedder.train(training)
+        self.list_bad(embedded.bad)
+        scores = score(table, embedded, self.tables.recall_at)
+        self.folder.log({"step": step, "data": table.name, "model": model, **scores})
+
+    def neighbors(self, rows: Rows, refresh: int) -> Neighborhoods:
+        """Neighborhoods within the pool by the teacher's g, among candidate rows of the unlabeled table."""
+        assert self.tables.unlabeled is not None
+        self.progress.note(f"refreshing the neighbors of {len(rows)} unlabeled images")
+        rows, embeddings = self._embed_readable(self.tables.unlabeled, rows)
+        if self.config.relevance < 1 and self.tables.labeled is not None:
+            every = np.arange(len(self.tables.labeled))
+            domain = self._embed_readable(self.tables.labeled, every).embeddings
+            kept = most_relevant(embeddings, domain, share=self.config.relevance)
+            rows, embeddings = rows[kept.cpu().numpy()], embeddings[kept]
+        needed = self.config.unlabeled_batch_size
+        if len(rows) < needed:
+            raise RunFailed.on_all(f"--unlabeled: {len(rows)} pictures of the pool can be used, a batch draws {needed}")
+        return find_neighborhoods(self.config, rows, embeddings, refresh)
+
+    def _embed_readable(self, table: ImageTable, rows: Rows) -> Readable:
+        """The teacher's g of the pictures that can be read."""
+        embedded = self.embed(table, lambda x: self.teacher(x).g, rows)
+        self.list_bad(embedded.bad)
+        return Readable(rows[embedded.readable], embedded.embeddings[torch.from_numpy(embedded.readable)])
+
+    def list_bad(self, pictures: list[BadPicture]) -> None:
+        """Lists bad pictures (the same ones in all processes), and ends the run if they are too many."""
+        count = self.folder.list_bad(pictures)
+        check_bad(self.config, count, self.num_images, pictures)
