@@ -155,6 +155,37 @@ def evaluate(
         print_scores(f"{data}, {line['num_queries']} queries", {model: line})
 
 
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run folder, finished or not.", metavar="RUN")],
+    output: Annotated[str, typer.Option(help="Folder of the model; an older model there is replaced.")],
+    weights: Annotated[str, typer.Option(help="student, or teacher: its moving average.")] = "student",
+    license: Annotated[str | None, typer.Option(help="For the card. Default: the base model's, if known.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
+) -> None:
+    """Write a run's newest checkpoint as a model that sentence-transformers and transformers open.
+
+    Example: python cli.py export runs/demo --output model --weights teacher
+    """
+    with _one_line_errors():
+        _among("--weights", weights, "student", "teacher")
+        _quiet_libraries()
+        from stml_semi.run_export import export_run
+
+        made = export_run(run, output, weights="teacher" if weights == "teacher" else "student", license=license)
+    _say(f"{made.folder}: the {made.weights} after {made.step} steps", {**made._asdict(), "folder": output}, as_json)
+
+
+def _among(name: str, value: str, *choices: str) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} {value}: choose one of {', '.join(choices)}")
+
+
+def _say(sentence: str, values: dict[str, Any], as_json: bool) -> None:
+    if _is_main():
+        print(json.dumps(values) if as_json else sentence)
+
+
 class _one_line_errors:
     """Bad input ends with one clear line and exit code 2; what is not the user's doing keeps its traceback."""
 

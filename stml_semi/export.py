@@ -3,7 +3,7 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from stml_semi.models.embedder import Embedder, Pool
 PoolingMode = Literal["cls", "mean", "max"]
 
 
-def export_model(embedder: Embedder, processor: Any, folder: Path) -> None:
+def export_model(embedder: Embedder, processor: Any, folder: Path, texts: Mapping[str, str] | None = None) -> None:
     """Writes backbone, pooling, head f and normalization as standard modules of sentence-transformers.
 
     The backbone lies at the root in plain transformers format, so `AutoModel.from_pretrained(folder)` opens it too.
@@ -27,6 +27,7 @@ def export_model(embedder: Embedder, processor: Any, folder: Path) -> None:
         embedder: the bare model, without wrappers.
         processor: its image processor; its output for a picture is what the model was evaluated on.
         folder: replaced if it exists.
+        texts: further files at the root (the card): name -> content.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
@@ -64,6 +65,8 @@ def export_model(embedder: Embedder, processor: Any, folder: Path) -> None:
         SentenceTransformer(modules=[*modules, dense, Normalize()], device="cpu").save_pretrained(
             str(target), create_model_card=False
         )
+        for name, text in (texts or {}).items():
+            (target / name).write_text(text, encoding="utf-8")
         target.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
         target.rename(folder)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from stml_semi import distributed
+from stml_semi.card import CardFacts, card_files, find_origin
 from stml_semi.config import TrainConfig, flag, read_recipe
 from stml_semi.data.benchmarks import BENCHMARKS
 from stml_semi.data.loading import ViewSettings
@@ -146,7 +147,17 @@ def run(config: TrainConfig) -> Result:
             trainer.train(start)
             if accelerator.is_main_process:
                 progress.note(f"exporting the model to {folder.model}")
-                export_model(embedder, backbone.processor, folder.model)
+                facts = CardFacts(
+                    config,
+                    folder.lines(),
+                    weights="student",
+                    step=config.max_steps,
+                    size=views.size,
+                    pooling=embedder.pool.kind,
+                    claim=_claim(tables),
+                    origin=find_origin(config),
+                )
+                export_model(embedder, backbone.processor, folder.model, card_files(facts))
             accelerator.wait_for_everyone()
     lines = [line for line in folder.lines() if "model" in line]
     accelerator.end_training()
@@ -175,7 +186,7 @@ def _together(step: Callable[[], T]) -> T:
 # What may change when a run goes on: how long and how often, how much at once, where; not what is computed.
 _MAY_CHANGE = {"max_steps", "eval_every", "save_every", "keep_checkpoints", "log_every", "micro_batch_size"}
 _MAY_CHANGE |= {"num_workers", "gradient_checkpointing", "compile", "mixed_precision", "stop_on_collapse"}
-_MAY_CHANGE |= {"output_dir", "resume", "overwrite", "dry_run"}
+_MAY_CHANGE |= {"output_dir", "resume", "overwrite", "dry_run", "push_to_hub", "hub_model_id", "hub_private", "license"}
 
 
 def _check_same_run(config: TrainConfig, stored: TrainConfig) -> None:
