@@ -82,6 +82,8 @@ def _train(command: Literal["semi", "unsup", "sup"], flags: dict[str, Any]) -> N
             print_result(result)
         else:
             print_plan(result.plan)
+        if result.problem is not None:
+            _stop(result.problem, 1)
 
 
 def _add(command: Literal["semi", "unsup", "sup"], text: str) -> None:
@@ -174,6 +176,28 @@ def export(
 
         made = export_run(run, output, weights="teacher" if weights == "teacher" else "student", license=license)
     _say(f"{made.folder}: the {made.weights} after {made.step} steps", {**made._asdict(), "folder": output}, as_json)
+
+
+@app.command()
+def push(
+    model: Annotated[str, typer.Argument(help="A finished run, or a folder that export wrote.", metavar="RUN")],
+    repo: Annotated[str, typer.Argument(help="Where to: user/name.", metavar="REPO")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository private.")] = False,
+    license: Annotated[str | None, typer.Option(help="For the card, in place of the one that it states.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
+) -> None:
+    """Upload a model with its card to the Hugging Face hub, in one commit.
+
+    The login is that of `hf auth login`, or HF_TOKEN. Example: python cli.py push runs/demo user/name --private
+    """
+    with _one_line_errors():
+        from stml_semi.push import push as upload
+
+        def note(text: str) -> None:
+            print(text, file=sys.stderr)
+
+        pushed = upload(model, repo, private=private, license=license, note=note)
+    _say(f"uploaded to {pushed.url}", pushed._asdict(), as_json)
 
 
 def _among(name: str, value: str, *choices: str) -> None:

@@ -26,6 +26,7 @@ from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_pref
 from stml_semi.models.backbone import Backbone, open_backbone
 from stml_semi.models.embedder import Embedder, freeze_unused, resolve_pooling
 from stml_semi.progress import RunProgress
+from stml_semi.push import check_login, push
 from stml_semi.run_folder import RunFolder
 from stml_semi.trainer import Tables, Trainer
 
@@ -89,6 +90,8 @@ class Result(NamedTuple):
     """What may be said of the classes that were evaluated on."""
     plan: dict[str, str] | None = None
     """Of a dry run: what it would do."""
+    problem: str | None = None
+    """Why the finished model was not uploaded."""
 
 
 def run(config: TrainConfig) -> Result:
@@ -107,6 +110,8 @@ def run(config: TrainConfig) -> Result:
         folder.check(resume=config.resume, overwrite=config.overwrite)
         if config.resume:
             _check_same_run(config, TrainConfig.build(read_recipe(folder.config)))
+        if config.push_to_hub:
+            check_login("--push-to-hub")
         tables = open_tables(config)
         _check_sizes(config, tables)
         _check_honest(config)
@@ -159,9 +164,21 @@ def run(config: TrainConfig) -> Result:
                 )
                 export_model(embedder, backbone.processor, folder.model, card_files(facts))
             accelerator.wait_for_everyone()
-    lines = [line for line in folder.lines() if "model" in line]
-    accelerator.end_training()
-    return Result(folder, lines, _claim(tables))
+        lines = [line for line in folder.lines() if "model" in line]
+        accelerator.end_training()
+        # Last, because nobody should have to wait for a slow line, and because the others' patience has an end.
+        problem = _push(config, folder, progress) if config.push_to_hub and main else None
+    return Result(folder, lines, _claim(tables), problem=problem)
+
+
+def _push(config: TrainConfig, folder: RunFolder, progress: RunProgress) -> str | None:
+    """What went wrong, if anything: a failed upload is no failed run."""
+    try:
+        pushed = push(str(folder.path), str(config.hub_model_id), private=config.hub_private, note=progress.note)
+    except ValueError as error:
+        return str(error)
+    progress.note(f"uploaded to {pushed.url}")
+    return None
 
 
 T = TypeVar("T")

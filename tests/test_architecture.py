@@ -50,6 +50,7 @@ ORDER = [
     "dry_run",
     "card_text",
     "card",
+    "push",
     "export",
     "hub",
     "scoring",
