@@ -2,16 +2,16 @@
 
 import inspect
 import json
-import os
 import sys
 import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
+from stml_semi import commands
 from stml_semi.config import TrainConfig, flag, read_recipe
-from stml_semi.errors import RunFailed
+from stml_semi.terminal import is_main, one_line_errors, quiet_libraries, stop
 
 app = typer.Typer(
     name="stml-semi",
@@ -62,7 +62,7 @@ def _metavar(annotation: Any) -> str:
 
 def _train(command: Literal["semi", "unsup", "sup"], flags: dict[str, Any]) -> None:
     recipe = flags.pop("recipe")
-    with _one_line_errors():
+    with one_line_errors():
         given = {key: value for key, value in flags.items() if value not in (None, False)}
         for name, needless in (("labeled", "unsup"), ("unlabeled", "sup")):
             if name in given and command == needless:
@@ -71,11 +71,11 @@ def _train(command: Literal["semi", "unsup", "sup"], flags: dict[str, Any]) -> N
         from stml_semi.run import resolve
 
         config = resolve(command, values)
-        _quiet_libraries()
+        quiet_libraries()
         from stml_semi.run import run
 
         result = run(config)
-    if _is_main():
+    if is_main():
         from stml_semi.tables import print_plan, print_result
 
         if result.plan is None:
@@ -83,7 +83,7 @@ def _train(command: Literal["semi", "unsup", "sup"], flags: dict[str, Any]) -> N
         else:
             print_plan(result.plan)
         if result.problem is not None:
-            _stop(result.problem, 1)
+            stop(result.problem, 1)
 
 
 def _add(command: Literal["semi", "unsup", "sup"], text: str) -> None:
@@ -135,8 +135,8 @@ def evaluate(
 
     Example: python cli.py evaluate --model runs/demo --data kanji:test
     """
-    with _one_line_errors():
-        _quiet_libraries()
+    with one_line_errors():
+        quiet_libraries()
         from stml_semi.scoring import evaluate_model
 
         line = evaluate_model(
@@ -147,7 +147,7 @@ def evaluate(
             batch_size=batch_size,
             num_workers=num_workers,
         )
-    if not _is_main():
+    if not is_main():
         return
     if as_json:
         print(json.dumps(line))
@@ -157,105 +157,8 @@ def evaluate(
         print_scores(f"{data}, {line['num_queries']} queries", {model: line})
 
 
-@app.command()
-def export(
-    run: Annotated[str, typer.Argument(help="A run folder, finished or not.", metavar="RUN")],
-    output: Annotated[str, typer.Option(help="Folder of the model; an older model there is replaced.")],
-    weights: Annotated[str, typer.Option(help="student, or teacher: its moving average.")] = "student",
-    license: Annotated[str | None, typer.Option(help="For the card. Default: the base model's, if known.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
-) -> None:
-    """Write a run's newest checkpoint as a model that sentence-transformers and transformers open.
-
-    Example: python cli.py export runs/demo --output model --weights teacher
-    """
-    with _one_line_errors():
-        _among("--weights", weights, "student", "teacher")
-        _quiet_libraries()
-        from stml_semi.run_export import export_run
-
-        made = export_run(run, output, weights="teacher" if weights == "teacher" else "student", license=license)
-    _say(f"{made.folder}: the {made.weights} after {made.step} steps", {**made._asdict(), "folder": output}, as_json)
-
-
-@app.command()
-def push(
-    model: Annotated[str, typer.Argument(help="A finished run, or a folder that export wrote.", metavar="RUN")],
-    repo: Annotated[str, typer.Argument(help="Where to: user/name.", metavar="REPO")],
-    private: Annotated[bool, typer.Option("--private", help="Create the repository private.")] = False,
-    license: Annotated[str | None, typer.Option(help="For the card, in place of the one that it states.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
-) -> None:
-    """Upload a model with its card to the Hugging Face hub, in one commit.
-
-    The login is that of `hf auth login`, or HF_TOKEN. Example: python cli.py push runs/demo user/name --private
-    """
-    with _one_line_errors():
-        from stml_semi.push import push as upload
-
-        def note(text: str) -> None:
-            print(text, file=sys.stderr)
-
-        pushed = upload(model, repo, private=private, license=license, note=note)
-    _say(f"uploaded to {pushed.url}", pushed._asdict(), as_json)
-
-
-def _among(name: str, value: str, *choices: str) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} {value}: choose one of {', '.join(choices)}")
-
-
-def _say(sentence: str, values: dict[str, Any], as_json: bool) -> None:
-    if _is_main():
-        print(json.dumps(values) if as_json else sentence)
-
-
-class _one_line_errors:
-    """Bad input ends with one clear line and exit code 2; what is not the user's doing keeps its traceback."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        if isinstance(error, ValueError) and _is_ours(trace):
-            _stop(str(error), 2)
-        if isinstance(error, RunFailed):
-            _stop(str(error), error.exit_code, everywhere=error.everywhere)
-        if isinstance(error, KeyboardInterrupt):
-            _stop("interrupted", 130)
-
-
-def _is_ours(trace: types.TracebackType | None) -> bool:
-    """Whether an error was raised by this package on purpose, rather than by a library that it called."""
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
-
-
-def _stop(message: str, code: int, *, everywhere: bool = True) -> NoReturn:
-    if _is_main():
-        print(f"error: {message}", file=sys.stderr)
-    elif not everywhere:
-        print(f"error: process {os.environ['RANK']}: {message}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.exit(code)
-
-
-def _is_main() -> bool:
-    """Whether this is the first process of `accelerate launch`, known before torch is imported."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _quiet_libraries() -> None:
-    """Bars and advice of the libraries underneath are not about what the user asked for."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging as transformers_logging
-
-    disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+for _command in (commands.export, commands.push, commands.embed, commands.search, commands.dedup):
+    app.command()(_command)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Result tables in the terminal."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -8,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stml_semi.run import Result
+from stml_semi.search import Answer
 
 _COLUMNS = {"r_precision": "R-precision", "map@r": "MAP@R"}
 _SHOWN = {"frozen": "frozen backbone", "student": "trained", "teacher": "trained (teacher)"}
@@ -41,6 +43,20 @@ def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
         table.add_row(Text(name), *(f"{100 * scores[key]:.1f}" for key in keys))
     # The name of a split is no emoji (":train:"), nor are brackets in a path markup.
     Console(width=max(80, 30 + 12 * len(keys)), markup=False, emoji=False, highlight=False).print(table)
+
+
+def print_answers(answers: Sequence[Answer]) -> None:
+    """Nearest images of each query, nearest first."""
+    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    for answer in answers:
+        table = Table(title=Text(answer.query), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        table.add_column("", justify="right")
+        table.add_column("cosine", justify="right")
+        table.add_column("row", justify="right")
+        table.add_column("image", overflow="fold")
+        for rank, hit in enumerate(answer.hits, 1):
+            table.add_row(str(rank), f"{hit.similarity:.4f}", str(hit.row), Text(hit.image))
+        console.print(table)
 
 
 def print_plan(plan: dict[str, str]) -> None:

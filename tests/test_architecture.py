@@ -55,9 +55,15 @@ ORDER = [
     "hub",
     "scoring",
     "progress",
+    "index",
+    "embed",
+    "search",
+    "search_page",
     "run",
     "run_export",
     "tables",
+    "terminal",
+    "commands",
     "cli",
 ]
 TENSORS_ONLY = ["losses.distances", "losses.relations", "losses.stml", "losses.proxy", "neighbors", "metrics"]
