@@ -1,7 +1,6 @@
 """The command line: parse, build a TrainConfig, call. Heavy imports stay inside the commands."""
 
 import inspect
-import json
 import sys
 import types
 from pathlib import Path
@@ -121,43 +120,7 @@ _add(
 )
 
 
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Option(help="A run folder, an exported model, a hub id, or a bare backbone.")],
-    data: Annotated[str, typer.Option(help="Labeled images: like --labeled of `semi`, e.g. kanji:test.")],
-    image_column: Annotated[str | None, typer.Option(help="Column of --data with the images.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of --data with the class.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
-    num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-) -> None:
-    """Score a model on labeled images: recall@k, R-precision and MAP@R, each image against all others.
-
-    Example: python cli.py evaluate --model runs/demo --data kanji:test
-    """
-    with one_line_errors():
-        quiet_libraries()
-        from stml_semi.scoring import evaluate_model
-
-        line = evaluate_model(
-            model,
-            data,
-            image_column=image_column,
-            label_column=label_column,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
-    if not is_main():
-        return
-    if as_json:
-        print(json.dumps(line))
-    else:
-        from stml_semi.tables import print_scores
-
-        print_scores(f"{data}, {line['num_queries']} queries", {model: line})
-
-
-for _command in (commands.export, commands.push, commands.embed, commands.search, commands.dedup):
+for _command in (commands.evaluate, commands.export, commands.push, commands.embed, commands.search, commands.dedup):
     app.command()(_command)
 
 

@@ -6,7 +6,54 @@ from typing import Annotated
 
 import typer
 
-from stml_semi.terminal import among, one_line_errors, quiet_libraries, say
+from stml_semi.terminal import among, is_main, one_line_errors, quiet_libraries, say
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="A run folder, an exported model, a hub id, or a bare backbone.")],
+    data: Annotated[str, typer.Option(help="Labeled images: like --labeled of `semi`, e.g. kanji:test.")],
+    image_column: Annotated[str | None, typer.Option(help="Column of --data with the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of --data with the class.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
+    num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
+    k: Annotated[str | None, typer.Option("--k", help="Neighbors for recall, such as 1,10,100.", metavar="N,N")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Run the backbone in bfloat16.")] = False,
+    confidence: Annotated[
+        float | None, typer.Option(help="Percent: adds confidence intervals from a bootstrap over queries.")
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Add a table of the worst classes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Score a model on labeled images: recall@k, R-precision and MAP@R, each image against all others.
+
+    Example: python cli.py evaluate --model runs/demo --data kanji:test
+    """
+    with one_line_errors():
+        quiet_libraries()
+        from stml_semi.scoring import evaluate_model
+
+        line = evaluate_model(
+            model,
+            data,
+            image_column=image_column,
+            label_column=label_column,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            recall_at=k,
+            bf16=bf16,
+            confidence=confidence,
+            per_class=per_class,
+        )
+    if not is_main():
+        return
+    if as_json:
+        print(json.dumps(line))
+    else:
+        from stml_semi.tables import print_scores, print_worst_classes
+
+        print_scores(f"{data}, {line['num_queries']} queries", {model: line})
+        if per_class:
+            print_worst_classes(line["per_class"])
 
 
 def export(
