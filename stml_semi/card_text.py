@@ -56,23 +56,22 @@ and nearest-neighbor labels.
 With [sentence-transformers](https://sbert.net):
 
 ```python
-from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("{place}")
-embeddings = model.encode([Image.open("a.jpg").convert("RGB"), Image.open("b.jpg").convert("RGB")])
+embeddings = model.encode(["a.jpg", "b.jpg"])  # or PIL pictures, any mode, upright (ImageOps.exif_transpose)
 print(model.similarity(embeddings, embeddings))
 ```
 
 With transformers, the backbone alone (its features, without pooling and head):
 
 ```python
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModel
 
 processor = AutoImageProcessor.from_pretrained("{place}")
 backbone = AutoModel.from_pretrained("{place}").eval()
-pixels = processor(images=Image.open("a.jpg").convert("RGB"), return_tensors="pt")
+pixels = processor(images=ImageOps.exif_transpose(Image.open("a.jpg")), return_tensors="pt")
 features = backbone(**pixels).last_hidden_state
 ```
 

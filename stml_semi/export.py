@@ -1,5 +1,6 @@
 """The exported model: a sentence-transformers folder that opens without this project."""
 
+import copy
 import logging
 import shutil
 import tempfile
@@ -40,7 +41,7 @@ def export_model(embedder: Embedder, processor: Any, folder: Path, texts: Mappin
         backbone = Path(scratch) / "backbone"
         plain = merged(embedder.backbone)
         plain.save_pretrained(backbone, state_dict={k: v.contiguous() for k, v in plain.state_dict().items()})
-        processor.save_pretrained(backbone)
+        _for_any_picture(processor).save_pretrained(backbone)
         output = "pooler_output" if pooled else "last_hidden_state"
         # Opened by its configuration, a ViT has a pooler that nothing uses, at random: the same in every export.
         torch.manual_seed(0)
@@ -98,6 +99,15 @@ def folded_weight(weight: torch.Tensor, pool: Pool, num_tokens: int) -> torch.Te
         patches = num_tokens - 1
         return torch.cat([-weight / patches, weight * (num_tokens / patches)], dim=1)
     return weight
+
+
+def _for_any_picture(processor: Any) -> Any:
+    """The processor for people who hand it gray, transparent or palette pictures; of RGB ones it makes the same."""
+    if getattr(processor, "do_convert_rgb", 0) == 0:  # timm's own has no such step.
+        return processor
+    processor = copy.deepcopy(processor)
+    processor.do_convert_rgb = True
+    return processor
 
 
 def _num_tokens(embedder: Embedder, processor: Any) -> int:
