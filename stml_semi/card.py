@@ -64,6 +64,8 @@ class CardFacts(NamedTuple):
     claim: str
     """What may be said of the classes that were evaluated on."""
     origin: Origin
+    onnx: bool = False
+    """Whether embedder.onnx lies beside the card."""
 
 
 def card_files(facts: CardFacts) -> dict[str, str]:
@@ -243,6 +245,7 @@ def _card(facts: CardFacts) -> str:
         results=_results(lines, facts),
         command=command_line(config),
         kind=_command(config),
+        onnx=facts.onnx,
     )
 
 

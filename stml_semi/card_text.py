@@ -7,6 +7,20 @@ _CITATION = """@inproceedings{kim2022selftaught,
   year = {2022},
   note = {arXiv:2205.01903}
 }"""
+_ONNX = """
+With ONNX (opset 18, any batch size), without PyTorch where it runs:
+
+```python
+import onnxruntime
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor
+
+processor = AutoImageProcessor.from_pretrained("{place}")
+session = onnxruntime.InferenceSession("embedder.onnx")  # a file of this repository
+pixels = processor(images=ImageOps.exif_transpose(Image.open("a.jpg")), return_tensors="np")["pixel_values"]
+embeddings = session.run(None, {{"pixel_values": pixels}})[0]
+```
+"""
 _TRAINING = {
     "semi": "labeled images by a proxy loss and unlabeled images by self-taught relations (STML) together",
     "sup": "labeled images alone, by a proxy loss",
@@ -30,6 +44,7 @@ def body(
     results: str,
     command: str,
     kind: str,
+    onnx: bool,
 ) -> str:
     """The card below its metadata, as Markdown."""
     origin = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{backbone}`"
@@ -41,6 +56,7 @@ def body(
         "before you share or sell the model, and state one with `--license`."
     )
     sources = "\n".join(data)
+    without_torch = _ONNX.format(place=place) if onnx else ""
     return f"""# {name}
 
 This model turns a picture into a vector of {embedding_dim} numbers, so that pictures of the same kind of thing lie
@@ -88,7 +104,7 @@ embeddings = load("{place}").encode([Image.open("a.jpg"), Image.open("b.jpg")])
 python cli.py embed --model {place} --data path/to/images --output index
 python cli.py search --model {place} --index index query.jpg
 ```
-
+{without_torch}
 ## Data and license
 
 {sources}

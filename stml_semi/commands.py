@@ -61,6 +61,7 @@ def export(
     output: Annotated[str, typer.Option(help="Folder of the model; an older model there is replaced.")],
     weights: Annotated[str, typer.Option(help="student, or teacher: its moving average.")] = "student",
     license: Annotated[str | None, typer.Option(help="For the card. Default: the base model's, if known.")] = None,
+    format: Annotated[str, typer.Option(help="safetensors, or onnx: embedder.onnx beside it.")] = "safetensors",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
 ) -> None:
     """Write a run's newest checkpoint as a model that sentence-transformers and transformers open.
@@ -69,10 +70,17 @@ def export(
     """
     with one_line_errors():
         among("--weights", weights, "student", "teacher")
+        among("--format", format, "safetensors", "onnx")
         quiet_libraries()
         from stml_semi.run_export import export_run
 
-        made = export_run(run, output, weights="teacher" if weights == "teacher" else "student", license=license)
+        made = export_run(
+            run,
+            output,
+            weights="teacher" if weights == "teacher" else "student",
+            license=license,
+            onnx=format == "onnx",
+        )
     say(f"{made.folder}: the {made.weights} after {made.step} steps", {**made._asdict(), "folder": output}, as_json)
 
 

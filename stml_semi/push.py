@@ -18,7 +18,7 @@ _UPLOADED = (
     r"training_config\.yaml",
     r"[\w.-]+\.svg",
 )
-_ONNX = r"onnx/[\w.-]+\.onnx"
+_ONNX = r"embedder\.onnx(\.data)?"
 _MODULE = r"\d+_\w+/(config\.json|model\.safetensors)"
 # Seconds before each further attempt.
 _PAUSES = (1.0, 5.0, 20.0)
@@ -125,7 +125,7 @@ def _files(folder: Path, repo: str, license: str | None) -> dict[str, Path | byt
         files["README.md"] = str(card).encode()
     token = (get_token() or "").encode()
     for name, content in files.items():
-        text = b"" if name.endswith((".safetensors", ".onnx")) else content
+        text = b"" if name.endswith((".safetensors", ".onnx", ".data")) else content
         if token and token in (text.read_bytes() if isinstance(text, Path) else text):
             raise ValueError(f"push {repo}: {name} contains your access token; take it out, and revoke that token")
     return files

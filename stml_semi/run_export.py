@@ -14,6 +14,7 @@ from stml_semi.data.benchmarks import BENCHMARKS
 from stml_semi.data.views import view_size
 from stml_semi.export import export_model
 from stml_semi.models.backbone import open_backbone
+from stml_semi.onnx_export import check_onnx, export_onnx
 from stml_semi.run import build_embedder
 from stml_semi.run_folder import RunFolder
 
@@ -28,7 +29,9 @@ class Exported(NamedTuple):
     step: int
 
 
-def export_run(run: str, output: str, *, weights: Weights = "student", license: str | None = None) -> Exported:
+def export_run(
+    run: str, output: str, *, weights: Weights = "student", license: str | None = None, onnx: bool = False
+) -> Exported:
     """Writes the student or the teacher of a run's newest checkpoint as a model folder, with its card.
 
     Args:
@@ -36,10 +39,13 @@ def export_run(run: str, output: str, *, weights: Weights = "student", license: 
         output: new or empty, or a model folder, which is replaced.
         weights: which of the two.
         license: for the card; default: what the run was told, else the base model's.
+        onnx: write embedder.onnx beside the usual files.
 
     Raises:
         ValueError: no run, no checkpoint, a damaged one, or an output folder that holds something else.
     """
+    if onnx:
+        check_onnx()
     folder, target = RunFolder(run, writes=False), Path(output)
     if not folder.config.is_file() or not folder.metrics.is_file():
         raise ValueError(f"{run}: is no run folder (config.yaml and metrics.jsonl); give one that training left")
@@ -74,6 +80,10 @@ def export_run(run: str, output: str, *, weights: Weights = "student", license: 
     )
     with torch.inference_mode():
         export_model(embedder.eval(), backbone.processor, target, card_files(facts))
+    if onnx:
+        export_onnx(target)
+        card = card_files(facts._replace(onnx=True))["README.md"]  # Told of only when it is there.
+        (target / "README.md").write_text(card, encoding="utf-8")
     return Exported(target, weights, step)
 
 

@@ -53,6 +53,7 @@ ORDER = [
     "push",
     "export",
     "hub",
+    "onnx_export",
     "scoring",
     "progress",
     "index",
