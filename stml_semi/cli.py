@@ -1,17 +1,16 @@
 """The command line: parse, build a TrainConfig, call. Heavy imports stay inside the commands."""
 
 import inspect
-import json
-import os
 import sys
 import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
+from stml_semi import commands
 from stml_semi.config import TrainConfig, flag, read_recipe
-from stml_semi.errors import RunFailed
+from stml_semi.terminal import is_main, one_line_errors, quiet_libraries, stop
 
 app = typer.Typer(
     name="stml-semi",
@@ -62,7 +61,7 @@ def _metavar(annotation: Any) -> str:
 
 def _train(command: Literal["semi", "unsup", "sup"], flags: dict[str, Any]) -> None:
     recipe = flags.pop("recipe")
-    with _one_line_errors():
+    with one_line_errors():
         given = {key: value for key, value in flags.items() if value not in (None, False)}
         for name, needless in (("labeled", "unsup"), ("unlabeled", "sup")):
             if name in given and command == needless:
@@ -71,17 +70,19 @@ def _train(command: Literal["semi", "unsup", "sup"], flags: dict[str, Any]) -> N
         from stml_semi.run import resolve
 
         config = resolve(command, values)
-        _quiet_libraries()
+        quiet_libraries()
         from stml_semi.run import run
 
         result = run(config)
-    if _is_main():
+    if is_main():
         from stml_semi.tables import print_plan, print_result
 
         if result.plan is None:
             print_result(result)
         else:
             print_plan(result.plan)
+        if result.problem is not None:
+            stop(result.problem, 1)
 
 
 def _add(command: Literal["semi", "unsup", "sup"], text: str) -> None:
@@ -119,88 +120,8 @@ _add(
 )
 
 
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Option(help="A run folder, an exported model, a hub id, or a bare backbone.")],
-    data: Annotated[str, typer.Option(help="Labeled images: like --labeled of `semi`, e.g. kanji:test.")],
-    image_column: Annotated[str | None, typer.Option(help="Column of --data with the images.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of --data with the class.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
-    num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-) -> None:
-    """Score a model on labeled images: recall@k, R-precision and MAP@R, each image against all others.
-
-    Example: python cli.py evaluate --model runs/demo --data kanji:test
-    """
-    with _one_line_errors():
-        _quiet_libraries()
-        from stml_semi.scoring import evaluate_model
-
-        line = evaluate_model(
-            model,
-            data,
-            image_column=image_column,
-            label_column=label_column,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
-    if not _is_main():
-        return
-    if as_json:
-        print(json.dumps(line))
-    else:
-        from stml_semi.tables import print_scores
-
-        print_scores(f"{data}, {line['num_queries']} queries", {model: line})
-
-
-class _one_line_errors:
-    """Bad input ends with one clear line and exit code 2; what is not the user's doing keeps its traceback."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        if isinstance(error, ValueError) and _is_ours(trace):
-            _stop(str(error), 2)
-        if isinstance(error, RunFailed):
-            _stop(str(error), error.exit_code, everywhere=error.everywhere)
-        if isinstance(error, KeyboardInterrupt):
-            _stop("interrupted", 130)
-
-
-def _is_ours(trace: types.TracebackType | None) -> bool:
-    """Whether an error was raised by this package on purpose, rather than by a library that it called."""
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
-
-
-def _stop(message: str, code: int, *, everywhere: bool = True) -> NoReturn:
-    if _is_main():
-        print(f"error: {message}", file=sys.stderr)
-    elif not everywhere:
-        print(f"error: process {os.environ['RANK']}: {message}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.exit(code)
-
-
-def _is_main() -> bool:
-    """Whether this is the first process of `accelerate launch`, known before torch is imported."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _quiet_libraries() -> None:
-    """Bars and advice of the libraries underneath are not about what the user asked for."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging as transformers_logging
-
-    disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+for _command in (commands.evaluate, commands.export, commands.push, commands.embed, commands.search, commands.dedup):
+    app.command()(_command)
 
 
 def main() -> None:

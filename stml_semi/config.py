@@ -174,6 +174,15 @@ class TrainConfig(BaseModel):
     """Check all input, print what the run would do (steps, passes, memory, evaluation), and end there."""
     overwrite: Run[bool] = False
     """Delete what --output-dir holds and start anew."""
+    push_to_hub: Run[bool] = False
+    """Upload the exported model to the Hugging Face hub when the run ends; the login is that of `hf auth login`."""
+    hub_model_id: Run[Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None] = None
+    """Where --push-to-hub puts the model: user/name."""
+    hub_private: Run[bool] = False
+    """Create that repository private."""
+    license: Run[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")] | None] = None
+    """License of the trained model, stated in its card (mit, cc-by-nc-4.0). Default: the base model's, where its card
+    says it."""
 
     @property
     def warmup_steps(self) -> int:
@@ -241,6 +250,8 @@ class TrainConfig(BaseModel):
             raise ValueError("--batchnorm batch needs the batch in one piece: drop it, or --micro-batch-size")
         if self.resume and self.overwrite:
             raise ValueError("--resume keeps the run folder and --overwrite deletes it: choose one")
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("--push-to-hub needs a place: name it with --hub-model-id user/name")
         return self
 
     @classmethod

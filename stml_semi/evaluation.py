@@ -104,13 +104,18 @@ class TableEncoder:
         )
 
 
-def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> dict[str, float]:
-    """Retrieval metrics of an embedded table; unreadable pictures are neither query nor gallery.
+class TableScores(NamedTuple):
+    """Scores of single queries: the readable pictures of a table, in their order."""
+
+    scores: QueryScores
+    labels: Tensor
+    """(Q,) int64."""
+
+
+def score_queries(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> TableScores:
+    """Scores every readable picture of an embedded table against all others.
 
     Each process scores its share of the queries, and all get the result.
-
-    Raises:
-        ValueError: no labels, or no two pictures of one class.
     """
     assert table.labels is not None
     keep = torch.from_numpy(embedded.readable).to(embedded.embeddings.device)
@@ -118,5 +123,14 @@ def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]
     share = distributed.share(len(labels), rank=distributed.rank(), world_size=distributed.world_size())
     rows = torch.arange(len(labels), device=keep.device)[share]
     scores = query_scores(embeddings, labels, recall_at=recall_at, rows=rows)
-    gathered = QueryScores(*(distributed.gather(part, len(labels)) for part in scores))
-    return summarize(gathered, recall_at=recall_at, num_gallery=len(labels))
+    return TableScores(QueryScores(*(distributed.gather(part, len(labels)) for part in scores)), labels)
+
+
+def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> dict[str, float]:
+    """Retrieval metrics of an embedded table; unreadable pictures are neither query nor gallery.
+
+    Raises:
+        ValueError: no labels, or no two pictures of one class.
+    """
+    found = score_queries(table, embedded, recall_at)
+    return summarize(found.scores, recall_at=recall_at, num_gallery=len(found.labels))

@@ -1,9 +1,10 @@
 """The exported model: a sentence-transformers folder that opens without this project."""
 
+import copy
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from stml_semi.models.embedder import Embedder, Pool
 PoolingMode = Literal["cls", "mean", "max"]
 
 
-def export_model(embedder: Embedder, processor: Any, folder: Path) -> None:
+def export_model(embedder: Embedder, processor: Any, folder: Path, texts: Mapping[str, str] | None = None) -> None:
     """Writes backbone, pooling, head f and normalization as standard modules of sentence-transformers.
 
     The backbone lies at the root in plain transformers format, so `AutoModel.from_pretrained(folder)` opens it too.
@@ -27,6 +28,7 @@ def export_model(embedder: Embedder, processor: Any, folder: Path) -> None:
         embedder: the bare model, without wrappers.
         processor: its image processor; its output for a picture is what the model was evaluated on.
         folder: replaced if it exists.
+        texts: further files at the root (the card): name -> content.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
@@ -39,7 +41,7 @@ def export_model(embedder: Embedder, processor: Any, folder: Path) -> None:
         backbone = Path(scratch) / "backbone"
         plain = merged(embedder.backbone)
         plain.save_pretrained(backbone, state_dict={k: v.contiguous() for k, v in plain.state_dict().items()})
-        processor.save_pretrained(backbone)
+        _for_any_picture(processor).save_pretrained(backbone)
         output = "pooler_output" if pooled else "last_hidden_state"
         # Opened by its configuration, a ViT has a pooler that nothing uses, at random: the same in every export.
         torch.manual_seed(0)
@@ -64,6 +66,8 @@ def export_model(embedder: Embedder, processor: Any, folder: Path) -> None:
         SentenceTransformer(modules=[*modules, dense, Normalize()], device="cpu").save_pretrained(
             str(target), create_model_card=False
         )
+        for name, text in (texts or {}).items():
+            (target / name).write_text(text, encoding="utf-8")
         target.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
         target.rename(folder)
@@ -95,6 +99,15 @@ def folded_weight(weight: torch.Tensor, pool: Pool, num_tokens: int) -> torch.Te
         patches = num_tokens - 1
         return torch.cat([-weight / patches, weight * (num_tokens / patches)], dim=1)
     return weight
+
+
+def _for_any_picture(processor: Any) -> Any:
+    """The processor for people who hand it gray, transparent or palette pictures; of RGB ones it makes the same."""
+    if getattr(processor, "do_convert_rgb", 0) == 0:  # timm's own has no such step.
+        return processor
+    processor = copy.deepcopy(processor)
+    processor.do_convert_rgb = True
+    return processor
 
 
 def _num_tokens(embedder: Embedder, processor: Any) -> int:

@@ -63,17 +63,81 @@ def retrieval_metrics(
 
 def summarize(scores: QueryScores, *, recall_at: Sequence[int], num_gallery: int) -> dict[str, float | int]:
     """Means over the queries that have something to find; see `retrieval_metrics`, whose result this is."""
-    scored = scores.num_relevant > 0
-    num_queries = int(scored.sum())
+    num_queries = int((scores.num_relevant > 0).sum())
     if num_queries == 0:
         raise ValueError(
             "no query has an image of its class to find: give at least two images of a class, "
             "or a gallery with classes of the queries"
         )
-    values = torch.column_stack([scores.recall, scores.r_precision, scores.average_precision])[scored]
-    names = [*(f"recall@{k}" for k in recall_at), "r_precision", "map@r"]
-    means: dict[str, float | int] = dict(zip(names, values.mean(0).tolist(), strict=True))
+    values = _values(scores)
+    means: dict[str, float | int] = dict(zip(_names(recall_at), values.mean(0).tolist(), strict=True))
     return {**means, "num_queries": num_queries, "num_gallery": num_gallery}
+
+
+class Interval(NamedTuple):
+    """Where a metric lies with the confidence that was asked for."""
+
+    low: float
+    high: float
+
+
+def bootstrap_intervals(
+    scores: QueryScores, *, recall_at: Sequence[int], confidence: float = 0.95, num_samples: int = 2000, seed: int = 0
+) -> dict[str, Interval]:
+    """How far each metric would move if other queries had been drawn: percentiles of resampled means.
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993. The gallery stays the same, and queries are
+    drawn one by one, not by class: the classes themselves count as given.
+
+    Args:
+        scores: of the queries; those without anything to find are left out.
+        recall_at: as they were scored.
+        confidence: share of the resampled means inside, 0..1.
+        num_samples: how often the queries are resampled.
+        seed: of the draws.
+
+    Returns:
+        Name of a metric -> interval.
+    """
+    values = _values(scores).cpu()
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.empty(num_samples, values.shape[1], dtype=torch.float64)
+    for sample in range(num_samples):
+        drawn = torch.randint(len(values), (len(values),), generator=generator)
+        times = torch.bincount(drawn, minlength=len(values)).double()
+        means[sample] = times @ values / len(values)
+    tail = (1 - confidence) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0).tolist()
+    return {name: Interval(*pair) for name, *pair in zip(_names(recall_at), low, high, strict=True)}
+
+
+class ClassScores(NamedTuple):
+    """Means over the queries of each class that has something to find."""
+
+    label: Tensor
+    """(C,) int64, rising."""
+    num_queries: Tensor
+    """(C,) int64."""
+    values: dict[str, Tensor]
+    """Name of a metric -> (C,) float64."""
+
+
+def class_scores(scores: QueryScores, labels: Tensor, *, recall_at: Sequence[int]) -> ClassScores:
+    """Averages scores by class. labels: (Q,) int64, of the queries."""
+    known, place, counts = labels[scores.num_relevant > 0].unique(return_inverse=True, return_counts=True)
+    values = _values(scores)
+    means = values.new_zeros(len(known), values.shape[1]).index_add_(0, place, values) / counts[:, None]
+    return ClassScores(known, counts, dict(zip(_names(recall_at), means.T, strict=True)))
+
+
+def _names(recall_at: Sequence[int]) -> list[str]:
+    return [*(f"recall@{k}" for k in recall_at), "r_precision", "map@r"]
+
+
+def _values(scores: QueryScores) -> Tensor:
+    """(scored queries, metrics) float64."""
+    scored = scores.num_relevant > 0
+    return torch.column_stack([scores.recall, scores.r_precision, scores.average_precision])[scored]
 
 
 @torch.no_grad()

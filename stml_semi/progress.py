@@ -84,6 +84,58 @@ class RunProgress:
             self.console.print(message)
 
 
+class Counter:
+    """Progress over a known number of pictures on standard error: a bar on a terminal, else about twenty lines."""
+
+    def __init__(self, what: str, total: int, *, enabled: bool) -> None:
+        """
+        Args:
+            what: one word.
+            total: pictures.
+            enabled: only the main process talks.
+        """
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.what, self.total, self.enabled = what, total, enabled
+        self.done = self.skipped = self.said = 0
+        self.started = time.monotonic()
+        console = Console(stderr=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
+        self.bar = None
+        if enabled and sys.stderr.isatty():
+            self.bar = Progress(*columns, TimeRemainingColumn(), console=console)
+            self.task = self.bar.add_task(what, total=total)
+
+    def __enter__(self) -> Self:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def skip(self, count: int) -> None:
+        """Pictures that were done before; they say nothing about the speed."""
+        self.skipped += count
+        if self.bar is not None:
+            self.bar.reset(self.task, total=self.total - self.skipped)
+            self.bar.update(self.task, completed=self.done, description=f"{self.what} ({self.skipped} there already)")
+
+    def advance(self, count: int) -> None:
+        """Pictures are done."""
+        self.done = min(self.done + count, self.total)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done)
+            return
+        part = 20 * (self.done + self.skipped) // max(self.total, 1)
+        if self.enabled and part > self.said:
+            self.said = part
+            left = (time.monotonic() - self.started) / self.done * (self.total - self.skipped - self.done)
+            print(f"{self.what} {self.done + self.skipped}/{self.total} left {max(left, 0):.0f}s", file=sys.stderr)
+
+
 def _named(tables: Any) -> list[tuple[str, Any]]:
     return [("labeled", tables.labeled), ("unlabeled", tables.unlabeled), ("evaluation", tables.evaluation)]
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from stml_semi import distributed
+from stml_semi.card import CardFacts, card_files, find_origin
 from stml_semi.config import TrainConfig, flag, read_recipe
 from stml_semi.data.benchmarks import BENCHMARKS
 from stml_semi.data.loading import ViewSettings
@@ -25,6 +26,7 @@ from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_pref
 from stml_semi.models.backbone import Backbone, open_backbone
 from stml_semi.models.embedder import Embedder, freeze_unused, resolve_pooling
 from stml_semi.progress import RunProgress
+from stml_semi.push import check_login, push
 from stml_semi.run_folder import RunFolder
 from stml_semi.survey import Tables
 from stml_semi.trainer import Trainer
@@ -89,6 +91,8 @@ class Result(NamedTuple):
     """What may be said of the classes that were evaluated on."""
     plan: dict[str, str] | None = None
     """Of a dry run: what it would do."""
+    problem: str | None = None
+    """Why the finished model was not uploaded."""
 
 
 def run(config: TrainConfig) -> Result:
@@ -107,6 +111,8 @@ def run(config: TrainConfig) -> Result:
         folder.check(resume=config.resume, overwrite=config.overwrite)
         if config.resume:
             _check_same_run(config, TrainConfig.build(read_recipe(folder.config)))
+        if config.push_to_hub:
+            check_login("--push-to-hub")
         tables = open_tables(config)
         _check_sizes(config, tables)
         _check_honest(config)
@@ -147,11 +153,33 @@ def run(config: TrainConfig) -> Result:
             trainer.train(start)
             if accelerator.is_main_process:
                 progress.note(f"exporting the model to {folder.model}")
-                export_model(embedder, backbone.processor, folder.model)
+                facts = CardFacts(
+                    config,
+                    folder.lines(),
+                    weights="student",
+                    step=config.max_steps,
+                    size=views.size,
+                    pooling=embedder.pool.kind,
+                    claim=_claim(tables),
+                    origin=find_origin(config),
+                )
+                export_model(embedder, backbone.processor, folder.model, card_files(facts))
             accelerator.wait_for_everyone()
-    lines = [line for line in folder.lines() if "model" in line]
-    accelerator.end_training()
-    return Result(folder, lines, _claim(tables))
+        lines = [line for line in folder.lines() if "model" in line]
+        accelerator.end_training()
+        # Last, because nobody should have to wait for a slow line, and because the others' patience has an end.
+        problem = _push(config, folder, progress) if config.push_to_hub and main else None
+    return Result(folder, lines, _claim(tables), problem=problem)
+
+
+def _push(config: TrainConfig, folder: RunFolder, progress: RunProgress) -> str | None:
+    """What went wrong, if anything: a failed upload is no failed run."""
+    try:
+        pushed = push(str(folder.path), str(config.hub_model_id), private=config.hub_private, note=progress.note)
+    except ValueError as error:
+        return str(error)
+    progress.note(f"uploaded to {pushed.url}")
+    return None
 
 
 T = TypeVar("T")
@@ -176,7 +204,7 @@ def _together(step: Callable[[], T]) -> T:
 # What may change when a run goes on: how long and how often, how much at once, where; not what is computed.
 _MAY_CHANGE = {"max_steps", "eval_every", "save_every", "keep_checkpoints", "log_every", "micro_batch_size"}
 _MAY_CHANGE |= {"num_workers", "gradient_checkpointing", "compile", "mixed_precision", "stop_on_collapse"}
-_MAY_CHANGE |= {"output_dir", "resume", "overwrite", "dry_run"}
+_MAY_CHANGE |= {"output_dir", "resume", "overwrite", "dry_run", "push_to_hub", "hub_model_id", "hub_private", "license"}
 
 
 def _check_same_run(config: TrainConfig, stored: TrainConfig) -> None:

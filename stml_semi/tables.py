@@ -1,5 +1,6 @@
 """Result tables in the terminal."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -8,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stml_semi.run import Result
+from stml_semi.search import Answer
 
 _COLUMNS = {"r_precision": "R-precision", "map@r": "MAP@R"}
 _SHOWN = {"frozen": "frozen backbone", "student": "trained", "teacher": "trained (teacher)"}
@@ -39,8 +41,40 @@ def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
         table.add_column(_COLUMNS.get(key, key), justify="right")
     for name, scores in rows.items():
         table.add_row(Text(name), *(f"{100 * scores[key]:.1f}" for key in keys))
+        if intervals := scores.get("intervals"):
+            pairs = (tuple(100 * bound for bound in intervals[key]) for key in keys)
+            label = f"{scores['confidence']:g}% interval"
+            table.add_row(Text(label), *(f"{low:.1f}-{high:.1f}" for low, high in pairs), style="dim")
     # The name of a split is no emoji (":train:"), nor are brackets in a path markup.
     Console(width=max(80, 30 + 12 * len(keys)), markup=False, emoji=False, highlight=False).print(table)
+
+
+def print_worst_classes(rows: Sequence[dict[str, Any]], count: int = 10) -> None:
+    """The classes that are found worst, of a list that begins with them."""
+    keys = [key for key in rows[0] if key not in ("class", "num_queries")]
+    title = f"worst {min(count, len(rows))} of {len(rows)} classes"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("class")
+    table.add_column("queries", justify="right")
+    for key in keys:
+        table.add_column(_COLUMNS.get(key, key), justify="right")
+    for row in rows[:count]:
+        table.add_row(Text(row["class"]), str(row["num_queries"]), *(f"{100 * row[key]:.1f}" for key in keys))
+    Console(width=max(80, 30 + 12 * len(keys)), markup=False, emoji=False, highlight=False).print(table)
+
+
+def print_answers(answers: Sequence[Answer]) -> None:
+    """Nearest images of each query, nearest first."""
+    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    for answer in answers:
+        table = Table(title=Text(answer.query), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        table.add_column("", justify="right")
+        table.add_column("cosine", justify="right")
+        table.add_column("row", justify="right")
+        table.add_column("image", overflow="fold")
+        for rank, hit in enumerate(answer.hits, 1):
+            table.add_row(str(rank), f"{hit.similarity:.4f}", str(hit.row), Text(hit.image))
+        console.print(table)
 
 
 def print_plan(plan: dict[str, str]) -> None:

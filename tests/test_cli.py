@@ -136,6 +136,8 @@ def test_train_evaluate_and_load_as_a_user_does(folders):
         "self_distillation",
         "unlabeled_weight",
         "grad_ratio",
+        "effective_rank",
+        "mean_similarity",
         "lr",
         "images_per_second",
         "labeled_passes",

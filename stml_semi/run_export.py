@@ -1,0 +1,114 @@
+"""`export`: a model folder from a run's checkpoint, of the student or of the teacher."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from stml_semi.card import CardFacts, Origin, Weights, card_files, find_origin
+from stml_semi.checkpoint import list_checkpoints
+from stml_semi.config import TrainConfig, read_recipe
+from stml_semi.data.benchmarks import BENCHMARKS
+from stml_semi.data.views import view_size
+from stml_semi.export import export_model
+from stml_semi.models.backbone import open_backbone
+from stml_semi.onnx_export import check_onnx, export_onnx
+from stml_semi.run import build_embedder
+from stml_semi.run_folder import RunFolder
+
+_PREFIXES: dict[Weights, str] = {"student": "embedder.", "teacher": "teacher.model."}
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    folder: Path
+    weights: Weights
+    step: int
+
+
+def export_run(
+    run: str, output: str, *, weights: Weights = "student", license: str | None = None, onnx: bool = False
+) -> Exported:
+    """Writes the student or the teacher of a run's newest checkpoint as a model folder, with its card.
+
+    Args:
+        run: a run folder, finished or not.
+        output: new or empty, or a model folder, which is replaced.
+        weights: which of the two.
+        license: for the card; default: what the run was told, else the base model's.
+        onnx: write embedder.onnx beside the usual files.
+
+    Raises:
+        ValueError: no run, no checkpoint, a damaged one, or an output folder that holds something else.
+    """
+    if onnx:
+        check_onnx()
+    folder, target = RunFolder(run, writes=False), Path(output)
+    if not folder.config.is_file() or not folder.metrics.is_file():
+        raise ValueError(f"{run}: is no run folder (config.yaml and metrics.jsonl); give one that training left")
+    if target.exists() and not _may_replace(target, folder):
+        raise ValueError(f"--output {output}: holds something other than a model; choose another folder")
+    values = read_recipe(folder.config)
+    config = TrainConfig.build(values if license is None else values | {"license": license})
+    found = list_checkpoints(folder.checkpoints)
+    if not found:
+        raise ValueError(f"{run}: has no checkpoint to export; --resume the run, or take {folder.model} if it is there")
+    step = int(found[-1].name.removeprefix("step-"))
+    backbone = open_backbone(config.backbone, image_size=config.image_size)
+    embedder = build_embedder(config.model_copy(update={"compile": False}), backbone)
+    prefix = _PREFIXES[weights]
+    try:
+        stored = load_file(found[-1] / "modules.safetensors")
+        embedder.load_state_dict({k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{run}: {found[-1].name} cannot be read ({reason}): delete it to export an earlier one"
+        ) from None
+    facts = CardFacts(
+        config,
+        folder.lines(),
+        weights=weights,
+        step=step,
+        size=view_size(backbone.processor),
+        pooling=embedder.pool.kind,
+        claim=_claim(config),
+        origin=_origin(config, folder),
+    )
+    with torch.inference_mode():
+        export_model(embedder.eval(), backbone.processor, target, card_files(facts))
+    if onnx:
+        export_onnx(target)
+        card = card_files(facts._replace(onnx=True))["README.md"]  # Told of only when it is there.
+        (target / "README.md").write_text(card, encoding="utf-8")
+    return Exported(target, weights, step)
+
+
+def _may_replace(target: Path, folder: RunFolder) -> bool:
+    """Nothing but a model is ever overwritten, and not the place where runs live."""
+    if not target.is_dir() or target.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
+        return False
+    return (target / "modules.json").is_file() or not any(target.iterdir())
+
+
+def _origin(config: TrainConfig, folder: RunFolder) -> Origin:
+    """As the run's own card says, which was written where its paths were valid; else as it looks from here."""
+    from huggingface_hub import ModelCard
+
+    if not (folder.model / "README.md").is_file():
+        return find_origin(config)
+    data = ModelCard.load(folder.model / "README.md", ignore_metadata_errors=True).data.to_dict()
+    datasets = data.get("datasets") or []
+    return Origin(
+        data.get("base_model"), tuple([datasets] if isinstance(datasets, str) else datasets), data.get("license")
+    )
+
+
+def _claim(config: TrainConfig) -> str:
+    """Of benchmarks it is known that classes are disjoint; other data are not opened for an export."""
+    specs = [spec.strip().split(":")[0] for spec in (config.labeled, config.unlabeled, config.eval) if spec]
+    known = all(spec in BENCHMARKS and BENCHMARKS[spec].disjoint_classes for spec in specs)
+    return "classes never trained on" if known and config.eval == BENCHMARKS[specs[0]].eval else ""

@@ -1,0 +1,191 @@
+"""`search` and `dedup`: exact answers from an index on disk, one part in memory at a time."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stml_semi.data.images import BadImage, read_image
+from stml_semi.embed import fingerprint
+from stml_semi.hub import load
+from stml_semi.index import Index
+from stml_semi.neighbors import Gallery
+
+_TILE = 2**24  # Cosines that are looked at together.
+
+
+class Hit(NamedTuple):
+    """A row of the index that answers a query."""
+
+    row: int
+    image: str
+    similarity: float
+    """Cosine."""
+
+
+class Answer(NamedTuple):
+    """A query and its nearest rows, nearest first."""
+
+    query: str
+    hits: list[Hit]
+
+
+def search(
+    folder: str, images: Sequence[str] = (), *, rows: Sequence[int] = (), model: str | None = None, k: int = 10
+) -> list[Answer]:
+    """The k nearest rows of an index for picture files, and for rows of the index (those without themselves).
+
+    Args:
+        folder: the index.
+        images: picture files.
+        rows: rows of the indexed source.
+        model: default: the one that made the index.
+        k: answers per query; all there are, if fewer.
+
+    Raises:
+        ValueError: no index, a picture that cannot be read, a row that is not there, or another model than the
+            index's.
+    """
+    index = Index.open(folder)
+    if not images and not rows:
+        raise ValueError("search: nothing to search for; name image files, or --row with rows of the index")
+    queries, names = [], []
+    if images:
+        queries.append(_embed(index, images, model))
+        names.extend(images)
+    if rows:
+        found = _rows(index, rows)
+        queries.append(torch.stack([found[row].embedding for row in rows]))
+        names.extend(f"{found[row].image} (row {row})" for row in rows)
+    own = torch.tensor([*[-1] * len(images), *rows])
+    nearest = _nearest(index, torch.cat(queries), own, k)
+    return [Answer(name, hits) for name, hits in zip(names, nearest, strict=True)]
+
+
+def _embed(index: Index, images: Sequence[str], model: str | None) -> Tensor:
+    pictures = []
+    for path in images:
+        try:
+            pictures.append(read_image({"bytes": None, "path": path}))
+        except BadImage as error:
+            raise ValueError(f"search {path}: {error}; give picture files") from None
+    retriever = load(model or index.info.model)
+    if fingerprint(retriever) != index.info.fingerprint:
+        raise ValueError(
+            f"--model {model or index.info.model}: the index was made with other weights ({index.info.model}), whose "
+            f"embeddings do not compare; give that model, or embed again"
+        )
+    return torch.from_numpy(retriever.encode(pictures))
+
+
+class _Row(NamedTuple):
+    embedding: Tensor
+    image: str
+
+
+def _rows(index: Index, rows: Sequence[int]) -> dict[int, _Row]:
+    found = {}
+    for number in {row // index.info.part_size for row in rows if 0 <= row < index.info.num_rows}:
+        part = index.part(number)
+        places = {int(row): i for i, row in enumerate(part.rows)}
+        found |= {row: _Row(part.embeddings[places[row]], part.images[places[row]]) for row in rows if row in places}
+    missing = [row for row in rows if row not in found]
+    if missing:
+        raise ValueError(
+            f"--row {missing[0]}: the index has no such row (0 to {index.info.num_rows - 1}, readable ones)"
+        )
+    return found
+
+
+def _nearest(index: Index, queries: Tensor, own: Tensor, k: int) -> list[list[Hit]]:
+    """The best k of every part, merged: queries (Q, d), own (Q,) rows to leave out -> Q lists."""
+    best: list[list[Hit]] = [[] for _ in queries]
+    for part in index.parts():
+        rows = torch.from_numpy(part.rows)
+        # One more, because a query that is a row of this part finds itself.
+        found = Gallery(part.embeddings).search(queries, min(k + 1, len(rows)))
+        for i, (columns, similarities) in enumerate(
+            zip(found.indices.tolist(), found.similarities.tolist(), strict=True)
+        ):
+            pairs = [(s, c) for s, c in zip(similarities, columns, strict=True) if rows[c] != own[i]]
+            worst = best[i][-1].similarity if len(best[i]) == k else -2.0
+            hits = [Hit(int(rows[c]), part.images[int(c)], s) for s, c in pairs if s > worst]
+            best[i] = sorted([*best[i], *hits], key=lambda hit: (-hit.similarity, hit.row))[:k]
+    return best
+
+
+class Group(NamedTuple):
+    """Rows that are near-duplicates of each other, directly or through others of the group."""
+
+    rows: list[int]
+    images: list[str]
+
+
+def find_duplicates(folder: str, *, threshold: float = 0.97) -> list[Group]:
+    """Groups of near-duplicates in an index, largest first.
+
+    Every row is compared with every other, tile by tile: exact, in the memory of two parts.
+
+    Args:
+        folder: the index.
+        threshold: cosine from which two pictures count as duplicates.
+
+    Raises:
+        ValueError: no index, or a threshold that is no cosine above zero.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"--threshold {threshold}: is a cosine; give a number above 0, up to 1")
+    index = Index.open(folder)
+    label = np.arange(index.info.num_rows)
+    for first in range(index.info.num_parts):
+        left = index.part(first)
+        for second in range(first, index.info.num_parts):
+            right = left if second == first else index.part(second)
+            height = max(1, _TILE // max(len(right.rows), 1))
+            for start in range(0, len(left.rows), height):
+                # A float32 product of identical rows may miss 1 by a few roundings.
+                close = left.embeddings[start : start + height] @ right.embeddings.T >= threshold - 1e-6
+                a, b = (places.numpy() for places in close.nonzero(as_tuple=True))
+                _unite(label, left.rows[a + start], right.rows[b])
+    counts = np.bincount(label, minlength=len(label))
+    members: dict[int, list[int]] = {}
+    for row in np.flatnonzero(counts[label] > 1).tolist():
+        members.setdefault(int(label[row]), []).append(row)
+    names = _names(index, {row for rows in members.values() for row in rows})
+    groups = [Group(rows, [names[row] for row in rows]) for rows in members.values()]
+    return sorted(groups, key=lambda group: (-len(group.rows), group.rows[0]))
+
+
+def _unite(label: np.ndarray[Any, Any], a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> None:
+    """Joins the groups of rows a[i] and b[i]; a group is called after its smallest row. `label` changes in place."""
+    pairs = np.stack([label[a], label[b]], 1)
+    pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
+    if not len(pairs):
+        return
+    parent: dict[int, int] = {}
+
+    def root(x: int) -> int:
+        while (above := parent.get(x, x)) != x:
+            parent[x] = parent.get(above, above)
+            x = above
+        return x
+
+    for one, other in pairs.tolist():
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    changed = np.array(sorted(parent))
+    target = np.array([root(int(x)) for x in changed])
+    # One pass over all rows, however many groups were joined.
+    place = np.searchsorted(changed, label).clip(max=len(changed) - 1)
+    hit = changed[place] == label
+    label[hit] = target[place[hit]]
+
+
+def _names(index: Index, rows: set[int]) -> dict[int, str]:
+    names = {}
+    for number in sorted({row // index.info.part_size for row in rows}):
+        part = index.part(number)
+        names |= {int(row): part.images[i] for i, row in enumerate(part.rows) if int(row) in rows}
+    return names

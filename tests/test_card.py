@@ -1,0 +1,191 @@
+"""The model card: metadata that the hub accepts, numbers that the run measured, nothing that is private."""
+
+import json
+import shlex
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+from stml_semi import card as cards
+from stml_semi.card import CardFacts, Origin, Weights, card_files, check_card, command_line, find_origin, training_yaml
+from stml_semi.config import TrainConfig
+
+SCORES = {"recall@1": 0.5, "recall@2": 0.6, "r_precision": 0.4, "map@r": 0.3, "num_queries": 1200, "num_gallery": 1200}
+
+
+def lines(data="kanji:test"):
+    made = [(0, "frozen"), (50, "student"), (50, "teacher"), (100, "student"), (100, "teacher")]
+    return [{"step": step, "data": data, "model": m, **SCORES, "recall@1": 0.5 + step / 1000} for step, m in made]
+
+
+def facts(config, **changes):
+    values = {"weights": "student", "step": 100, "size": (48, 48), "pooling": "mean_max", "claim": "never trained on"}
+    origin = Origin("facebook/dinov2-small", ("user/birds",), "apache-2.0")
+    return CardFacts(config, lines(), **{**values, "origin": origin, **changes})
+
+
+def build(**values):
+    return TrainConfig.build(
+        {"labeled": "kanji", "unlabeled": "user/birds", "eval": "kanji:test", "max_steps": 100, **values}
+    )
+
+
+def metadata(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text.split("---")[1])
+
+
+def test_metadata_are_what_the_hub_reads():
+    files = card_files(facts(build(backbone="facebook/dinov2-small")))
+    data: Any = ModelCard(files["README.md"]).data
+    assert data.library_name == "sentence-transformers"
+    assert data.pipeline_tag == "image-feature-extraction"
+    assert data.base_model == "facebook/dinov2-small"
+    assert data.license == "apache-2.0"
+    assert data.datasets == ["user/birds"]
+    assert data.metrics == ["recall@1", "recall@2", "r_precision", "map@r"]
+    assert {result.metric_type: result.metric_value for result in data.eval_results}["recall@1"] == 0.6
+    raw = metadata(files["README.md"])
+    assert None not in raw.values()
+    assert raw["model-index"][0]["results"][0]["dataset"] == {"name": "kanji:test", "type": "kanji"}
+
+
+def test_nothing_unknown_is_claimed():
+    files = card_files(facts(build(), origin=Origin(None, (), None)))
+    raw = metadata(files["README.md"])
+    assert not raw.keys() & {"license", "base_model", "datasets"}
+    assert "No license is stated" in files["README.md"]
+    asked = card_files(facts(build(license="mit"), origin=Origin(None, (), "apache-2.0")))
+    assert metadata(asked["README.md"])["license"] == "mit"
+
+
+def test_frozen_beside_trained_and_which_weights():
+    text = card_files(facts(build(), weights="teacher", step=50))["README.md"]
+    assert "| frozen backbone, before training | 50.0 | 60.0 | 40.0 | 30.0 |" in text
+    assert "| teacher (these weights) | 55.0 |" in text
+    assert "| student | 55.0 |" in text
+    assert "Weights: the **teacher**" in text
+    assert "after 50 of 100 steps" in text
+    assert "1,200 images" in text
+    assert "2205.01903" in text
+    for way in ("SentenceTransformer(", "AutoModel.from_pretrained(", "from stml_semi import load", "cli.py embed"):
+        assert way in text
+
+
+def test_a_run_without_evaluation_has_a_card_too():
+    text = card_files(CardFacts(build(eval=None), [], "student", 100, (8, 8), "cls", "", Origin(None, (), None)))[
+        "README.md"
+    ]
+    assert "was not evaluated" in text
+    assert "model-index" not in text
+
+
+def test_folders_of_this_machine_stay_here(tmp_path):
+    config = build(labeled=str(tmp_path / "birds"), output_dir=str(tmp_path / "run"), backbone=str(tmp_path / "vit"))
+    files = card_files(facts(config)._replace(lines=lines(str(tmp_path / "birds"))))
+    assert str(tmp_path) not in "".join(files.values())
+    assert "--labeled birds" in files["README.md"]
+
+
+def test_command_and_configuration_repeat_the_run():
+    config = build(sigma=3, relations="batch", lora_rank=4, gradient_checkpointing=True)
+    words = shlex.split(command_line(config))
+    assert words[:4] == ["accelerate", "launch", "cli.py", "semi"]
+    assert words[-2:] != ["--overwrite"]
+    assert "--gradient-checkpointing" in words
+    assert words[words.index("--sigma") + 1] == "3.0"
+    again = TrainConfig.build(yaml.safe_load(training_yaml(config)))
+    assert again == config
+
+
+def test_origin_knows_folders_from_hub_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "birds").mkdir(parents=True)
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "README.md").write_text("---\nlicense: mit\n---\n")
+    config = build(labeled="kanji,data/birds", unlabeled="user/birds:train[:50%],photos.csv", backbone="vit")
+    assert find_origin(config) == Origin(None, ("user/birds",), "mit")
+    monkeypatch.setattr(cards, "license_of", lambda name: None)
+    assert find_origin(build(backbone="facebook/dinov2-small")).base_model == "facebook/dinov2-small"
+    assert find_origin(build(backbone="tiny-resnet")) == Origin(None, ("user/birds",), None)
+
+
+def test_a_backbone_without_a_card_has_no_known_license(make_backbone):
+    assert cards.license_of(str(make_backbone("vit"))) is None
+    assert cards.license_of("tiny-resnet") == "apache-2.0"
+    assert cards.license_of("no/such-model") is None
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ("license: Apache 2.0", "--license Apache 2.0"),
+        ("base_model: /home/me/vit", "base_model '/home/me/vit' is no hub id"),
+        ("datasets: [a/b/c]", "datasets 'a/b/c' is no hub id"),
+        ("metrics: []", "metrics has no value"),
+    ],
+)
+def test_metadata_that_the_hub_would_refuse(metadata, problem):
+    with pytest.raises(ValueError, match=problem):
+        check_card(f"---\n{metadata}\n---\n")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from stml_semi.run import resolve
+    from stml_semi.run import run as train
+
+    folder = tmp_path_factory.mktemp("card") / "run"
+    small = {"labeled_batch_size": 8, "images_per_class": 2, "num_workers": 0, "embedding_dim": 8, "momentum": 0.5}
+    train(
+        resolve("sup", {"labeled": "kanji", "eval": "kanji:train", "output_dir": str(folder), "max_steps": 2, **small})
+    )
+    return folder
+
+
+def test_a_run_leaves_its_card(run):
+    text = (run / "model" / "README.md").read_text()
+    check_card(text)
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    student = [line for line in last if line.get("model") == "student"][-1]
+    assert f"| {100 * student['recall@1']:.1f} |" in text
+    assert metadata(text)["license"] == "apache-2.0"
+    assert TrainConfig.build(yaml.safe_load((run / "model" / "training_config.yaml").read_text())).max_steps == 2
+
+
+def test_export_writes_student_or_teacher(run, tmp_path, pictures):
+    from safetensors.torch import load_file
+
+    from stml_semi import load
+    from stml_semi.run_export import export_run
+
+    stored = load_file(run / "checkpoints" / "step-2" / "modules.safetensors")
+    both: list[tuple[Weights, str]] = [("student", "embedder"), ("teacher", "teacher.model")]
+    for weights, prefix in both:
+        made = export_run(str(run), str(tmp_path / "model"), weights=weights, license="mit")
+        assert made.step == 2
+        dense = next((tmp_path / "model").glob("*_Dense")) / "model.safetensors"
+        head = load_file(dense)["linear.weight"]
+        expected = stored[f"{prefix}.head_f.weight"]
+        torch.testing.assert_close(head, torch.cat([expected, expected], 1))
+        text = (tmp_path / "model" / "README.md").read_text()
+        assert f"Weights: the **{weights}**" in text
+        assert metadata(text)["license"] == "mit"
+        assert load(tmp_path / "model").encode(pictures).shape == (8, 8)
+    student = load(run).encode(pictures)
+    export_run(str(run), str(tmp_path / "again"))
+    torch.testing.assert_close(load(tmp_path / "again").encode(pictures), student)
+
+
+def test_export_never_replaces_anything_but_a_model(run, tmp_path):
+    from stml_semi.run_export import export_run
+
+    (tmp_path / "notes.txt").write_text("mine")
+    for place in (tmp_path, run, run.parent):
+        with pytest.raises(ValueError, match="--output .*something other than a model"):
+            export_run(str(run), str(place))
+    with pytest.raises(ValueError, match="is no run folder"):
+        export_run(str(tmp_path), str(tmp_path / "new"))
+    assert (tmp_path / "notes.txt").exists()
