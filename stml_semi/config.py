@@ -41,7 +41,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     labeled: Data[str | None] = None
-    """Labeled images: a benchmark (kanji), a folder of class folders, a csv/jsonl/parquet file or a hub id,
+    """Labeled images: a benchmark (kanji, cub), a folder of class folders, a csv/jsonl/parquet file or a hub id,
     `name[:split]`; a comma joins several."""
     unlabeled: Data[str | None] = None
     """Unlabeled images: like --labeled, but any folder will do and no label column is read."""
@@ -57,6 +57,8 @@ class TrainConfig(BaseModel):
     """Column of --eval that holds the images or their paths. Default: found by type and name."""
     eval_label_column: Data[str | None] = None
     """Column of --eval that holds the class. Default: found by type and name."""
+    data_root: Data[str | None] = None
+    """Folder of the benchmarks (cub, cars, sop, ...): prepared tables or extracted archives. Default: $STML_DATA."""
     augment: Data[Augmentation] = "auto"
     """Random views for training: paper (crop and flip), strong (paper, color and blur), glyph (small affine, no
     flip)."""

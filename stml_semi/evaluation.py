@@ -107,6 +107,7 @@ class TableEncoder:
 def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> dict[str, float]:
     """Retrieval metrics of an embedded table; unreadable pictures are neither query nor gallery.
 
+    Every picture is looked up in all others, unless the table says which are queries: those are looked up in the rest.
     Each process scores its share of the queries, and all get the result.
 
     Raises:
@@ -115,8 +116,15 @@ def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]
     assert table.labels is not None
     keep = torch.from_numpy(embedded.readable).to(embedded.embeddings.device)
     embeddings, labels = embedded.embeddings[keep], torch.from_numpy(table.labels).to(keep.device)[keep]
+    gallery = gallery_labels = None
+    if table.queries is not None:
+        asks = torch.from_numpy(table.queries).to(keep.device)[keep]
+        gallery, gallery_labels = embeddings[~asks], labels[~asks]
+        embeddings, labels = embeddings[asks], labels[asks]
     share = distributed.share(len(labels), rank=distributed.rank(), world_size=distributed.world_size())
     rows = torch.arange(len(labels), device=keep.device)[share]
-    scores = query_scores(embeddings, labels, recall_at=recall_at, rows=rows)
+    scores = query_scores(
+        embeddings, labels, recall_at=recall_at, gallery=gallery, gallery_labels=gallery_labels, rows=rows
+    )
     gathered = QueryScores(*(distributed.gather(part, len(labels)) for part in scores))
-    return summarize(gathered, recall_at=recall_at, num_gallery=len(labels))
+    return summarize(gathered, recall_at=recall_at, num_gallery=len(labels) if gallery is None else len(gallery))

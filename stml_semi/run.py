@@ -12,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from stml_semi import distributed
 from stml_semi.config import TrainConfig, flag, read_recipe
-from stml_semi.data.benchmarks import BENCHMARKS
+from stml_semi.data.benchmarks import BENCHMARKS, benchmark_of
 from stml_semi.data.loading import ViewSettings
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.sources import open_source
@@ -38,7 +38,7 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
         ValueError: a source that the command needs is missing, or the fields do not fit together.
     """
     values = dict(values)
-    for name in ("labeled", "unlabeled", "eval", "backbone", "output_dir"):
+    for name in ("labeled", "unlabeled", "eval", "data_root", "backbone", "output_dir"):
         if not isinstance(values.get(name, ""), str | None):
             raise ValueError(f"{flag(name)} {values[name]!r}: should be text; several sources are joined by commas")
     needs = {"semi": ("labeled", "unlabeled"), "unsup": ("unlabeled",), "sup": ("labeled",)}[command]
@@ -56,10 +56,12 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
             raise ValueError(
                 f"{command} needs --{name}: a folder, a table, a hub id or a benchmark ({', '.join(BENCHMARKS)})"
             )
-    names = [part.strip().split(":")[0] for spec in known if spec for part in spec.split(",")]
-    benchmark = next((BENCHMARKS[name] for name in names if name in BENCHMARKS), None)
-    if not values.get("eval") and benchmark is not None:
-        values["eval"] = benchmark.eval
+    benchmarks = [benchmark_of(part) for spec in known if spec for part in spec.split(",")]
+    benchmark = next((found for found in benchmarks if found), None)
+    # A pool beside labels of the user's own says nothing of what those are to be tested on.
+    tested = next((found for part in (known[0] or known[1] or "").split(",") if (found := benchmark_of(part))), None)
+    if not values.get("eval") and tested is not None:
+        values["eval"] = tested.eval
     if values.get("backbone", "auto") == "auto":
         values["backbone"] = (benchmark and benchmark.backbone) or "facebook/dinov2-small"
     if (
@@ -175,7 +177,7 @@ def _together(step: Callable[[], T]) -> T:
 # What may change when a run goes on: how long and how often, how much at once, where; not what is computed.
 _MAY_CHANGE = {"max_steps", "eval_every", "save_every", "keep_checkpoints", "log_every", "micro_batch_size"}
 _MAY_CHANGE |= {"num_workers", "gradient_checkpointing", "compile", "mixed_precision", "stop_on_collapse"}
-_MAY_CHANGE |= {"output_dir", "resume", "overwrite", "dry_run"}
+_MAY_CHANGE |= {"output_dir", "data_root", "resume", "overwrite", "dry_run"}
 
 
 def _check_same_run(config: TrainConfig, stored: TrainConfig) -> None:
@@ -197,7 +199,7 @@ def _check_outside(config: TrainConfig, folder: RunFolder) -> None:
     Raises:
         ValueError: the run folder holds what the run reads.
     """
-    for name in ("labeled", "unlabeled", "eval", "backbone"):
+    for name in ("labeled", "unlabeled", "eval", "data_root", "backbone"):
         for part in (getattr(config, name) or "").split(","):
             path = Path(part.strip()).expanduser()
             if part and path.exists() and folder.path.resolve() in (path.resolve(), *path.resolve().parents):
@@ -218,10 +220,15 @@ def open_tables(config: TrainConfig) -> Tables:
             labels="required",
             image_column=config.labeled_image_column,
             label_column=config.labeled_label_column,
+            data_root=config.data_root,
         )
     if config.unlabeled:
         unlabeled = open_source(
-            config.unlabeled, flag="--unlabeled", labels="ignored", image_column=config.unlabeled_image_column
+            config.unlabeled,
+            flag="--unlabeled",
+            labels="ignored",
+            image_column=config.unlabeled_image_column,
+            data_root=config.data_root,
         )
     if config.eval:
         evaluation = open_source(
@@ -230,6 +237,7 @@ def open_tables(config: TrainConfig) -> Tables:
             labels="required",
             image_column=config.eval_image_column,
             label_column=config.eval_label_column,
+            data_root=config.data_root,
         )
     recall_at = evaluation.recall_at if evaluation is not None else ()
     return Tables(labeled, unlabeled, evaluation, recall_at)
@@ -243,11 +251,22 @@ def _claim(tables: Tables) -> str:
         shared = len(set(tables.labeled.classes) & set(tables.evaluation.classes))
         if shared:
             return f"{shared} of its {len(tables.evaluation.classes)} classes have the names of trained ones"
-    for table in (tables.labeled, tables.unlabeled):
-        known = table is None or all(s.strip().split(":")[0] in BENCHMARKS for s in table.name.split(","))
-        if not known:
-            return "" if tables.labeled is None else "no class shares its name with a trained one"
-    return "classes never trained on"
+    tested = tables.evaluation.name.split(":")[0]
+    used = [
+        (table is tables.labeled, benchmark_of(part))
+        for table in (tables.labeled, tables.unlabeled)
+        if table is not None
+        for part in table.name.split(",")
+    ]
+    if all(benchmark is not None for _, benchmark in used):
+        # Sets of one publisher keep their test classes out of all training splits; a foreign pool may hold them.
+        strange = [benchmark for _, benchmark in used if benchmark and benchmark.eval != f"{tested}:test"]
+        if not strange:
+            return "classes never trained on"
+        known = [benchmark.shares[tested] for benchmark in strange if tested in benchmark.shares]
+        if not any(labeled and benchmark in strange for labeled, benchmark in used):
+            return "; ".join(["no label of its classes was used", *known])
+    return "" if tables.labeled is None else "no class shares its name with a trained one"
 
 
 def build_embedder(config: TrainConfig, backbone: Backbone) -> Embedder:
@@ -306,7 +325,7 @@ def _check_honest(config: TrainConfig) -> None:
     """
     for name in ("labeled", "unlabeled"):
         for spec in map(str.strip, (getattr(config, name) or "").split(",")):
-            benchmark = BENCHMARKS.get(spec.split(":")[0])
+            benchmark = benchmark_of(spec)
             if benchmark is not None and spec == benchmark.eval:
                 raise ValueError(
                     f"--{name} {spec}: these are the pictures that results are measured on; train on others"

@@ -20,13 +20,21 @@ def evaluate_model(
     label_column: str | None = None,
     batch_size: int = 256,
     num_workers: int | None = None,
+    data_root: str | None = None,
 ) -> dict[str, Any]:
     """Retrieval metrics of a model: a line like those of metrics.jsonl; `step` is None unless the model is a run.
 
     Raises:
         ValueError: nothing to open, or nothing to score.
     """
-    table = open_source(data, flag="--data", labels="required", image_column=image_column, label_column=label_column)
+    table = open_source(
+        data,
+        flag="--data",
+        labels="required",
+        image_column=image_column,
+        label_column=label_column,
+        data_root=data_root,
+    )
     accelerator = Accelerator()
     retriever = load(model, device=accelerator.device)
     workers = default_num_workers(distributed.local_world_size()) if num_workers is None else num_workers

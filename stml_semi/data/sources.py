@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stml_semi.data.benchmarks import BENCHMARKS
+from stml_semi.data.store import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.tables import (
     READERS,
     Ask,
@@ -30,9 +30,6 @@ from stml_semi.data.tables import (
     table_from_columns,
 )
 
-if TYPE_CHECKING:
-    pass
-
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
 
@@ -43,6 +40,7 @@ def open_source(
     labels: Labels,
     image_column: str | None = None,
     label_column: str | None = None,
+    data_root: str | None = None,
 ) -> ImageTable:
     """The images that a user named.
 
@@ -59,11 +57,12 @@ def open_source(
         labels: "required" raises without them, "optional" takes them where they are, "ignored" never looks for them.
         image_column: column of the images or their paths. Default: found by type, then by name.
         label_column: column of the classes. Default: found by type, then by name.
+        data_root: folder of the benchmarks that do not ship with the package. Default: $STML_DATA.
 
     Raises:
         ValueError: one line with the flag and the fix.
     """
-    whole = Ask(spec, flag, labels, image_column, label_column)
+    whole = Ask(spec, flag, labels, image_column, label_column, data_root)
     specs = [spec] if os.path.exists(os.path.expanduser(spec)) else [part.strip() for part in spec.split(",")]
     if not all(specs):
         raise whole.error("names nothing; give a folder, a file, a benchmark or a hub id, joined by single commas")
@@ -87,7 +86,7 @@ def _split(spec: str) -> tuple[str, str | None]:
 def _open(ask: Ask) -> ImageTable:
     source, split = _split(ask.spec)
     if source in BENCHMARKS:
-        return _open_benchmark(ask, source, split or "train")
+        return _open_benchmark(ask, source, split or BENCHMARKS[source].default_split)
     path = Path(source).expanduser()
     if path.is_dir():
         return _open_folder(ask, path, split)
@@ -110,10 +109,34 @@ def _open_benchmark(ask: Ask, name: str, split: str) -> ImageTable:
         if ask.labels == "required":
             raise ask.error("has no labels; it is meant for --unlabeled")
         ask = replace(ask, labels="ignored")
+    try:
+        place = find_split(name, split, ask.data_root)
+        if place.archive:
+            opened = open_archive(name, split, place.archive, with_labels=ask.labels != "ignored")
+            table = ImageTable(ask.spec, opened.images, opened.labels, opened.classes, queries=opened.queries)
+        else:
+            assert place.table is not None
+            table = _open_prepared(ask, place.table, name, split)
+    except ValueError as error:
+        text = str(error)
+        raise (error if text.startswith(f"{ask.flag} ") else ask.error(text)) from None
+    return replace(table, name=f"{name}:{split}", recall_at=known.recall_at)
+
+
+def _open_prepared(ask: Ask, path: Path, name: str, split: str) -> ImageTable:
     own = replace(ask, image_column=None, label_column=None)  # These name columns of the user's own tables.
     with ask.reading():
-        columns = read_parquet(known.splits[split])
-    return replace(table_from_columns(own, columns), name=f"{name}:{split}", recall_at=known.recall_at)
+        columns = read_parquet(path)
+    table = table_from_columns(own, columns)
+    known = BENCHMARKS[name].splits[split]
+    if table.labels is not None and known.queries is not None:
+        with ask.reading():
+            table = replace(table, queries=queries_of(known, columns.read(["query"])["query"]))
+    classes = None if table.labels is None else len(table.classes)
+    queries = None if table.queries is None else int(table.queries.sum())
+    if problem := wrong_counts(name, split, len(table), classes, queries):
+        raise ask.error(f"{problem}; delete {path} and run `cli.py data prepare {name}` again")
+    return table
 
 
 def _open_hub(ask: Ask, source: str, split: str) -> ImageTable:

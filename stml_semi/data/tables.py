@@ -52,6 +52,8 @@ class ImageTable:
     recall_at: tuple[int, ...] = DEFAULT_RECALL_AT
     parts: tuple[tuple[str, int], ...] = ()
     """Name and first row of every source, where several were joined."""
+    queries: NDArray[np.bool_] | None = None
+    """(N,) rows that are looked up in the others; None: every row is looked up in all others."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,6 +82,7 @@ class Ask:
     labels: Labels
     image_column: str | None
     label_column: str | None
+    data_root: str | None = None
 
     def error(self, problem: str) -> ValueError:
         return ValueError(f"{self.flag} {self.spec}: {problem}")
