@@ -22,6 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+data_app = typer.Typer(help="Benchmarks and other sources: what is here, and how it gets here.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+_DATA_ROOT = "Folder of the benchmarks. Default: $STML_DATA."
 
 
 def _options() -> list[inspect.Parameter]:
@@ -127,6 +131,7 @@ def evaluate(
     label_column: Annotated[str | None, typer.Option(help="Column of --data with the class.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
     num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
+    data_root: Annotated[str | None, typer.Option(help=_DATA_ROOT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Score a model on labeled images: recall@k, R-precision and MAP@R, each image against all others.
@@ -144,6 +149,7 @@ def evaluate(
             label_column=label_column,
             batch_size=batch_size,
             num_workers=num_workers,
+            data_root=data_root,
         )
     if not _is_main():
         return
@@ -153,6 +159,48 @@ def evaluate(
         from stml_semi.tables import print_scores
 
         print_scores(f"{data}, {line['num_queries']} queries", {model: line})
+
+
+@data_app.command("list")
+def list_data(data_root: Annotated[str | None, typer.Option(help=_DATA_ROOT)] = None) -> None:
+    """The benchmarks by name: counts, license, and whether they are on this machine."""
+    with _one_line_errors():
+        from stml_semi.data.commands import list_benchmarks
+
+        list_benchmarks(data_root)
+
+
+@data_app.command("prepare")
+def prepare_data(
+    name: Annotated[str, typer.Argument(help="A benchmark, e.g. cub.")],
+    source: Annotated[
+        list[Path], typer.Option(help="The extracted archive, or archives as downloaded (repeat the flag for several).")
+    ],
+    data_root: Annotated[str | None, typer.Option(help=_DATA_ROOT)] = None,
+) -> None:
+    """Check an official archive and write one parquet table per split. Goes on where it was interrupted.
+
+    Example: python cli.py data prepare cub --source CUB_200_2011.tgz --data-root ~/data
+    """
+    with _one_line_errors():
+        from stml_semi.data.commands import prepare_benchmark
+
+        prepare_benchmark(name, source, data_root)
+
+
+@data_app.command("info")
+def describe_data(
+    source: Annotated[str, typer.Argument(help="Images: what --labeled or --unlabeled take.")],
+    data_root: Annotated[str | None, typer.Option(help=_DATA_ROOT)] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column with the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with the class.")] = None,
+    sample: Annotated[int, typer.Option(help="Pictures to decode, evenly spaced; 0 for all.", min=0)] = 1000,
+) -> None:
+    """What is in a source: rows, classes, picture sizes, and files that cannot be read."""
+    with _one_line_errors():
+        from stml_semi.data.commands import describe_source
+
+        describe_source(source, data_root, sample=sample, image_column=image_column, label_column=label_column)
 
 
 class _one_line_errors:
