@@ -20,6 +20,7 @@ from stml_semi.data.views import normalization, view_size
 from stml_semi.dry_run import describe_run
 from stml_semi.export import export_model
 from stml_semi.failures import explained
+from stml_semi.honesty import check_honest, claim, terms_of_use
 from stml_semi.losses.proxy import LabeledLoss
 from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_prefix
 from stml_semi.models.backbone import Backbone, open_backbone
@@ -110,7 +111,7 @@ def run(config: TrainConfig) -> Result:
             _check_same_run(config, TrainConfig.build(read_recipe(folder.config)))
         tables = open_tables(config)
         _check_sizes(config, tables)
-        _check_honest(config)
+        check_honest(config)
         _check_outside(config, folder)
         return tables
 
@@ -131,14 +132,16 @@ def run(config: TrainConfig) -> Result:
             labeled=tables.labeled,
             unlabeled=tables.unlabeled,
             evaluation=tables.evaluation,
-            claim=_claim(tables),
+            claim=claim(tables),
         )
         accelerator.end_training()
-        return Result(folder, [], _claim(tables), plan)
+        return Result(folder, [], claim(tables), plan)
     with RunProgress(config, tables, processes=world, enabled=main) as progress:
         trainer = Trainer(config, accelerator, embedder, backbone.processor, tables, views, folder, progress)
         start = _together(trainer.restore) if config.resume else 0
         _together(lambda: folder.prepare(config))  # Nothing is written or deleted before all input was found good.
+        for text in terms_of_use(config):
+            progress.note(text)
         if config.batchnorm == "batch":
             progress.note(
                 "--batchnorm batch: each process normalizes by its own share of the batch, so results depend on the "
@@ -152,7 +155,7 @@ def run(config: TrainConfig) -> Result:
             accelerator.wait_for_everyone()
     lines = [line for line in folder.lines() if "model" in line]
     accelerator.end_training()
-    return Result(folder, lines, _claim(tables))
+    return Result(folder, lines, claim(tables))
 
 
 T = TypeVar("T")
@@ -243,32 +246,6 @@ def open_tables(config: TrainConfig) -> Tables:
     return Tables(labeled, unlabeled, evaluation, recall_at)
 
 
-def _claim(tables: Tables) -> str:
-    """Whether the evaluation's classes were trained on, as far as anyone can know."""
-    if tables.evaluation is None:
-        return ""
-    if tables.labeled is not None:
-        shared = len(set(tables.labeled.classes) & set(tables.evaluation.classes))
-        if shared:
-            return f"{shared} of its {len(tables.evaluation.classes)} classes have the names of trained ones"
-    tested = tables.evaluation.name.split(":")[0]
-    used = [
-        (table is tables.labeled, benchmark_of(part))
-        for table in (tables.labeled, tables.unlabeled)
-        if table is not None
-        for part in table.name.split(",")
-    ]
-    if all(benchmark is not None for _, benchmark in used):
-        # Sets of one publisher keep their test classes out of all training splits; a foreign pool may hold them.
-        strange = [benchmark for _, benchmark in used if benchmark and benchmark.eval != f"{tested}:test"]
-        if not strange:
-            return "classes never trained on"
-        known = [benchmark.shares[tested] for benchmark in strange if tested in benchmark.shares]
-        if not any(labeled and benchmark in strange for labeled, benchmark in used):
-            return "; ".join(["no label of its classes was used", *known])
-    return "" if tables.labeled is None else "no class shares its name with a trained one"
-
-
 def build_embedder(config: TrainConfig, backbone: Backbone) -> Embedder:
     """The model of a configuration; its heads are random (torch's generator), so seed before.
 
@@ -316,20 +293,6 @@ def _check_sizes(config: TrainConfig, tables: Tables) -> None:
             raise ValueError(f"--eval {tables.evaluation.name}: no class has two pictures, so there is nothing to find")
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("--mixed-precision fp16 needs a GPU; use bf16 or no")
-
-
-def _check_honest(config: TrainConfig) -> None:
-    """
-    Raises:
-        ValueError: a benchmark's test split among the training data.
-    """
-    for name in ("labeled", "unlabeled"):
-        for spec in map(str.strip, (getattr(config, name) or "").split(",")):
-            benchmark = benchmark_of(spec)
-            if benchmark is not None and spec == benchmark.eval:
-                raise ValueError(
-                    f"--{name} {spec}: these are the pictures that results are measured on; train on others"
-                )
 
 
 def _file_name(spec: str) -> str:

@@ -51,6 +51,7 @@ ORDER = [
     "refresh",
     "interruption",
     "trainer",
+    "honesty",
     "dry_run",
     "export",
     "hub",
