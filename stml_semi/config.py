@@ -47,6 +47,9 @@ class TrainConfig(BaseModel):
     """Unlabeled images: like --labeled, but any folder will do and no label column is read."""
     eval: Data[str | None] = None
     """Labeled images to evaluate on, of classes that are never trained on. Default: the benchmark's test split."""
+    test_classes: Data[Annotated[float, Field(gt=0, lt=1)] | None] = None
+    """Share of the classes of --labeled to keep for evaluation in place of --eval, drawn by --seed; they are listed in
+    test_classes.json of the run."""
     labeled_image_column: Data[str | None] = None
     """Column of --labeled that holds the images or their paths. Default: found by type and name."""
     labeled_label_column: Data[str | None] = None
@@ -232,6 +235,12 @@ class TrainConfig(BaseModel):
             )
         if self.batchnorm == "batch" and self.micro_batch_size:
             raise ValueError("--batchnorm batch needs the batch in one piece: drop it, or --micro-batch-size")
+        if self.test_classes and self.eval:
+            raise ValueError("--test-classes keeps classes of --labeled for evaluation: drop it, or --eval")
+        if self.test_classes and not self.labeled:
+            raise ValueError(
+                "--test-classes divides the classes of --labeled: leave it out of `unsup`, and name --eval"
+            )
         if self.resume and self.overwrite:
             raise ValueError("--resume keeps the run folder and --overwrite deletes it: choose one")
         return self

@@ -116,7 +116,7 @@ def _bytes_kept(embedder: Embedder, size: tuple[int, int]) -> float:
 
 def _evaluation(config: TrainConfig, table: ImageTable | None, claim: str) -> str:
     if table is None:
-        return "none: --eval names labeled images of other classes"
+        return "none: --eval names labeled images of other classes, --test-classes 0.5 keeps half of those of --labeled"
     every = f"every {config.eval_every} steps and " if config.eval_every else ""
     recalls = ", ".join(map(str, table.recall_at))
     protocol = "each against all others"

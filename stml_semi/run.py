@@ -13,6 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from stml_semi import distributed
 from stml_semi.config import TrainConfig, flag, read_recipe
 from stml_semi.data.benchmarks import BENCHMARKS, benchmark_of
+from stml_semi.data.classes import split_by_classes
 from stml_semi.data.loading import ViewSettings
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.sources import open_source
@@ -61,7 +62,7 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
     benchmark = next((found for found in benchmarks if found), None)
     # A pool beside labels of the user's own says nothing of what those are to be tested on.
     tested = next((found for part in (known[0] or known[1] or "").split(",") if (found := benchmark_of(part))), None)
-    if not values.get("eval") and tested is not None:
+    if not values.get("eval") and not values.get("test_classes") and tested is not None:
         values["eval"] = tested.eval
     if values.get("backbone", "auto") == "auto":
         values["backbone"] = (benchmark and benchmark.backbone) or "facebook/dinov2-small"
@@ -113,6 +114,8 @@ def run(config: TrainConfig) -> Result:
         _check_sizes(config, tables)
         check_honest(config)
         _check_outside(config, folder)
+        if config.test_classes and tables.evaluation and config.resume:
+            folder.check_classes(tables.evaluation.classes)
         return tables
 
     def build() -> Embedder:
@@ -139,7 +142,10 @@ def run(config: TrainConfig) -> Result:
     with RunProgress(config, tables, processes=world, enabled=main) as progress:
         trainer = Trainer(config, accelerator, embedder, backbone.processor, tables, views, folder, progress)
         start = _together(trainer.restore) if config.resume else 0
-        _together(lambda: folder.prepare(config))  # Nothing is written or deleted before all input was found good.
+        kept = tables.evaluation.classes if config.test_classes and tables.evaluation else ()
+        _together(
+            lambda: folder.prepare(config, kept)
+        )  # Nothing is written or deleted before all input was found good.
         for text in terms_of_use(config):
             progress.note(text)
         if config.batchnorm == "batch":
@@ -242,6 +248,8 @@ def open_tables(config: TrainConfig) -> Tables:
             label_column=config.eval_label_column,
             data_root=config.data_root,
         )
+    if labeled is not None and config.test_classes:
+        labeled, evaluation = split_by_classes(labeled, config.test_classes, config.seed)
     recall_at = evaluation.recall_at if evaluation is not None else ()
     return Tables(labeled, unlabeled, evaluation, recall_at)
 

@@ -36,6 +36,7 @@ ORDER = [
     "data.benchmarks",
     "data.archives",
     "data.tables",
+    "data.classes",
     "data.store",
     "data.sources",
     "data.prepare",

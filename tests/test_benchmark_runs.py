@@ -64,6 +64,21 @@ def test_a_pool_says_nothing_of_what_is_evaluated(tmp_path):
     assert resolve("unsup", {"unlabeled": "nabirds"}).eval is None
 
 
+@pytest.mark.slow
+def test_classes_kept_for_evaluation_make_a_figure(tmp_path, monkeypatch):
+    for name in "abcdefgh":
+        write_pictures(tmp_path / "mine" / name, 3, seed=ord(name))
+    monkeypatch.chdir(tmp_path)
+    values = {"labeled": "mine", "test_classes": 0.5, "backbone": "tiny-resnet", "max_steps": 2, "num_workers": 0}
+    values |= {"labeled_batch_size": 8, "images_per_class": 2, "output_dir": "run", "log_every": 1}
+    result = run(resolve("sup", values))
+    kept = json.loads((tmp_path / "run/test_classes.json").read_text())
+    assert len(kept) == 4
+    assert {(line["data"], line["num_queries"]) for line in result.lines} == {("mine (test classes)", 12)}
+    assert result.claim == "no class shares its name with a trained one"
+    assert len(run(resolve("sup", values | {"resume": True, "max_steps": 3})).lines) > len(result.lines)
+
+
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 NEEDED = {recipe.stem for recipe in RECIPES} - {"kanji"}
 

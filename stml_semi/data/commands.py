@@ -16,10 +16,10 @@ def list_benchmarks(root: str | None) -> None:
     from stml_semi.data.store import ROOT_VARIABLE, data_root, presence
 
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("name", "what", "expected", "here", "license"):
+    for column in ("name", "what", "expected", "here", "license", "copy on the hub"):
         table.add_column(column, no_wrap=column in ("name", "here"))
     for known in BENCHMARKS.values():
-        table.add_row(known.name, known.title, _expected(known), presence(known.name, root), known.license)
+        table.add_row(known.name, known.title, _expected(known), presence(known.name, root), known.license, known.hub)
     console = _console(sys.stdout)
     console.print(table)
     place = data_root(root)

@@ -54,6 +54,8 @@ class ImageTable:
     """Name and first row of every source, where several were joined."""
     queries: NDArray[np.bool_] | None = None
     """(N,) rows that are looked up in the others; None: every row is looked up in all others."""
+    rows: NDArray[np.int64] | None = None
+    """(N,) rows of the source that these are; None: all of them."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,6 +69,8 @@ class ImageTable:
         source = self.source(row)
         if source["bytes"] is None and source["path"]:
             return source["path"]
+        if self.rows is not None:
+            row = int(self.rows[row])
         if not self.parts:
             return f"{self.name}[{row}]"
         name, start = self.parts[bisect_right(self.parts, row, key=lambda part: part[1]) - 1]
