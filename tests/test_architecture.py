@@ -37,6 +37,7 @@ ORDER = [
     "data.archives",
     "data.tables",
     "data.classes",
+    "data.shards",
     "data.store",
     "data.sources",
     "data.prepare",

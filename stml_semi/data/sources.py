@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from stml_semi.data.benchmarks import BENCHMARKS
+from stml_semi.data.shards import read_shards, shards_of
 from stml_semi.data.store import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.tables import (
     READERS,
@@ -44,8 +45,9 @@ def open_source(
 ) -> ImageTable:
     """The images that a user named.
 
-    A spec is, in this order: a benchmark, a file or folder, a hub id; each may end in `:split` (for a folder, a
-    sub-folder). A folder called like a benchmark is `./name`. A comma joins several specs.
+    A spec is, in this order: a benchmark, webdataset shards (a tar file, a folder of them, or `train-*.tar`), a file or
+    folder, a hub id; each may end in `:split` (for a folder, a sub-folder). A folder called like a benchmark is
+    `./name`. A comma joins several specs.
 
     Labels of joined specs: splits of one source (`a:train,a:test`) share their classes by name. Classes of different
     sources are different, whatever they are called, and get the source's name in front (`birds/robin`): only the user
@@ -88,6 +90,10 @@ def _open(ask: Ask) -> ImageTable:
     if source in BENCHMARKS:
         return _open_benchmark(ask, source, split or BENCHMARKS[source].default_split)
     path = Path(source).expanduser()
+    if not split and (shards := shards_of(source)):
+        with ask.reading():
+            columns = read_shards(shards)
+        return table_from_columns(ask, columns)
     if path.is_dir():
         return _open_folder(ask, path, split)
     if path.exists():

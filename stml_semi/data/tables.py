@@ -32,7 +32,7 @@ IMAGE_COLUMNS = (
 )
 LABEL_COLUMNS = (
     *("label", "labels", "class", "class_id", "class_name", "category", "category_id", "target", "fine_label"),
-    *("item_id", "product_id", "label_name", "species", "species_id", "identity", "y"),
+    *("item_id", "product_id", "label_name", "species", "species_id", "identity", "y", "cls"),
 )
 # Parquet files up to this size are read into memory; larger ones become a memory-mapped copy in the cache of datasets.
 _IN_MEMORY_BYTES = 2**30
