@@ -174,7 +174,11 @@ def list_data(data_root: Annotated[str | None, typer.Option(help=_DATA_ROOT)] = 
 def prepare_data(
     name: Annotated[str, typer.Argument(help="A benchmark, e.g. cub.")],
     source: Annotated[
-        list[Path], typer.Option(help="The extracted archive, or archives as downloaded (repeat the flag for several).")
+        list[str],
+        typer.Option(
+            help="The extracted archive, or archives as downloaded (repeat the flag for several); or hub, for the copy "
+            "on the Hugging Face hub that `data list` names."
+        ),
     ],
     data_root: Annotated[str | None, typer.Option(help=_DATA_ROOT)] = None,
 ) -> None:

@@ -40,6 +40,7 @@ ORDER = [
     "data.shards",
     "data.store",
     "data.sources",
+    "data.hub_copies",
     "data.prepare",
     "data.commands",
     "data.plan",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 DEFAULT_RECALL_AT = (1, 2, 4, 8)
 _EMBEDDED = Path(__file__).with_name("embedded")
@@ -23,6 +24,17 @@ class Split:
     """Whether the counts are the publisher's; those from notes of others are no reason to refuse an archive."""
     optional: bool = False
     """Whether an archive without it is complete."""
+
+
+class HubCopy(NamedTuple):
+    """A trustworthy copy on the Hugging Face hub, with splits `train` and `test` of its own."""
+
+    id: str
+    label: str
+    """Column of the class."""
+    revision: str | None = None
+    train_classes: int = 0
+    """How many classes, in the order of their numbers, train; 0: the copy's own splits are those of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,7 @@ class Benchmark:
     """Default with unlabeled images, where it is not the general one."""
     license: str = "read the publisher's terms"
     """What a user has to know before publishing results or models."""
-    hub: str = ""
-    """A trustworthy copy on the Hugging Face hub; its splits may be others than those here."""
+    hub: HubCopy | None = None
     shares: Mapping[str, str] = field(default_factory=dict)
     """Other benchmark -> what is known of its test classes among these images."""
 
@@ -106,7 +117,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             splits={"train": Split(5864, 100), "test": Split(5924, 100)},
             labeled=True,
             eval="cub:test",
-            hub="bentrevett/caltech-ucsd-birds-200-2011",
+            hub=HubCopy("bentrevett/caltech-ucsd-birds-200-2011", "label", train_classes=100),
         ),
         Benchmark(
             name="cars",
@@ -114,7 +125,9 @@ BENCHMARKS: dict[str, Benchmark] = {
             splits={"train": Split(8054, 98), "test": Split(8131, 98)},
             labeled=True,
             eval="cars:test",
-            hub="tanganke/stanford_cars",
+            hub=HubCopy(
+                "tanganke/stanford_cars", "label", "9abf6cf7d6dfa7b95152a0d6e791ea9435b47a40", train_classes=98
+            ),
         ),
         Benchmark(
             name="sop",
@@ -123,7 +136,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             labeled=True,
             eval="sop:test",
             recall_at=(1, 10, 100, 1000),
-            hub="nyris/stanford-online-products-v1",
+            hub=HubCopy("nyris/stanford-online-products-v1", "item_id", "24a1b9b8ec6c0b1fc4dd324f24b2d829413a6c69"),
         ),
         Benchmark(
             name="inshop",
@@ -183,7 +196,6 @@ BENCHMARKS: dict[str, Benchmark] = {
             splits={"train": Split(172049)},
             labeled=False,
             eval=None,
-            hub="Marqo/fashion200k",
         ),
     )
 }

@@ -2,7 +2,6 @@
 
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from stml_semi.data.benchmarks import BENCHMARKS, Benchmark
@@ -19,7 +18,14 @@ def list_benchmarks(root: str | None) -> None:
     for column in ("name", "what", "expected", "here", "license", "copy on the hub"):
         table.add_column(column, no_wrap=column in ("name", "here"))
     for known in BENCHMARKS.values():
-        table.add_row(known.name, known.title, _expected(known), presence(known.name, root), known.license, known.hub)
+        table.add_row(
+            known.name,
+            known.title,
+            _expected(known),
+            presence(known.name, root),
+            known.license,
+            known.hub.id if known.hub else "",
+        )
     console = _console(sys.stdout)
     console.print(table)
     place = data_root(root)
@@ -37,7 +43,7 @@ def _expected(known: Benchmark) -> str:
     return "\n".join(lines)
 
 
-def prepare_benchmark(name: str, sources: list[Path], root: str | None) -> None:
+def prepare_benchmark(name: str, sources: list[str], root: str | None) -> None:
     """Writes the tables of a benchmark, with a progress bar, and says where they are.
 
     Raises:

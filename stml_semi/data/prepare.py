@@ -15,8 +15,11 @@ from typing import Any, NamedTuple
 
 from stml_semi.data.archives import LAYOUTS, Row, find_archive
 from stml_semi.data.benchmarks import BENCHMARKS
-from stml_semi.data.store import ROOT_VARIABLE, data_root, read_archive
+from stml_semi.data.hub_copies import open_copy
+from stml_semi.data.store import ROOT_VARIABLE, data_root, num_classes, read_archive
 
+HUB = "hub"
+"""In place of an archive: the copy on the Hugging Face hub, where there is a trustworthy one."""
 PART_ROWS = 1000
 # Rows that are read together when one of them is wanted.
 _GROUP_ROWS = 100
@@ -36,13 +39,13 @@ class Prepared(NamedTuple):
     """False if it was there already, made from the same lists."""
 
 
-def prepare(name: str, sources: list[Path], root: str | None, report: Report) -> list[Prepared]:
+def prepare(name: str, given: list[str], root: str | None, report: Report) -> list[Prepared]:
     """Checks the archive of a benchmark and writes its tables into `<root>/<name>`.
 
     Args:
         name: of a benchmark that does not ship with the package.
-        sources: one folder with the extracted archive; or archives (and single files such as cars_annos.mat) that are
-            unpacked together, into a folder that is deleted in the end.
+        given: one folder with the extracted archive; or archives (and single files such as cars_annos.mat) that are
+            unpacked together, into a folder that is deleted in the end; or `hub`.
         root: of all benchmarks, None for $STML_DATA.
         report: for a progress bar.
 
@@ -55,8 +58,9 @@ def prepare(name: str, sources: list[Path], root: str | None, report: Report) ->
     place = data_root(root)
     if place is None:
         raise ValueError(f"data prepare {name}: say where to put it with --data-root or ${ROOT_VARIABLE}")
-    if not sources:
+    if not given:
         raise ValueError(f"data prepare {name}: name the archive, or the folder it was extracted to, with --source")
+    sources = [] if given == [HUB] else [Path(source).expanduser() for source in given]
     for source in sources:
         if not source.exists():
             raise ValueError(f"--source {source}: no such file or folder; check the path")
@@ -64,6 +68,12 @@ def prepare(name: str, sources: list[Path], root: str | None, report: Report) ->
     unpacked = folder / ".unpacked"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not sources:
+            copy = open_copy(name)
+            return [
+                _finish(folder / f"{split}.parquet", rows, copy.read, report, what=f"{name}:{split}")
+                for split, rows in copy.splits.items()
+            ]
         if len(sources) == 1 and sources[0].is_dir():
             archive = sources[0]
         else:
@@ -91,9 +101,14 @@ def _prepare_split(
         rows = read_archive(name, split, found.folder)
     except ValueError as error:
         raise ValueError(f"--source {' --source '.join(map(str, sources))}: {error}") from None
+    top = found.folder
     path = folder / f"{split}.parquet"
-    new = _write_table(path, found.folder, rows, report, what=f"{name}:{split}")
-    return Prepared(path, len(rows), len({row.label for row in rows} - {""}), new)
+    return _finish(path, rows, lambda row: (top / row.path).read_bytes(), report, what=f"{name}:{split}")
+
+
+def _finish(path: Path, rows: list[Row], read: Callable[[Row], bytes], report: Report, *, what: str) -> Prepared:
+    new = _write_table(path, rows, read, report, what=what)
+    return Prepared(path, len(rows), num_classes(rows), new)
 
 
 def _unpack(sources: list[Path], folder: Path, report: Report) -> None:
@@ -138,7 +153,7 @@ def _unpack_one(source: Path, folder: Path, report: Report) -> None:
             report(what, file.tell(), size)
 
 
-def _write_table(path: Path, folder: Path, rows: list[Row], report: Report, *, what: str) -> bool:
+def _write_table(path: Path, rows: list[Row], read: Callable[[Row], bytes], report: Report, *, what: str) -> bool:
     """Writes a table, unless one of the same rows is there. Returns whether it did."""
     from pyarrow import parquet
 
@@ -156,7 +171,7 @@ def _write_table(path: Path, folder: Path, rows: list[Row], report: Report, *, w
     for start in range(0, len(rows), PART_ROWS):
         files.append(parts / f"{start:09d}.parquet")
         if not files[-1].is_file():
-            _atomically(files[-1], schema, _tables(folder, rows[start : start + PART_ROWS], schema))
+            _atomically(files[-1], schema, _tables(rows[start : start + PART_ROWS], read, schema))
         report(what, min(start + PART_ROWS, len(rows)), len(rows))
     _atomically(path, schema, (group for file in files for group in _groups(file)))
     shutil.rmtree(parts)
@@ -171,12 +186,12 @@ def _schema(key: str) -> Any:
     return schema.with_metadata({**(schema.metadata or {}), b"rows": key.encode()})
 
 
-def _tables(folder: Path, rows: list[Row], schema: Any) -> Iterator[Any]:
+def _tables(rows: list[Row], read: Callable[[Row], bytes], schema: Any) -> Iterator[Any]:
     import pyarrow
 
     for start in range(0, len(rows), _GROUP_ROWS):
         part = rows[start : start + _GROUP_ROWS]
-        images = [{"bytes": (folder / row.path).read_bytes(), "path": row.path} for row in part]
+        images = [{"bytes": read(row), "path": row.path} for row in part]
         columns = {"image": images, "label": [row.label for row in part], "query": [row.query for row in part]}
         yield pyarrow.Table.from_pydict(columns, schema=schema)
 

@@ -89,9 +89,14 @@ def read_archive(name: str, split: str, folder: Path) -> list[Row]:
             f"whole archive"
         )
     num_queries = sum(row.query for row in rows)
-    if problem := wrong_counts(name, split, len(rows), len({row.label for row in rows} - {""}), num_queries):
+    if problem := wrong_counts(name, split, len(rows), num_classes(rows), num_queries):
         raise ValueError(f"{problem}; {folder} is not the whole official archive, or not this one")
     return rows
+
+
+def num_classes(rows: list[Row]) -> int:
+    """How many classes rows have; 0 without labels."""
+    return len({row.label for row in rows} - {""})
 
 
 def wrong_counts(name: str, split: str, images: int, classes: int | None, queries: int | None) -> str:

@@ -50,7 +50,7 @@ def tgz(folder: Path, path: Path) -> Path:
 @pytest.mark.parametrize("name", miniature.COUNTS)
 def test_tables_hold_what_the_archive_holds(name, tmp_path):
     archive = miniature.build(name, tmp_path / "here" / name)
-    prepared = prepare(name, [archive], str(tmp_path / "root"), ignore)
+    prepared = prepare(name, [str(archive)], str(tmp_path / "root"), ignore)
     assert [table.path.stem for table in prepared] == list(miniature.COUNTS[name])
     assert sorted(p.name for p in (tmp_path / "root" / name).iterdir()) == sorted(t.path.name for t in prepared)
     for split in miniature.COUNTS[name]:
@@ -70,7 +70,7 @@ def test_tables_hold_what_the_archive_holds(name, tmp_path):
 
 def test_a_table_is_readable_without_us(tmp_path):
     miniature.build("cub", tmp_path / "cub")
-    prepare("cub", [tmp_path / "cub"], str(tmp_path), ignore)
+    prepare("cub", [str(tmp_path / "cub")], str(tmp_path), ignore)
     table = datasets.Dataset.from_parquet(str(tmp_path / "cub/train.parquet"), cache_dir=str(tmp_path / "cache"))
     assert isinstance(table, datasets.Dataset)
     assert table[0]["image"].size == (24, 24)
@@ -82,21 +82,21 @@ def test_archives_are_unpacked_together_and_forgotten(tmp_path):
     packed = tgz(cars / "car_ims", tmp_path / "car_ims.tgz")
     with tarfile.open(packed, "w:gz") as archive:
         archive.add(cars / "car_ims", arcname="car_ims")
-    done = prepare("cars", [packed, cars / "cars_annos.mat"], str(tmp_path / "root"), ignore)
+    done = prepare("cars", [str(packed), str(cars / "cars_annos.mat")], str(tmp_path / "root"), ignore)
     assert [table.images for table in done] == [24, 24]
     assert sorted(p.name for p in (tmp_path / "root/cars").iterdir() if p.is_dir()) == []
     sop = miniature.build("sop", tmp_path / "sop")
     with zipfile.ZipFile(tmp_path / "sop.zip", "w") as archive:
         for path in sorted(sop.rglob("*")):
             archive.write(path, path.relative_to(sop))
-    assert len(prepare("sop", [tmp_path / "sop.zip"], str(tmp_path / "root"), ignore)) == 2
+    assert len(prepare("sop", [str(tmp_path / "sop.zip")], str(tmp_path / "root"), ignore)) == 2
 
 
 def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch):
     """Stopped at every report in turn; parts that are there are not made again, and the result is the same."""
     packed = tgz(miniature.build("cub", tmp_path / "cub"), tmp_path / "cub.tgz")
     monkeypatch.setattr(module, "PART_ROWS", 7)
-    prepare("cub", [packed], str(tmp_path / "whole"), ignore)
+    prepare("cub", [str(packed)], str(tmp_path / "whole"), ignore)
     written: list[str] = []
     original = module._atomically
 
@@ -115,7 +115,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
 
         try:
-            prepare("cub", [packed], str(tmp_path / "root"), stop)
+            prepare("cub", [str(packed)], str(tmp_path / "root"), stop)
         except KeyboardInterrupt:
             (tmp_path / "root/cub/train.partial").write_bytes(b"torn")
             return True
@@ -130,7 +130,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch):
     for split in ("train", "test"):
         tables = [parquet.read_table(tmp_path / root / f"cub/{split}.parquet") for root in ("whole", "root")]
         assert tables[0].equals(tables[1])
-    again = prepare("cub", [packed], str(tmp_path / "root"), ignore)
+    again = prepare("cub", [str(packed)], str(tmp_path / "root"), ignore)
     assert [table.new for table in again] == [False, False]
 
 
@@ -140,13 +140,13 @@ def test_parts_of_other_lists_are_not_used(tmp_path, monkeypatch):
     parts.mkdir(parents=True)
     (parts / "another").touch()
     (parts / "000000000.parquet").write_bytes(b"of another archive")
-    prepare("cub", [archive], str(tmp_path / "root"), ignore)
+    prepare("cub", [str(archive)], str(tmp_path / "root"), ignore)
     assert open_source("cub", flag="--data", labels="required", data_root=str(tmp_path / "root")).source(0)["bytes"]
 
 
-def refusal(name: str, sources: list[Path], root: str | None) -> str:
+def refusal(name: str, sources: list[Path | str], root: str | None) -> str:
     with pytest.raises(ValueError) as caught:
-        prepare(name, sources, root, ignore)
+        prepare(name, [str(source) for source in sources], root, ignore)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -173,7 +173,7 @@ def test_what_is_wrong_with_an_archive_is_said(tmp_path):
 
 
 def test_a_table_of_other_counts_is_refused(tmp_path, monkeypatch):
-    prepare("cub", [miniature.build("cub", tmp_path / "cub")], str(tmp_path), ignore)
+    prepare("cub", [str(miniature.build("cub", tmp_path / "cub"))], str(tmp_path), ignore)
     table = parquet.read_table(tmp_path / "cub/train.parquet")
     parquet.write_table(table.slice(0, 20), tmp_path / "cub/train.parquet")
     with pytest.raises(ValueError, match=r"--labeled cub: cub:train has 20 images instead of 24 \(4 missing\)"):
@@ -217,3 +217,65 @@ def test_info_lists_bad_files(monkeypatch, capsys, tmp_path):
     assert f"{tmp_path}/3.jpg: empty file" in output
     code, output, _ = call(monkeypatch, capsys, "info", tmp_path, "--sample", "2")
     assert "0 of 2 evenly spaced ones" in output
+
+
+def hub_copy(numbers: list[int], names: list[str] | None) -> datasets.DatasetDict:
+    """Like a copy on the hub: both splits hold all classes, unless their own are the protocol's."""
+    parts = {}
+    for part, offset in (("train", 0), ("test", 3)):
+        rows = [(n, i) for n in numbers for i in range(offset, offset + 3)]
+        if names is None:
+            own = numbers[:4] if part == "train" else numbers[4:]
+            rows = [(n, i) for n in own for i in range(6)]
+        label = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+        parts[part] = datasets.Dataset.from_dict(
+            {
+                "image": [{"bytes": miniature.jpeg(n, i), "path": None} for n, i in rows],
+                "label" if names else "item_id": [n - 1 if names else n for n, _ in rows],
+            },
+            features=datasets.Features({"image": datasets.Image(), "label" if names else "item_id": label}),
+        )
+    return datasets.DatasetDict(parts)
+
+
+@pytest.mark.parametrize("name", ["cub", "cars", "sop"])
+def test_copies_on_the_hub_become_the_same_protocol(name, tmp_path, monkeypatch):
+    asked = []
+    numbers = {"cub": [1, 2, 99, 100, 101, 102, 199, 200], "cars": [1, 2, 97, 98, 99, 100, 195, 196]}.get(name)
+    copy = hub_copy(numbers or list(range(8)), [f"class {n}" for n in range(1, numbers[-1] + 1)] if numbers else None)
+
+    def load(identifier, *, revision, split):
+        asked.append((identifier, revision, split))
+        return copy[split]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    done = prepare(name, ["hub"], str(tmp_path), ignore)
+    assert [(table.images, table.classes) for table in done] == [(24, 4), (24, 4)]
+    known = BENCHMARKS[name].hub
+    assert known is not None
+    assert asked == [(known.id, known.revision, part) for part in ("train", "test")]
+    train, test = (
+        open_source(f"{name}:{split}", flag="--data", labels="required", data_root=str(tmp_path))
+        for split in ("train", "test")
+    )
+    assert not set(train.classes) & set(test.classes)
+    if name == "cub":
+        assert test.classes == ("101 class 101", "102 class 102", "199 class 199", "200 class 200")
+    group = {"cub": 101, "cars": 99, "sop": 4}[name]
+    assert test.source(0)["bytes"] == miniature.jpeg(group, 0)
+
+
+def test_copies_that_are_not_as_expected_are_refused(tmp_path, monkeypatch):
+    assert "no trustworthy copy on the hub; give its archive with --source" in refusal(
+        "nabirds", ["hub"], str(tmp_path)
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, split, **__: hub_copy(list(range(8)), None)[split])
+    assert "lacks a column 'label'" in refusal("cub", ["hub"], str(tmp_path))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, split, **__: hub_copy([1, 2, 3], list("abc"))[split])
+    assert "cub:train has 18 images instead of 24" in refusal("cub", ["hub"], str(tmp_path))
+
+    def offline(*_, **__):
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    assert "--source hub: bentrevett/" in refusal("cub", ["hub"], str(tmp_path))

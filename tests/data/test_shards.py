@@ -4,7 +4,6 @@ import io
 import tarfile
 from pathlib import Path
 
-import datasets
 import miniature
 import pytest
 
@@ -15,7 +14,7 @@ from stml_semi.data.sources import open_source
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
