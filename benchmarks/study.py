@@ -41,7 +41,7 @@ ARMS: dict[str, str] = {
     "semi, balanced, sigma calibrated": f"{SEMI} --relations batch --max-steps 1000",
     "semi": f"{SEMI} --max-steps 1000",
     "oracle: all 500 classes labeled": "",  # Set by --oracle.
-    "unsup": "unsup --unlabeled kanji-more --max-steps 500",
+    "unsup": "unsup --unlabeled kanji-more --max-steps 300",
     "random weights: sup": "sup --labeled kanji --backbone {random} --learning-rate 1e-3 --max-steps 500",
     "random weights: semi": f"{SEMI} --backbone {{random}} --max-steps 500",
     "labels on printed typefaces only: sup": "sup --labeled {printed} --eval {handwritten} --max-steps 500",

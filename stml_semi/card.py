@@ -275,7 +275,7 @@ def _results(lines: list[dict[str, Any]], facts: CardFacts) -> str:
         rows.append(f"| {_ROWS[line['model']]}{here} | {values} |")
     return (
         f"`{_without_folders(first['data'])}`: each of {first['num_queries']:,} images is searched for among the "
-        f"{first['num_gallery'] - 1:,} others by cosine; percent.{claim} No checkpoint was "
+        f"{first['num_gallery']:,} images of the gallery, without itself, by cosine; percent.{claim} No checkpoint was "
         f"chosen on these images.\n\n" + "\n".join(rows)
     )
 

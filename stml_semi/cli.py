@@ -21,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+data_app = typer.Typer(help="Benchmarks and other sources: what is here, and how it gets here.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 
 def _options() -> list[inspect.Parameter]:
@@ -67,7 +69,7 @@ def _train(command: Literal["semi", "unsup", "sup"], flags: dict[str, Any]) -> N
             if name in given and command == needless:
                 raise ValueError(f"{flag(name)}: {command} does not use it; leave it out, or use `semi`")
         values = (read_recipe(recipe) if recipe else {}) | given
-        from stml_semi.run import resolve
+        from stml_semi.resolve import resolve
 
         config = resolve(command, values)
         quiet_libraries()
@@ -122,6 +124,52 @@ _add(
 
 for _command in (commands.evaluate, commands.export, commands.push, commands.embed, commands.search, commands.dedup):
     app.command()(_command)
+
+
+@data_app.command("list")
+def list_data(data_root: Annotated[str | None, typer.Option(help=commands.DATA_ROOT)] = None) -> None:
+    """The benchmarks by name: counts, license, and whether they are on this machine."""
+    with one_line_errors():
+        from stml_semi.data.commands import list_benchmarks
+
+        list_benchmarks(data_root)
+
+
+@data_app.command("prepare")
+def prepare_data(
+    name: Annotated[str, typer.Argument(help="A benchmark, e.g. cub.")],
+    source: Annotated[
+        list[str],
+        typer.Option(
+            help="The extracted archive, or archives as downloaded (repeat the flag for several); or hub, for the copy "
+            "on the Hugging Face hub that `data list` names."
+        ),
+    ],
+    data_root: Annotated[str | None, typer.Option(help=commands.DATA_ROOT)] = None,
+) -> None:
+    """Check an official archive and write one parquet table per split. Goes on where it was interrupted.
+
+    Example: python cli.py data prepare cub --source CUB_200_2011.tgz --data-root ~/data
+    """
+    with one_line_errors():
+        from stml_semi.data.commands import prepare_benchmark
+
+        prepare_benchmark(name, source, data_root)
+
+
+@data_app.command("info")
+def describe_data(
+    source: Annotated[str, typer.Argument(help="Images: what --labeled or --unlabeled take.")],
+    data_root: Annotated[str | None, typer.Option(help=commands.DATA_ROOT)] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column with the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with the class.")] = None,
+    sample: Annotated[int, typer.Option(help="Pictures to decode, evenly spaced; 0 for all.", min=0)] = 1000,
+) -> None:
+    """What is in a source: rows, classes, picture sizes, and files that cannot be read."""
+    with one_line_errors():
+        from stml_semi.data.commands import describe_source
+
+        describe_source(source, data_root, sample=sample, image_column=image_column, label_column=label_column)
 
 
 def main() -> None:

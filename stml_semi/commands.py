@@ -8,6 +8,8 @@ import typer
 
 from stml_semi.terminal import among, is_main, one_line_errors, quiet_libraries, say
 
+DATA_ROOT = "Folder of the benchmarks. Default: $STML_DATA."
+
 
 def evaluate(
     model: Annotated[str, typer.Option(help="A run folder, an exported model, a hub id, or a bare backbone.")],
@@ -16,6 +18,7 @@ def evaluate(
     label_column: Annotated[str | None, typer.Option(help="Column of --data with the class.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
     num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
+    data_root: Annotated[str | None, typer.Option(help=DATA_ROOT)] = None,
     k: Annotated[str | None, typer.Option("--k", help="Neighbors for recall, such as 1,10,100.", metavar="N,N")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Run the backbone in bfloat16.")] = False,
     confidence: Annotated[
@@ -39,6 +42,7 @@ def evaluate(
             label_column=label_column,
             batch_size=batch_size,
             num_workers=num_workers,
+            data_root=data_root,
             recall_at=k,
             bf16=bf16,
             confidence=confidence,

@@ -42,12 +42,15 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     labeled: Data[str | None] = None
-    """Labeled images: a benchmark (kanji), a folder of class folders, a csv/jsonl/parquet file or a hub id,
+    """Labeled images: a benchmark (kanji, cub), a folder of class folders, a csv/jsonl/parquet file or a hub id,
     `name[:split]`; a comma joins several."""
     unlabeled: Data[str | None] = None
     """Unlabeled images: like --labeled, but any folder will do and no label column is read."""
     eval: Data[str | None] = None
     """Labeled images to evaluate on, of classes that are never trained on. Default: the benchmark's test split."""
+    test_classes: Data[Annotated[float, Field(gt=0, lt=1)] | None] = None
+    """Share of the classes of --labeled to keep for evaluation in place of --eval, drawn by --seed; they are listed in
+    test_classes.json of the run."""
     labeled_image_column: Data[str | None] = None
     """Column of --labeled that holds the images or their paths. Default: found by type and name."""
     labeled_label_column: Data[str | None] = None
@@ -58,6 +61,8 @@ class TrainConfig(BaseModel):
     """Column of --eval that holds the images or their paths. Default: found by type and name."""
     eval_label_column: Data[str | None] = None
     """Column of --eval that holds the class. Default: found by type and name."""
+    data_root: Data[str | None] = None
+    """Folder of the benchmarks (cub, cars, sop, ...): prepared tables or extracted archives. Default: $STML_DATA."""
     augment: Data[Augmentation] = "auto"
     """Random views for training: paper (crop and flip), strong (paper, color and blur), glyph (small affine, no
     flip)."""
@@ -248,6 +253,12 @@ class TrainConfig(BaseModel):
             raise ValueError(f"--relevance {self.relevance}: there are no labeled images to be near to; leave it out")
         if self.batchnorm == "batch" and self.micro_batch_size:
             raise ValueError("--batchnorm batch needs the batch in one piece: drop it, or --micro-batch-size")
+        if self.test_classes and self.eval:
+            raise ValueError("--test-classes keeps classes of --labeled for evaluation: drop it, or --eval")
+        if self.test_classes and not self.labeled:
+            raise ValueError(
+                "--test-classes divides the classes of --labeled: leave it out of `unsup`, and name --eval"
+            )
         if self.resume and self.overwrite:
             raise ValueError("--resume keeps the run folder and --overwrite deletes it: choose one")
         if self.push_to_hub and not self.hub_model_id:

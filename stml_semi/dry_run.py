@@ -116,10 +116,13 @@ def _bytes_kept(embedder: Embedder, size: tuple[int, int]) -> float:
 
 def _evaluation(config: TrainConfig, table: ImageTable | None, claim: str) -> str:
     if table is None:
-        return "none: --eval names labeled images of other classes"
+        return "none: --eval names labeled images of other classes, --test-classes 0.5 keeps half of those of --labeled"
     every = f"every {config.eval_every} steps and " if config.eval_every else ""
     recalls = ", ".join(map(str, table.recall_at))
+    protocol = "each against all others"
+    if table.queries is not None:
+        protocol = f"{int(table.queries.sum()):,} queries against the others as their gallery"
     return (
-        f"{len(table):,} images ({table.name}), each against all others; recall@{recalls}, R-precision, MAP@R; before, "
+        f"{len(table):,} images ({table.name}), {protocol}; recall@{recalls}, R-precision, MAP@R; before, "
         f"{every}after training{'; ' + claim if claim else ''}"
     )

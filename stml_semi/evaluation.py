@@ -110,20 +110,31 @@ class TableScores(NamedTuple):
     scores: QueryScores
     labels: Tensor
     """(Q,) int64."""
+    num_gallery: int
+    """Pictures that are searched, the query itself included where it is one of them."""
 
 
 def score_queries(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> TableScores:
     """Scores every readable picture of an embedded table against all others.
 
+    Every picture is looked up in all others, unless the table says which are queries: those are looked up in the rest.
     Each process scores its share of the queries, and all get the result.
     """
     assert table.labels is not None
     keep = torch.from_numpy(embedded.readable).to(embedded.embeddings.device)
     embeddings, labels = embedded.embeddings[keep], torch.from_numpy(table.labels).to(keep.device)[keep]
+    gallery = gallery_labels = None
+    if table.queries is not None:
+        asks = torch.from_numpy(table.queries).to(keep.device)[keep]
+        gallery, gallery_labels = embeddings[~asks], labels[~asks]
+        embeddings, labels = embeddings[asks], labels[asks]
     share = distributed.share(len(labels), rank=distributed.rank(), world_size=distributed.world_size())
     rows = torch.arange(len(labels), device=keep.device)[share]
-    scores = query_scores(embeddings, labels, recall_at=recall_at, rows=rows)
-    return TableScores(QueryScores(*(distributed.gather(part, len(labels)) for part in scores)), labels)
+    scores = query_scores(
+        embeddings, labels, recall_at=recall_at, gallery=gallery, gallery_labels=gallery_labels, rows=rows
+    )
+    gathered = QueryScores(*(distributed.gather(part, len(labels)) for part in scores))
+    return TableScores(gathered, labels, len(labels) if gallery is None else len(gallery))
 
 
 def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> dict[str, float]:
@@ -133,4 +144,4 @@ def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]
         ValueError: no labels, or no two pictures of one class.
     """
     found = score_queries(table, embedded, recall_at)
-    return summarize(found.scores, recall_at=recall_at, num_gallery=len(found.labels))
+    return summarize(found.scores, recall_at=recall_at, num_gallery=found.num_gallery)

@@ -1,9 +1,8 @@
 """From a configuration to a finished run folder: opens sources and backbone, trains, evaluates, exports."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from stml_semi import distributed
 from stml_semi.card import CardFacts, card_files, find_origin
 from stml_semi.config import TrainConfig, flag, read_recipe
-from stml_semi.data.benchmarks import BENCHMARKS
+from stml_semi.data.classes import split_by_classes
 from stml_semi.data.loading import ViewSettings
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.sources import open_source
@@ -21,6 +20,7 @@ from stml_semi.data.views import normalization, view_size
 from stml_semi.dry_run import describe_run
 from stml_semi.export import export_model
 from stml_semi.failures import explained
+from stml_semi.honesty import check_honest, claim, terms_of_use
 from stml_semi.losses.proxy import LabeledLoss
 from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_prefix
 from stml_semi.models.backbone import Backbone, open_backbone
@@ -30,55 +30,6 @@ from stml_semi.push import check_login, push
 from stml_semi.run_folder import RunFolder
 from stml_semi.survey import Tables
 from stml_semi.trainer import Trainer
-
-Command = Literal["semi", "unsup", "sup"]
-
-
-def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
-    """The configuration of a command: what it does not use is dropped, what depends on the data is filled in.
-
-    Raises:
-        ValueError: a source that the command needs is missing, or the fields do not fit together.
-    """
-    values = dict(values)
-    for name in ("labeled", "unlabeled", "eval", "backbone", "output_dir"):
-        if not isinstance(values.get(name, ""), str | None):
-            raise ValueError(f"{flag(name)} {values[name]!r}: should be text; several sources are joined by commas")
-    needs = {"semi": ("labeled", "unlabeled"), "unsup": ("unlabeled",), "sup": ("labeled",)}[command]
-    if not values.get("output_dir") and all(values.get(name) for name in needs):
-        parts = [command, *(_file_name(values[name]) for name in needs)]
-        values["output_dir"] = os.path.join("runs", "-".join(parts))
-    if values.get("resume") and (stored := Path(values.get("output_dir") or "", "config.yaml")).is_file():
-        # The run knows how it was started; what is given again must agree, or be of the kind that may change.
-        values = read_recipe(stored) | {name: value for name, value in values.items() if value != "auto"}
-    known = (values.get("labeled"), values.get("unlabeled"))
-    for name in ("labeled", "unlabeled"):
-        if name not in needs:
-            values[name] = None  # `sup --recipe semi.yaml` is the baseline of that recipe.
-        elif not values.get(name):
-            raise ValueError(
-                f"{command} needs --{name}: a folder, a table, a hub id or a benchmark ({', '.join(BENCHMARKS)})"
-            )
-    names = [part.strip().split(":")[0] for spec in known if spec for part in spec.split(",")]
-    benchmark = next((BENCHMARKS[name] for name in names if name in BENCHMARKS), None)
-    if not values.get("eval") and benchmark is not None:
-        values["eval"] = benchmark.eval
-    if values.get("backbone", "auto") == "auto":
-        values["backbone"] = (benchmark and benchmark.backbone) or "facebook/dinov2-small"
-    if (
-        values.get("learning_rate") is None
-        and benchmark is not None
-        and benchmark.learning_rate
-        and "unlabeled" in needs
-    ):
-        values["learning_rate"] = benchmark.learning_rate
-    if values.get("augment", "auto") == "auto":
-        values["augment"] = (benchmark and benchmark.augment) or "paper"
-    config = TrainConfig.build(values)
-    if config.labeled and config.unlabeled:
-        # Written down, so that a run that is resumed for longer keeps its warm-up.
-        config = config.model_copy(update={"label_warmup_steps": config.warmup_steps})
-    return config
 
 
 class Result(NamedTuple):
@@ -115,8 +66,10 @@ def run(config: TrainConfig) -> Result:
             check_login("--push-to-hub")
         tables = open_tables(config)
         _check_sizes(config, tables)
-        _check_honest(config)
+        check_honest(config)
         _check_outside(config, folder)
+        if config.test_classes and tables.evaluation and config.resume:
+            folder.check_classes(tables.evaluation.classes)
         return tables
 
     def build() -> Embedder:
@@ -136,14 +89,19 @@ def run(config: TrainConfig) -> Result:
             labeled=tables.labeled,
             unlabeled=tables.unlabeled,
             evaluation=tables.evaluation,
-            claim=_claim(tables),
+            claim=claim(tables),
         )
         accelerator.end_training()
-        return Result(folder, [], _claim(tables), plan)
+        return Result(folder, [], claim(tables), plan)
     with RunProgress(config, tables, processes=world, enabled=main) as progress:
         trainer = Trainer(config, accelerator, embedder, backbone.processor, tables, views, folder, progress)
         start = _together(trainer.restore) if config.resume else 0
-        _together(lambda: folder.prepare(config))  # Nothing is written or deleted before all input was found good.
+        kept = tables.evaluation.classes if config.test_classes and tables.evaluation else ()
+        _together(
+            lambda: folder.prepare(config, kept)
+        )  # Nothing is written or deleted before all input was found good.
+        for text in terms_of_use(config):
+            progress.note(text)
         if config.batchnorm == "batch":
             progress.note(
                 "--batchnorm batch: each process normalizes by its own share of the batch, so results depend on the "
@@ -160,7 +118,7 @@ def run(config: TrainConfig) -> Result:
                     step=config.max_steps,
                     size=views.size,
                     pooling=embedder.pool.kind,
-                    claim=_claim(tables),
+                    claim=claim(tables),
                     origin=find_origin(config),
                 )
                 export_model(embedder, backbone.processor, folder.model, card_files(facts))
@@ -169,7 +127,7 @@ def run(config: TrainConfig) -> Result:
         accelerator.end_training()
         # Last, because nobody should have to wait for a slow line, and because the others' patience has an end.
         problem = _push(config, folder, progress) if config.push_to_hub and main else None
-    return Result(folder, lines, _claim(tables), problem=problem)
+    return Result(folder, lines, claim(tables), problem=problem)
 
 
 def _push(config: TrainConfig, folder: RunFolder, progress: RunProgress) -> str | None:
@@ -204,7 +162,8 @@ def _together(step: Callable[[], T]) -> T:
 # What may change when a run goes on: how long and how often, how much at once, where; not what is computed.
 _MAY_CHANGE = {"max_steps", "eval_every", "save_every", "keep_checkpoints", "log_every", "micro_batch_size"}
 _MAY_CHANGE |= {"num_workers", "gradient_checkpointing", "compile", "mixed_precision", "stop_on_collapse"}
-_MAY_CHANGE |= {"output_dir", "resume", "overwrite", "dry_run", "push_to_hub", "hub_model_id", "hub_private", "license"}
+_MAY_CHANGE |= {"output_dir", "data_root", "resume", "overwrite", "dry_run"}
+_MAY_CHANGE |= {"push_to_hub", "hub_model_id", "hub_private", "license"}
 
 
 def _check_same_run(config: TrainConfig, stored: TrainConfig) -> None:
@@ -226,7 +185,7 @@ def _check_outside(config: TrainConfig, folder: RunFolder) -> None:
     Raises:
         ValueError: the run folder holds what the run reads.
     """
-    for name in ("labeled", "unlabeled", "eval", "backbone"):
+    for name in ("labeled", "unlabeled", "eval", "data_root", "backbone"):
         for part in (getattr(config, name) or "").split(","):
             path = Path(part.strip()).expanduser()
             if part and path.exists() and folder.path.resolve() in (path.resolve(), *path.resolve().parents):
@@ -247,10 +206,15 @@ def open_tables(config: TrainConfig) -> Tables:
             labels="required",
             image_column=config.labeled_image_column,
             label_column=config.labeled_label_column,
+            data_root=config.data_root,
         )
     if config.unlabeled:
         unlabeled = open_source(
-            config.unlabeled, flag="--unlabeled", labels="ignored", image_column=config.unlabeled_image_column
+            config.unlabeled,
+            flag="--unlabeled",
+            labels="ignored",
+            image_column=config.unlabeled_image_column,
+            data_root=config.data_root,
         )
     if config.eval:
         evaluation = open_source(
@@ -259,24 +223,12 @@ def open_tables(config: TrainConfig) -> Tables:
             labels="required",
             image_column=config.eval_image_column,
             label_column=config.eval_label_column,
+            data_root=config.data_root,
         )
+    if labeled is not None and config.test_classes:
+        labeled, evaluation = split_by_classes(labeled, config.test_classes, config.seed)
     recall_at = evaluation.recall_at if evaluation is not None else ()
     return Tables(labeled, unlabeled, evaluation, recall_at)
-
-
-def _claim(tables: Tables) -> str:
-    """Whether the evaluation's classes were trained on, as far as anyone can know."""
-    if tables.evaluation is None:
-        return ""
-    if tables.labeled is not None:
-        shared = len(set(tables.labeled.classes) & set(tables.evaluation.classes))
-        if shared:
-            return f"{shared} of its {len(tables.evaluation.classes)} classes have the names of trained ones"
-    for table in (tables.labeled, tables.unlabeled):
-        known = table is None or all(s.strip().split(":")[0] in BENCHMARKS for s in table.name.split(","))
-        if not known:
-            return "" if tables.labeled is None else "no class shares its name with a trained one"
-    return "classes never trained on"
 
 
 def build_embedder(config: TrainConfig, backbone: Backbone) -> Embedder:
@@ -326,23 +278,3 @@ def _check_sizes(config: TrainConfig, tables: Tables) -> None:
             raise ValueError(f"--eval {tables.evaluation.name}: no class has two pictures, so there is nothing to find")
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("--mixed-precision fp16 needs a GPU; use bf16 or no")
-
-
-def _check_honest(config: TrainConfig) -> None:
-    """
-    Raises:
-        ValueError: a benchmark's test split among the training data.
-    """
-    for name in ("labeled", "unlabeled"):
-        for spec in map(str.strip, (getattr(config, name) or "").split(",")):
-            benchmark = BENCHMARKS.get(spec.split(":")[0])
-            if benchmark is not None and spec == benchmark.eval:
-                raise ValueError(
-                    f"--{name} {spec}: these are the pictures that results are measured on; train on others"
-                )
-
-
-def _file_name(spec: str) -> str:
-    """A source as part of a folder name: data/birds/ -> birds, user/name:test -> name-test."""
-    parts = [part.rstrip("/\\").replace("\\", "/").split("/")[-1] for part in spec.split(",")]
-    return "+".join(part.replace(":", "-") for part in parts)

@@ -11,7 +11,16 @@ from stml_semi.config import TrainConfig, read_recipe
 from stml_semi.data.loading import BadPicture
 
 # What a run writes, and what --overwrite therefore may delete; the configuration, by which a run is known, goes last.
-_OWN = ("checkpoints", "model", "non_finite", "report.html", "bad_images.jsonl", "metrics.jsonl", "config.yaml")
+_OWN = (
+    "checkpoints",
+    "model",
+    "non_finite",
+    "report.html",
+    "test_classes.json",
+    "bad_images.jsonl",
+    "metrics.jsonl",
+    "config.yaml",
+)
 
 
 class RunFolder:
@@ -23,6 +32,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.bad_images = self.path / "bad_images.jsonl"
         self.config = self.path / "config.yaml"
+        self.test_classes = self.path / "test_classes.json"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self._listed: set[str] = set()
@@ -56,8 +66,21 @@ class RunFolder:
             return False
         return True
 
-    def prepare(self, config: TrainConfig) -> None:
-        """Creates the folder and writes config.yaml; with config.overwrite what an earlier run wrote is deleted."""
+    def check_classes(self, classes: Iterable[str]) -> None:
+        """
+        Raises:
+            ValueError: a run that goes on would keep other classes for evaluation than it did.
+        """
+        kept = json.loads(self.test_classes.read_text(encoding="utf-8")) if self.test_classes.is_file() else []
+        if list(classes) != kept:
+            raise ValueError(
+                f"--resume: --labeled has other classes than when {self.test_classes} was written, so trained ones "
+                f"would be evaluated on; bring the old ones back, or start another run"
+            )
+
+    def prepare(self, config: TrainConfig, test_classes: Iterable[str] = ()) -> None:
+        """Creates the folder and writes config.yaml, and the classes that were kept for evaluation if there are any;
+        with config.overwrite what an earlier run wrote is deleted."""
         if not self.writes:
             return
         try:
@@ -69,6 +92,8 @@ class RunFolder:
                     own.unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
             _replace(self.config, config.to_yaml())
+            if names := list(test_classes):
+                _replace(self.test_classes, json.dumps(names, ensure_ascii=False, indent=1) + "\n")
             self.metrics.touch()
             self.bad_images.touch()
         except OSError as error:

@@ -28,6 +28,7 @@ def evaluate_model(
     bf16: bool = False,
     confidence: float | None = None,
     per_class: bool = False,
+    data_root: str | None = None,
 ) -> dict[str, Any]:
     """Retrieval metrics of a model: a line like those of metrics.jsonl; `step` is None unless the model is a run.
 
@@ -49,7 +50,14 @@ def evaluate_model(
     wanted = _recall_at(recall_at)
     if confidence is not None and not 0 < confidence < 100:
         raise ValueError(f"--confidence {confidence}: is in percent; give a number between 0 and 100, such as 95")
-    table = open_source(data, flag="--data", labels="required", image_column=image_column, label_column=label_column)
+    table = open_source(
+        data,
+        flag="--data",
+        labels="required",
+        image_column=image_column,
+        label_column=label_column,
+        data_root=data_root,
+    )
     wanted = wanted or table.recall_at
     accelerator = Accelerator()
     retriever = load(model, device=accelerator.device)
@@ -63,7 +71,7 @@ def evaluate_model(
         table, encode, retriever.processor, batch_size=batch_size, num_workers=workers, device=accelerator.device
     )
     found = score_queries(table, embedded, wanted)
-    scores = summarize(found.scores, recall_at=wanted, num_gallery=len(found.labels))
+    scores = summarize(found.scores, recall_at=wanted, num_gallery=found.num_gallery)
     line: dict[str, Any] = {"step": _step(model), "data": table.name, "model": model, **scores}
     if confidence is not None:
         intervals = bootstrap_intervals(found.scores, recall_at=wanted, confidence=confidence / 100)

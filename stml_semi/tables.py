@@ -26,7 +26,10 @@ def print_result(result: Result) -> None:
         title = f"{line['data']}: {line['num_queries']} queries{claim}"
         print_scores(title, {_SHOWN[model]: scores for model, scores in last.items()})
     else:
-        console.print("No evaluation: name labeled images of other classes with --eval to see recall and MAP@R.")
+        console.print(
+            "No evaluation: name labeled images of other classes with --eval, or keep half of them with --test-classes "
+            "0.5, to see recall and MAP@R."
+        )
     console.print(f"Run folder: {folder}   model: {folder / 'model'}")
 
 

@@ -34,8 +34,15 @@ ORDER = [
     "health",
     "optimization",
     "data.benchmarks",
+    "data.archives",
     "data.tables",
+    "data.classes",
+    "data.shards",
+    "data.store",
     "data.sources",
+    "data.hub_copies",
+    "data.prepare",
+    "data.commands",
     "data.plan",
     "data.pool",
     "data.loading",
@@ -48,6 +55,7 @@ ORDER = [
     "survey",
     "interruption",
     "trainer",
+    "honesty",
     "dry_run",
     "card_text",
     "card",
@@ -61,6 +69,7 @@ ORDER = [
     "embed",
     "search",
     "search_page",
+    "resolve",
     "run",
     "run_export",
     "tables",
@@ -68,7 +77,15 @@ ORDER = [
     "commands",
     "cli",
 ]
-TENSORS_ONLY = ["losses.distances", "losses.relations", "losses.stml", "losses.proxy", "neighbors", "metrics"]
+TENSORS_ONLY = [
+    "losses.distances",
+    "losses.relations",
+    "losses.neighborhoods",
+    "losses.stml",
+    "losses.proxy",
+    "neighbors",
+    "metrics",
+]
 
 
 def modules() -> dict[str, Path]:

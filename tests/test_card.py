@@ -134,7 +134,7 @@ def test_metadata_that_the_hub_would_refuse(metadata, problem):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    from stml_semi.run import resolve
+    from stml_semi.resolve import resolve
     from stml_semi.run import run as train
 
     folder = tmp_path_factory.mktemp("card") / "run"

@@ -188,7 +188,7 @@ def test_help_answers_in_well_under_a_second():
 
 
 def test_resume_refuses_another_objective_and_keeps_the_configuration(monkeypatch, capsys, tmp_path):
-    from stml_semi.run import resolve
+    from stml_semi.resolve import resolve
 
     run = tmp_path / "run"
     run.mkdir()
@@ -252,7 +252,7 @@ def test_evaluation_without_pairs_is_refused_before_anything_is_written(monkeypa
 
 
 def test_resume_resolves_a_recipe_as_the_start_did(tmp_path):
-    from stml_semi.run import resolve
+    from stml_semi.resolve import resolve
 
     recipe = {"labeled": "kanji", "unlabeled": "kanji-more", "backbone": "auto", "learning_rate": "3e-4"}
     for place in ({"output_dir": str(tmp_path / "run")}, {"output_dir": str(tmp_path / "other"), "seed": 3}):

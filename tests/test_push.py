@@ -167,7 +167,8 @@ def test_bad_input_never_reaches_the_hub(hub, model, tmp_path, monkeypatch):
 
 
 def test_a_run_checks_its_place_and_login_before_it_starts(monkeypatch, tmp_path):
-    from stml_semi.run import resolve, run
+    from stml_semi.resolve import resolve
+    from stml_semi.run import run
 
     with pytest.raises(ValueError, match="--hub-model-id user/name"):
         resolve("sup", {"labeled": "kanji", "push_to_hub": True})
@@ -178,7 +179,8 @@ def test_a_run_checks_its_place_and_login_before_it_starts(monkeypatch, tmp_path
 
 
 def test_a_run_pushes_at_its_end_and_a_failed_upload_fails_no_run(hub, tmp_path):
-    from stml_semi.run import resolve, run
+    from stml_semi.resolve import resolve
+    from stml_semi.run import run
 
     small = {"labeled_batch_size": 8, "images_per_class": 2, "num_workers": 0, "embedding_dim": 8, "max_steps": 1}
     place = {"push_to_hub": True, "hub_model_id": "me/birds", "hub_private": True}

@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stml_semi.data.benchmarks import BENCHMARKS
+from stml_semi.data.shards import read_shards, shards_of
+from stml_semi.data.store import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.tables import (
     READERS,
     Ask,
@@ -30,9 +31,6 @@ from stml_semi.data.tables import (
     table_from_columns,
 )
 
-if TYPE_CHECKING:
-    pass
-
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
 
@@ -43,11 +41,13 @@ def open_source(
     labels: Labels,
     image_column: str | None = None,
     label_column: str | None = None,
+    data_root: str | None = None,
 ) -> ImageTable:
     """The images that a user named.
 
-    A spec is, in this order: a benchmark, a file or folder, a hub id; each may end in `:split` (for a folder, a
-    sub-folder). A folder called like a benchmark is `./name`. A comma joins several specs.
+    A spec is, in this order: a benchmark, webdataset shards (a tar file, a folder of them, or `train-*.tar`), a file or
+    folder, a hub id; each may end in `:split` (for a folder, a sub-folder). A folder called like a benchmark is
+    `./name`. A comma joins several specs.
 
     Labels of joined specs: splits of one source (`a:train,a:test`) share their classes by name. Classes of different
     sources are different, whatever they are called, and get the source's name in front (`birds/robin`): only the user
@@ -59,11 +59,12 @@ def open_source(
         labels: "required" raises without them, "optional" takes them where they are, "ignored" never looks for them.
         image_column: column of the images or their paths. Default: found by type, then by name.
         label_column: column of the classes. Default: found by type, then by name.
+        data_root: folder of the benchmarks that do not ship with the package. Default: $STML_DATA.
 
     Raises:
         ValueError: one line with the flag and the fix.
     """
-    whole = Ask(spec, flag, labels, image_column, label_column)
+    whole = Ask(spec, flag, labels, image_column, label_column, data_root)
     specs = [spec] if os.path.exists(os.path.expanduser(spec)) else [part.strip() for part in spec.split(",")]
     if not all(specs):
         raise whole.error("names nothing; give a folder, a file, a benchmark or a hub id, joined by single commas")
@@ -87,8 +88,12 @@ def _split(spec: str) -> tuple[str, str | None]:
 def _open(ask: Ask) -> ImageTable:
     source, split = _split(ask.spec)
     if source in BENCHMARKS:
-        return _open_benchmark(ask, source, split or "train")
+        return _open_benchmark(ask, source, split or BENCHMARKS[source].default_split)
     path = Path(source).expanduser()
+    if not split and (shards := shards_of(source)):
+        with ask.reading():
+            columns = read_shards(shards)
+        return table_from_columns(ask, columns)
     if path.is_dir():
         return _open_folder(ask, path, split)
     if path.exists():
@@ -110,10 +115,34 @@ def _open_benchmark(ask: Ask, name: str, split: str) -> ImageTable:
         if ask.labels == "required":
             raise ask.error("has no labels; it is meant for --unlabeled")
         ask = replace(ask, labels="ignored")
+    try:
+        place = find_split(name, split, ask.data_root)
+        if place.archive:
+            opened = open_archive(name, split, place.archive, with_labels=ask.labels != "ignored")
+            table = ImageTable(ask.spec, opened.images, opened.labels, opened.classes, queries=opened.queries)
+        else:
+            assert place.table is not None
+            table = _open_prepared(ask, place.table, name, split)
+    except ValueError as error:
+        text = str(error)
+        raise (error if text.startswith(f"{ask.flag} ") else ask.error(text)) from None
+    return replace(table, name=f"{name}:{split}", recall_at=known.recall_at)
+
+
+def _open_prepared(ask: Ask, path: Path, name: str, split: str) -> ImageTable:
     own = replace(ask, image_column=None, label_column=None)  # These name columns of the user's own tables.
     with ask.reading():
-        columns = read_parquet(known.splits[split])
-    return replace(table_from_columns(own, columns), name=f"{name}:{split}", recall_at=known.recall_at)
+        columns = read_parquet(path)
+    table = table_from_columns(own, columns)
+    known = BENCHMARKS[name].splits[split]
+    if table.labels is not None and known.queries is not None:
+        with ask.reading():
+            table = replace(table, queries=queries_of(known, columns.read(["query"])["query"]))
+    classes = None if table.labels is None else len(table.classes)
+    queries = None if table.queries is None else int(table.queries.sum())
+    if problem := wrong_counts(name, split, len(table), classes, queries):
+        raise ask.error(f"{problem}; delete {path} and run `cli.py data prepare {name}` again")
+    return table
 
 
 def _open_hub(ask: Ask, source: str, split: str) -> ImageTable:

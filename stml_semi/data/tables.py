@@ -32,7 +32,7 @@ IMAGE_COLUMNS = (
 )
 LABEL_COLUMNS = (
     *("label", "labels", "class", "class_id", "class_name", "category", "category_id", "target", "fine_label"),
-    *("item_id", "product_id", "label_name", "species", "species_id", "identity", "y"),
+    *("item_id", "product_id", "label_name", "species", "species_id", "identity", "y", "cls"),
 )
 # Parquet files up to this size are read into memory; larger ones become a memory-mapped copy in the cache of datasets.
 _IN_MEMORY_BYTES = 2**30
@@ -52,6 +52,10 @@ class ImageTable:
     recall_at: tuple[int, ...] = DEFAULT_RECALL_AT
     parts: tuple[tuple[str, int], ...] = ()
     """Name and first row of every source, where several were joined."""
+    queries: NDArray[np.bool_] | None = None
+    """(N,) rows that are looked up in the others; None: every row is looked up in all others."""
+    rows: NDArray[np.int64] | None = None
+    """(N,) rows of the source that these are; None: all of them."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -65,6 +69,8 @@ class ImageTable:
         source = self.source(row)
         if source["bytes"] is None and source["path"]:
             return source["path"]
+        if self.rows is not None:
+            row = int(self.rows[row])
         if not self.parts:
             return f"{self.name}[{row}]"
         name, start = self.parts[bisect_right(self.parts, row, key=lambda part: part[1]) - 1]
@@ -80,6 +86,7 @@ class Ask:
     labels: Labels
     image_column: str | None
     label_column: str | None
+    data_root: str | None = None
 
     def error(self, problem: str) -> ValueError:
         return ValueError(f"{self.flag} {self.spec}: {problem}")

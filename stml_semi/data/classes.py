@@ -1,0 +1,64 @@
+"""Train and test by classes: what makes any labeled source give an honest retrieval figure."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stml_semi.data.tables import ImageTable
+
+# Keeps this draw apart from others with the same seed.
+_STREAM = 0x5C1A55
+
+
+class ClassSplit(NamedTuple):
+    """Two tables that share no class."""
+
+    train: ImageTable
+    test: ImageTable
+
+
+def split_by_classes(table: ImageTable, share: float, seed: int) -> ClassSplit:
+    """Keeps a share of the classes for evaluation. The draw depends on seed and class names alone, not on the images.
+
+    Args:
+        table: with labels.
+        share: of the classes, 0..1; at least two are kept on either side.
+        seed: of the draw.
+
+    Raises:
+        ValueError: fewer than four classes, or no kept one has two images, so that there is nothing to find.
+    """
+    assert table.labels is not None
+    count = len(table.classes)
+    if count < 4:
+        raise ValueError(
+            f"--test-classes {share}: {table.name} has {count} classes, two to train on and two to evaluate on are the "
+            f"least; leave it out, or name other images with --eval"
+        )
+    kept = min(max(round(share * count), 2), count - 2)
+    chosen = np.sort(np.random.default_rng([seed, _STREAM]).permutation(count)[:kept])
+    is_test = np.isin(table.labels, chosen)
+    if np.bincount(table.labels[is_test]).max() < 2:
+        raise ValueError(
+            f"--test-classes {share}: none of the {kept} classes kept for evaluation has two images, so there is "
+            f"nothing to find; raise it, or name other images with --eval"
+        )
+    train = _part(table, np.setdiff1d(np.arange(count), chosen), np.flatnonzero(~is_test))
+    test = _part(table, chosen, np.flatnonzero(is_test))
+    return ClassSplit(
+        replace(train, name=f"{table.name} (train classes)"), replace(test, name=f"{table.name} (test classes)")
+    )
+
+
+def _part(table: ImageTable, classes: NDArray[np.int64], rows: NDArray[np.int64]) -> ImageTable:
+    assert table.labels is not None
+    return replace(
+        table,
+        images=table.images.select(rows),
+        labels=np.searchsorted(classes, table.labels[rows]).astype(np.int64),
+        classes=tuple(table.classes[i] for i in classes),
+        queries=None,
+        rows=rows if table.rows is None else table.rows[rows],
+    )

@@ -1,0 +1,56 @@
+"""What may be said of a run's results, given the data it saw."""
+
+from stml_semi.config import TrainConfig
+from stml_semi.data.benchmarks import benchmark_of
+from stml_semi.trainer import Tables
+
+
+def claim(tables: Tables) -> str:
+    """Whether the evaluation's classes were trained on, as far as anyone can know."""
+    if tables.evaluation is None:
+        return ""
+    if tables.labeled is not None:
+        shared = len(set(tables.labeled.classes) & set(tables.evaluation.classes))
+        if shared:
+            return f"{shared} of its {len(tables.evaluation.classes)} classes have the names of trained ones"
+    tested = tables.evaluation.name.split(":")[0]
+    used = [
+        (table is tables.labeled, benchmark_of(part))
+        for table in (tables.labeled, tables.unlabeled)
+        if table is not None
+        for part in table.name.split(",")
+    ]
+    if all(benchmark is not None for _, benchmark in used):
+        # Sets of one publisher keep their test classes out of all training splits; a foreign pool may hold them.
+        strange = [benchmark for _, benchmark in used if benchmark and benchmark.eval != tables.evaluation.name]
+        if not strange:
+            return "classes never trained on"
+        known = [benchmark.shares[tested] for benchmark in strange if tested in benchmark.shares]
+        if not any(labeled and benchmark in strange for labeled, benchmark in used):
+            return "; ".join(["no label of its classes was used", *known])
+    return "" if tables.labeled is None else "no class shares its name with a trained one"
+
+
+def terms_of_use(config: TrainConfig) -> list[str]:
+    """What the publishers of the data ask of everyone who uses a model trained on them."""
+    specs = [spec for spec in (config.labeled, config.unlabeled, config.eval) if spec]
+    used = {known.name: known for spec in specs for part in spec.split(",") if (known := benchmark_of(part))}
+    return [
+        f"{known.title.split(':')[0]}: {known.license}"
+        for known in used.values()
+        if known.license.startswith("non-commercial")
+    ]
+
+
+def check_honest(config: TrainConfig) -> None:
+    """
+    Raises:
+        ValueError: a benchmark's test split among the training data.
+    """
+    for name in ("labeled", "unlabeled"):
+        for spec in map(str.strip, (getattr(config, name) or "").split(",")):
+            benchmark = benchmark_of(spec)
+            if benchmark is not None and spec == benchmark.eval:
+                raise ValueError(
+                    f"--{name} {spec}: these are the pictures that results are measured on; train on others"
+                )
