@@ -25,6 +25,7 @@ from stml_semi.losses.proxy import LabeledLoss
 from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_prefix
 from stml_semi.models.backbone import Backbone, open_backbone
 from stml_semi.models.embedder import Embedder, freeze_unused, resolve_pooling
+from stml_semi.models.torchvision_layout import open_resnet50
 from stml_semi.progress import RunProgress
 from stml_semi.push import check_login, push
 from stml_semi.run_folder import RunFolder
@@ -62,6 +63,8 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
     benchmark = next((BENCHMARKS[name] for name in names if name in BENCHMARKS), None)
     if not values.get("eval") and benchmark is not None:
         values["eval"] = benchmark.eval
+    if values.get("backbone_weights") and values.get("backbone", "auto") == "auto":
+        values["backbone"] = "resnet50"
     if values.get("backbone", "auto") == "auto":
         values["backbone"] = (benchmark and benchmark.backbone) or "facebook/dinov2-small"
     if (
@@ -123,7 +126,7 @@ def run(config: TrainConfig) -> Result:
         return build_embedder(config, backbone)
 
     tables = _together(check)
-    backbone = _together(lambda: open_backbone(config.backbone, image_size=config.image_size))
+    backbone = _together(lambda: open_configured_backbone(config))
     embedder = _together(build)
     views = ViewSettings(config.augment, view_size(backbone.processor), config.num_views, config.seed)
     main, world = accelerator.is_main_process, distributed.world_size()
@@ -225,7 +228,7 @@ def _check_outside(config: TrainConfig, folder: RunFolder) -> None:
     Raises:
         ValueError: the run folder holds what the run reads.
     """
-    for name in ("labeled", "unlabeled", "eval", "backbone"):
+    for name in ("labeled", "unlabeled", "eval", "backbone", "backbone_weights"):
         for part in (getattr(config, name) or "").split(","):
             path = Path(part.strip()).expanduser()
             if part and path.exists() and folder.path.resolve() in (path.resolve(), *path.resolve().parents):
@@ -276,6 +279,16 @@ def _claim(tables: Tables) -> str:
         if not known:
             return "" if tables.labeled is None else "no class shares its name with a trained one"
     return "classes never trained on"
+
+
+def open_configured_backbone(config: TrainConfig) -> Backbone:
+    """
+    Raises:
+        ValueError: naming the flag and the fix.
+    """
+    if config.backbone_weights:
+        return open_resnet50(config.backbone_weights, image_size=config.image_size)
+    return open_backbone(config.backbone, image_size=config.image_size)
 
 
 def build_embedder(config: TrainConfig, backbone: Backbone) -> Embedder:

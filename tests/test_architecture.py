@@ -26,6 +26,7 @@ ORDER = [
     "data.images",
     "data.views",
     "models.backbone",
+    "models.torchvision_layout",
     "models.noise",
     "models.adaptation",
     "models.embedder",
