@@ -81,11 +81,12 @@ def card_files(facts: CardFacts) -> dict[str, str]:
 
 def find_origin(config: TrainConfig) -> Origin:
     """Looks up base model, data sets and license of a configuration; paths count from the working directory."""
-    backbone = config.backbone if is_hub_id(config.backbone) else None
+    known = not config.backbone_weights  # A file of weights says neither where it comes from nor what it allows.
+    backbone = config.backbone if known and is_hub_id(config.backbone) else None
     specs = [part.strip() for name in _SOURCES[:2] for part in (getattr(config, name) or "").split(",")]
     ids = [re.sub(r":[\w.-]+(\[[^\]]*\])?$", "", spec) for spec in specs if spec and not Path(spec).exists()]
     datasets = [name for name in ids if name not in BENCHMARKS and is_hub_id(name)]
-    return Origin(backbone, tuple(dict.fromkeys(datasets)), license_of(config.backbone))
+    return Origin(backbone, tuple(dict.fromkeys(datasets)), license_of(config.backbone) if known else None)
 
 
 def is_hub_id(name: str) -> bool:
@@ -169,7 +170,7 @@ def _command(config: TrainConfig) -> str:
 def _public(config: TrainConfig) -> dict[str, Any]:
     """Fields for other people: absolute paths, which name users and machines, end in their last part."""
     values = config.model_dump(exclude=_PRIVATE)
-    for name in (*_SOURCES, "backbone"):
+    for name in (*_SOURCES, "backbone", "backbone_weights"):
         if values[name]:
             values[name] = ",".join(_without_folders(part.strip()) for part in values[name].split(","))
     return values
@@ -233,7 +234,7 @@ def _card(facts: CardFacts) -> str:
     return f"---\n{_metadata(facts)}---\n\n" + body(
         name=_name(config),
         place=config.hub_model_id or PLACE,
-        backbone=_without_folders(config.backbone),
+        backbone=_without_folders(config.backbone_weights or config.backbone),
         base_model=facts.origin.base_model,
         license=config.license or facts.origin.license,
         pooling=_POOLING[facts.pooling],

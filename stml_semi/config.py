@@ -78,6 +78,9 @@ class TrainConfig(BaseModel):
     backbone: Model[str] = "auto"
     """Any image backbone that transformers.AutoModel opens: folder, hub id, timm/... id, tiny-resnet.
     Default: the benchmark's, else facebook/dinov2-small."""
+    backbone_weights: Model[str | None] = None
+    """A ResNet-50 checkpoint in torchvision's layout (torchvision, SwAV, MoCo, DINO; .pth or .safetensors), in place of
+    --backbone."""
     pooling: Model[Pooling] = "auto"
     """How a feature map becomes a vector: auto is mean_max (GAP + GMP) for convolutions, cls where there is a class
     token, else mean."""
@@ -261,6 +264,10 @@ class TrainConfig(BaseModel):
             )
         if self.resume and self.overwrite:
             raise ValueError("--resume keeps the run folder and --overwrite deletes it: choose one")
+        if self.backbone_weights and self.backbone not in ("auto", "resnet50"):
+            raise ValueError(
+                f"--backbone-weights is for a ResNet-50, --backbone is {self.backbone}: leave one of them out"
+            )
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("--push-to-hub needs a place: name it with --hub-model-id user/name")
         return self

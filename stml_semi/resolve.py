@@ -41,6 +41,8 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
     tested = next((found for part in (known[0] or known[1] or "").split(",") if (found := benchmark_of(part))), None)
     if not values.get("eval") and not values.get("test_classes") and tested is not None:
         values["eval"] = tested.eval
+    if values.get("backbone_weights") and values.get("backbone", "auto") == "auto":
+        values["backbone"] = "resnet50"
     if values.get("backbone", "auto") == "auto":
         values["backbone"] = (benchmark and benchmark.backbone) or "facebook/dinov2-small"
     if (

@@ -16,15 +16,14 @@ from stml_semi.data.classes import split_by_classes
 from stml_semi.data.loading import ViewSettings
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.sources import open_source
-from stml_semi.data.views import normalization, view_size
+from stml_semi.data.views import view_size
 from stml_semi.dry_run import describe_run
 from stml_semi.export import export_model
 from stml_semi.failures import explained
 from stml_semi.honesty import check_honest, claim, terms_of_use
 from stml_semi.losses.proxy import LabeledLoss
-from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_prefix
-from stml_semi.models.backbone import Backbone, open_backbone
-from stml_semi.models.embedder import Embedder, freeze_unused, resolve_pooling
+from stml_semi.models.build import build_embedder, open_configured_backbone
+from stml_semi.models.embedder import Embedder
 from stml_semi.progress import RunProgress
 from stml_semi.push import check_login, push
 from stml_semi.run_folder import RunFolder
@@ -77,7 +76,7 @@ def run(config: TrainConfig) -> Result:
         return build_embedder(config, backbone)
 
     tables = _together(check)
-    backbone = _together(lambda: open_backbone(config.backbone, image_size=config.image_size))
+    backbone = _together(lambda: open_configured_backbone(config))
     embedder = _together(build)
     views = ViewSettings(config.augment, view_size(backbone.processor), config.num_views, config.seed)
     main, world = accelerator.is_main_process, distributed.world_size()
@@ -229,35 +228,6 @@ def open_tables(config: TrainConfig) -> Tables:
         labeled, evaluation = split_by_classes(labeled, config.test_classes, config.seed)
     recall_at = evaluation.recall_at if evaluation is not None else ()
     return Tables(labeled, unlabeled, evaluation, recall_at)
-
-
-def build_embedder(config: TrainConfig, backbone: Backbone) -> Embedder:
-    """The model of a configuration; its heads are random (torch's generator), so seed before.
-
-    Raises:
-        ValueError: a pooling, or a way to train it, that the backbone cannot do.
-    """
-    size = view_size(backbone.processor)
-    freeze_prefix(backbone.model, config.train_layers)
-    if config.lora_rank:
-        add_lora(backbone.model, config.lora_rank)
-    if config.gradient_checkpointing:
-        checkpoint_blocks(backbone.model)
-    embedder = Embedder(
-        backbone.model,
-        resolve_pooling(config.pooling, backbone.model, size),
-        normalization(backbone.processor),
-        embedding_dim=config.embedding_dim,
-        auxiliary_dim=config.auxiliary_dim,
-        micro_batch_size=config.micro_batch_size,
-        batch_statistics=config.batchnorm == "batch",
-    )
-    freeze_unused(embedder, size)
-    if config.compile and embedder.is_random:
-        raise ValueError(
-            "--compile: this backbone uses dropout or stochastic depth, whose draws are not compiled; leave it out"
-        )
-    return embedder
 
 
 def _check_sizes(config: TrainConfig, tables: Tables) -> None:

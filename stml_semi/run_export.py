@@ -13,9 +13,8 @@ from stml_semi.config import TrainConfig, read_recipe
 from stml_semi.data.benchmarks import BENCHMARKS
 from stml_semi.data.views import view_size
 from stml_semi.export import export_model
-from stml_semi.models.backbone import open_backbone
+from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.onnx_export import check_onnx, export_onnx
-from stml_semi.run import build_embedder
 from stml_semi.run_folder import RunFolder
 
 _PREFIXES: dict[Weights, str] = {"student": "embedder.", "teacher": "teacher.model."}
@@ -57,7 +56,7 @@ def export_run(
     if not found:
         raise ValueError(f"{run}: has no checkpoint to export; --resume the run, or take {folder.model} if it is there")
     step = int(found[-1].name.removeprefix("step-"))
-    backbone = open_backbone(config.backbone, image_size=config.image_size)
+    backbone = open_configured_backbone(config)
     embedder = build_embedder(config.model_copy(update={"compile": False}), backbone)
     prefix = _PREFIXES[weights]
     try:

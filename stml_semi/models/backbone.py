@@ -87,7 +87,7 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
             f"random: is config.json that of these weights?"
         )
     if image_size is not None:
-        model, processor = _resize(model, processor, image_size)
+        model, processor = resize(model, processor, image_size)
     return Backbone(model.eval(), processor)
 
 
@@ -98,7 +98,7 @@ def _switch_off_batch_noise(config: Any) -> None:
             setattr(config, name, None)
 
 
-def _resize(model: Any, processor: Any, image_size: int) -> Backbone:
+def resize(model: Any, processor: Any, image_size: int) -> Backbone:
     """The same backbone for another input size, saved as such: whoever opens the export needs no extra argument."""
     if model.config.model_type == "timm_wrapper":
         raise ValueError(

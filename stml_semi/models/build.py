@@ -1,0 +1,47 @@
+"""The model of a configuration."""
+
+from stml_semi.config import TrainConfig
+from stml_semi.data.views import normalization, view_size
+from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_prefix
+from stml_semi.models.backbone import Backbone, open_backbone
+from stml_semi.models.embedder import Embedder, freeze_unused, resolve_pooling
+from stml_semi.models.torchvision_layout import open_resnet50
+
+
+def open_configured_backbone(config: TrainConfig) -> Backbone:
+    """
+    Raises:
+        ValueError: naming the flag and the fix.
+    """
+    if config.backbone_weights:
+        return open_resnet50(config.backbone_weights, image_size=config.image_size)
+    return open_backbone(config.backbone, image_size=config.image_size)
+
+
+def build_embedder(config: TrainConfig, backbone: Backbone) -> Embedder:
+    """The model of a configuration; its heads are random (torch's generator), so seed before.
+
+    Raises:
+        ValueError: a pooling, or a way to train it, that the backbone cannot do.
+    """
+    size = view_size(backbone.processor)
+    freeze_prefix(backbone.model, config.train_layers)
+    if config.lora_rank:
+        add_lora(backbone.model, config.lora_rank)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(backbone.model)
+    embedder = Embedder(
+        backbone.model,
+        resolve_pooling(config.pooling, backbone.model, size),
+        normalization(backbone.processor),
+        embedding_dim=config.embedding_dim,
+        auxiliary_dim=config.auxiliary_dim,
+        micro_batch_size=config.micro_batch_size,
+        batch_statistics=config.batchnorm == "batch",
+    )
+    freeze_unused(embedder, size)
+    if config.compile and embedder.is_random:
+        raise ValueError(
+            "--compile: this backbone uses dropout or stochastic depth, whose draws are not compiled; leave it out"
+        )
+    return embedder
