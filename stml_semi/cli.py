@@ -155,6 +155,26 @@ def evaluate(
         print_scores(f"{data}, {line['num_queries']} queries", {model: line})
 
 
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders; several are shown side by side.")],
+    output: Annotated[
+        str | None,
+        typer.Option(help="File to write. Default: report.html in the run, or comparison.html beside several."),
+    ] = None,
+) -> None:
+    """Write the page of a run: scores, curves, neighbors before and after, what unlabeled pictures were used.
+
+    Example: python cli.py report runs/demo runs/baseline --output compared.html
+    """
+    with _one_line_errors():
+        _quiet_libraries()
+        from stml_semi.reporting import report_runs
+
+        page = report_runs(runs, output)
+    print(page)
+
+
 class _one_line_errors:
     """Bad input ends with one clear line and exit code 2; what is not the user's doing keeps its traceback."""
 

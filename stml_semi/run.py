@@ -21,10 +21,13 @@ from stml_semi.dry_run import describe_run
 from stml_semi.export import export_model
 from stml_semi.failures import explained
 from stml_semi.losses.proxy import LabeledLoss
+from stml_semi.machine import describe_start
 from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_prefix
 from stml_semi.models.backbone import Backbone, open_backbone
 from stml_semi.models.embedder import Embedder, freeze_unused, resolve_pooling
 from stml_semi.progress import RunProgress
+from stml_semi.report.page import ReportedRun
+from stml_semi.report.run_end import write_or_explain
 from stml_semi.run_folder import RunFolder
 from stml_semi.survey import Tables
 from stml_semi.trainer import Trainer
@@ -130,10 +133,10 @@ def run(config: TrainConfig) -> Result:
             labeled=tables.labeled,
             unlabeled=tables.unlabeled,
             evaluation=tables.evaluation,
-            claim=_claim(tables),
+            claim=evaluation_claim(tables),
         )
         accelerator.end_training()
-        return Result(folder, [], _claim(tables), plan)
+        return Result(folder, [], evaluation_claim(tables), plan)
     with RunProgress(config, tables, processes=world, enabled=main) as progress:
         trainer = Trainer(config, accelerator, embedder, backbone.processor, tables, views, folder, progress)
         start = _together(trainer.restore) if config.resume else 0
@@ -143,15 +146,20 @@ def run(config: TrainConfig) -> Result:
                 "--batchnorm batch: each process normalizes by its own share of the batch, so results depend on the "
                 "number of processes"
             )
-        with explained(trainer.stream.rows, config.micro_batch_size):
+        sitting = folder.sitting(describe_start(processes=world, first_step=start))
+        with explained(trainer.stream.rows, config.micro_batch_size), sitting:
             trainer.train(start)
             if accelerator.is_main_process:
                 progress.note(f"exporting the model to {folder.model}")
                 export_model(embedder, backbone.processor, folder.model)
             accelerator.wait_for_everyone()
+        accelerator.end_training()
+        if main:  # After the processes parted: none waits for the page, and embedding does not ask the others.
+            progress.note(
+                write_or_explain(ReportedRun(folder, config, tables, evaluation_claim(tables)), accelerator.device)
+            )
     lines = [line for line in folder.lines() if "model" in line]
-    accelerator.end_training()
-    return Result(folder, lines, _claim(tables))
+    return Result(folder, lines, evaluation_claim(tables))
 
 
 T = TypeVar("T")
@@ -236,7 +244,7 @@ def open_tables(config: TrainConfig) -> Tables:
     return Tables(labeled, unlabeled, evaluation, recall_at)
 
 
-def _claim(tables: Tables) -> str:
+def evaluation_claim(tables: Tables) -> str:
     """Whether the evaluation's classes were trained on, as far as anyone can know."""
     if tables.evaluation is None:
         return ""
