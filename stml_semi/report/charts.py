@@ -86,20 +86,28 @@ def training_charts(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Chart]:
 
 
 def score_charts(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Chart]:
-    """Recall@1 and MAP@R over the steps; a run starts from its frozen backbone."""
+    """Recall@1 and MAP@R over the steps, by evaluation pictures; a run starts from its frozen backbone."""
+    names = list(dict.fromkeys(line["data"] for lines in runs for line in lines if "model" in line))
     charts = []
-    for title, key in (("Recall@1", "recall@1"), ("MAP@R", "map@r")):
-        curves = []
-        for place, lines in enumerate(runs):
-            for number, model in enumerate(("student", "teacher")):
-                chosen = [line for line in lines if line.get("model") in ("frozen", model) and key in line]
-                if any(line["model"] == model for line in chosen):
-                    name = f"{letter(place)} {model}" if len(runs) > 1 else model
-                    steps, values = [line["step"] for line in chosen], [100 * line[key] for line in chosen]
-                    curves.append(Curve(name, steps, values, place if len(runs) > 1 else number, number))
-        if curves:
-            charts.append(draw(f"{title}, %", curves, marker="o"))
+    for name in names:
+        where = f" on {name}" if len(names) > 1 else ""
+        evaluated = [[line for line in lines if line.get("data") == name] for lines in runs]
+        for title, key in (("Recall@1", "recall@1"), ("MAP@R", "map@r")):
+            if curves := _score_curves(evaluated, key):
+                charts.append(draw(f"{title}{where}, %", curves, marker="o"))
     return charts
+
+
+def _score_curves(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> list[Curve]:
+    curves = []
+    for place, lines in enumerate(runs):
+        for number, model in enumerate(("student", "teacher")):
+            chosen = [line for line in lines if line["model"] in ("frozen", model) and key in line]
+            if any(line["model"] == model for line in chosen):
+                name = f"{letter(place)} {model}" if len(runs) > 1 else model
+                steps, values = [line["step"] for line in chosen], [100 * line[key] for line in chosen]
+                curves.append(Curve(name, steps, values, place if len(runs) > 1 else number, number))
+    return curves
 
 
 def letter(place: int) -> str:

@@ -38,6 +38,8 @@ class Headline(NamedTuple):
     columns: list[str]
     rows: list[Row]
     has_intervals: bool
+    runs: list[int]
+    """Which runs were scored on them."""
 
 
 def headlines(runs: Sequence[Sequence[dict[str, Any]]], galleries: Sequence[Gallery]) -> list[Headline]:
@@ -73,7 +75,14 @@ def _headline(name: str, evaluations: Sequence[Sequence[dict[str, Any]]], galler
         for model in _MODELS
         if model in models
     ]
-    return Headline(name, first["num_queries"], columns, rows, any(c.interval for row in rows for c in row.cells))
+    return Headline(
+        name,
+        first["num_queries"],
+        columns,
+        rows,
+        any(c.interval for row in rows for c in row.cells),
+        sorted({row.run for row in rows}),
+    )
 
 
 def _row(
