@@ -175,6 +175,49 @@ def report(
     print(page)
 
 
+@app.command()
+def doctor(
+    labeled: Annotated[str | None, typer.Option(help="Like --labeled of `semi`.")] = None,
+    unlabeled: Annotated[str | None, typer.Option(help="Like --unlabeled of `semi`.")] = None,
+    evaluation: Annotated[str | None, typer.Option("--eval", help="Like --eval of `semi`.")] = None,
+    labeled_image_column: Annotated[str | None, typer.Option(help="Column of --labeled with the images.")] = None,
+    labeled_label_column: Annotated[str | None, typer.Option(help="Column of --labeled with the class.")] = None,
+    unlabeled_image_column: Annotated[str | None, typer.Option(help="Column of --unlabeled with the images.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Like --backbone of `semi`.")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Where run folders will be. Default: runs.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe; the options above override it.", metavar="FILE")] = None,
+) -> None:
+    """Would a run work here, and how fast? Looks at the machine, the pictures, the model and the disk.
+
+    Example: python cli.py doctor --labeled birds/ --unlabeled photos/ --backbone facebook/dinov2-small
+
+    Exit code 1 if something is broken. Nothing is trained and nothing is left behind.
+    """
+    given = {
+        "labeled": labeled,
+        "unlabeled": unlabeled,
+        "eval": evaluation,
+        "labeled_image_column": labeled_image_column,
+        "labeled_label_column": labeled_label_column,
+        "unlabeled_image_column": unlabeled_image_column,
+        "backbone": backbone,
+        "output_dir": output_dir,
+    }
+    with _one_line_errors():
+        values = read_recipe(recipe) if recipe else {}
+        values |= {name: value for name, value in given.items() if value is not None}
+        _quiet_libraries()
+        from stml_semi.doctor import examine
+        from stml_semi.tables import print_finding
+
+        broken = 0
+        for finding in examine(values):
+            print_finding(finding)
+            broken += finding.level == "broken"
+    print(f"{broken} problem{'s' * (broken != 1)} to mend." if broken else "Nothing is broken.")
+    sys.exit(1 if broken else 0)
+
+
 class _one_line_errors:
     """Bad input ends with one clear line and exit code 2; what is not the user's doing keeps its traceback."""
 

@@ -65,6 +65,7 @@ ORDER = [
     "report.run_end",
     "run",
     "reporting",
+    "doctor",
     "tables",
     "cli",
 ]
