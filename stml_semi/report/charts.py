@@ -1,15 +1,18 @@
-"""Curves and maps as SVG that takes its colors from the page."""
+"""Curves and maps as SVG that takes its colors from the page.
+
+Importing this module is cheap: every run imports it, and matplotlib is imported by the functions that draw.
+"""
 
 import io
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MOST_POINTS = 300
 # Stand-ins that become colors of the page, which differ between light and dark.
@@ -124,6 +127,9 @@ def thin(found: list[tuple[float, float]]) -> NDArray[np.float64]:
 
 def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None) -> Chart:
     """One chart."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     settings: Any = {**_SETTINGS, "svg.hashsalt": title}
     with rc_context(settings):
         figure = Figure(figsize=(4.6, 2.5), layout="constrained")
@@ -151,6 +157,9 @@ def draw_map(name: str, plane: NDArray[np.float64], right: NDArray[np.bool_]) ->
         plane: (P, 2).
         right: (P,) whether a point's nearest neighbor is of its class.
     """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     settings: Any = {**_SETTINGS, "svg.hashsalt": name, "axes.grid": False}
     with rc_context(settings):
         figure = Figure(figsize=(4.6, 4.0), layout="constrained")
@@ -165,8 +174,10 @@ def draw_map(name: str, plane: NDArray[np.float64], right: NDArray[np.bool_]) ->
         return _svg(figure)
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: "Figure") -> str:
     """The figure for use inside HTML: no prolog, no metadata, no fixed size, colors of the page."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     file = io.StringIO()
     figure.patch.set_alpha(0)
     for axes in figure.axes:
