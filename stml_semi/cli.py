@@ -172,6 +172,69 @@ def describe_data(
         describe_source(source, data_root, sample=sample, image_column=image_column, label_column=label_column)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders; several are shown side by side.")],
+    output: Annotated[
+        str | None,
+        typer.Option(help="File to write. Default: report.html in the run, or comparison.html beside several."),
+    ] = None,
+) -> None:
+    """Write the page of a run: scores, curves, neighbors before and after, what unlabeled pictures were used.
+
+    Example: python cli.py report runs/demo runs/baseline --output compared.html
+    """
+    with one_line_errors():
+        quiet_libraries()
+        from stml_semi.reporting import report_runs
+
+        page = report_runs(runs, output)
+    print(page)
+
+
+@app.command()
+def doctor(
+    labeled: Annotated[str | None, typer.Option(help="Like --labeled of `semi`.")] = None,
+    unlabeled: Annotated[str | None, typer.Option(help="Like --unlabeled of `semi`.")] = None,
+    evaluation: Annotated[str | None, typer.Option("--eval", help="Like --eval of `semi`.")] = None,
+    labeled_image_column: Annotated[str | None, typer.Option(help="Column of --labeled with the images.")] = None,
+    labeled_label_column: Annotated[str | None, typer.Option(help="Column of --labeled with the class.")] = None,
+    unlabeled_image_column: Annotated[str | None, typer.Option(help="Column of --unlabeled with the images.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Like --backbone of `semi`.")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Where run folders will be. Default: runs.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe; the options above override it.", metavar="FILE")] = None,
+) -> None:
+    """Would a run work here, and how fast? Looks at the machine, the pictures, the model and the disk.
+
+    Example: python cli.py doctor --labeled birds/ --unlabeled photos/ --backbone facebook/dinov2-small
+
+    Exit code 1 if something is broken. Nothing is trained and nothing is left behind.
+    """
+    given = {
+        "labeled": labeled,
+        "unlabeled": unlabeled,
+        "eval": evaluation,
+        "labeled_image_column": labeled_image_column,
+        "labeled_label_column": labeled_label_column,
+        "unlabeled_image_column": unlabeled_image_column,
+        "backbone": backbone,
+        "output_dir": output_dir,
+    }
+    with one_line_errors():
+        values = read_recipe(recipe) if recipe else {}
+        values |= {name: value for name, value in given.items() if value is not None}
+        quiet_libraries()
+        from stml_semi.doctor import examine
+        from stml_semi.tables import print_finding
+
+        broken = 0
+        for finding in examine(values):
+            print_finding(finding)
+            broken += finding.level == "broken"
+    print(f"{broken} problem{'s' * (broken != 1)} to mend." if broken else "Nothing is broken.")
+    sys.exit(1 if broken else 0)
+
+
 def main() -> None:
     """Entry point of `cli.py` and of the `stml-semi` command."""
     arguments = sys.argv[1:]

@@ -1,7 +1,7 @@
 """What a run would do: its plan and its needs, without taking a step."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,7 +51,7 @@ def describe_run(
         f"{config.backbone} at {size[0]} x {size[1]} px, pooling {embedder.pool.kind}, {embedder.pool.num_features} "
         f"features -> {config.embedding_dim}; {trained / 1e6:.1f} of {total / 1e6:.1f} million parameters train"
     )
-    lines["memory"] = _memory(embedder, size, rows, trained, total)
+    lines["memory"] = _memory(estimate_memory(config, embedder, size))
     lines["evaluation"] = _evaluation(config, evaluation, claim)
     lines["processes"] = f"{distributed.world_size()}, precision {config.mixed_precision}"
     return lines
@@ -82,15 +82,42 @@ def _unlabeled(config: TrainConfig, table: ImageTable) -> dict[str, str]:
     }
 
 
-def _memory(embedder: Embedder, size: tuple[int, int], rows: int, trained: int, total: int) -> str:
+class MemoryNeed(NamedTuple):
+    """Bytes that one process needs, in float32."""
+
+    model: int
     """Five numbers for each trained parameter (weight, gradient, two moments, teacher), one for each frozen one."""
-    state = 4 * (5 * trained + (total - trained))
-    share = math.ceil(rows / distributed.world_size())
+    image: float
+    """What the backward pass keeps of one image."""
+    images: int
+    """How many are in one forward part."""
+
+    @property
+    def total(self) -> float:
+        """Of model and images together."""
+        return self.model + self.image * self.images
+
+
+def estimate_memory(config: TrainConfig, embedder: Embedder, size: tuple[int, int]) -> MemoryNeed:
+    """What a step of this process would need.
+
+    Args:
+        config: resolved.
+        embedder: the bare model.
+        size: height and width of its input in pixels.
+    """
+    trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in embedder.parameters())
+    share = math.ceil(_rows(config) / distributed.world_size())
     part = min(embedder.micro_batch_size or share, share)
-    activations = part * _bytes_kept(embedder, size)
+    return MemoryNeed(4 * (5 * trained + (total - trained)), _bytes_kept(embedder, size), part)
+
+
+def _memory(need: MemoryNeed) -> str:
     return (
-        f"about {(state + activations) / 2**30:.1f} GiB a process: {state / 2**30:.2f} for the model, "
-        f"{activations / 2**30:.1f} for {part} images at once in float32 (--micro-batch-size bounds it)"
+        f"about {need.total / 2**30:.1f} GiB a process: {need.model / 2**30:.2f} for the model, "
+        f"{need.total / 2**30 - need.model / 2**30:.1f} for {need.images} images at once in float32 "
+        f"(--micro-batch-size bounds it)"
     )
 
 

@@ -22,10 +22,13 @@ from stml_semi.export import export_model
 from stml_semi.failures import explained
 from stml_semi.honesty import check_honest, claim, terms_of_use
 from stml_semi.losses.proxy import LabeledLoss
+from stml_semi.machine import describe_start
 from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.models.embedder import Embedder
 from stml_semi.progress import RunProgress
 from stml_semi.push import check_login, push
+from stml_semi.report.page import ReportedRun
+from stml_semi.report.run_end import write_or_explain
 from stml_semi.run_folder import RunFolder
 from stml_semi.survey import Tables
 from stml_semi.trainer import Trainer
@@ -106,7 +109,8 @@ def run(config: TrainConfig) -> Result:
                 "--batchnorm batch: each process normalizes by its own share of the batch, so results depend on the "
                 "number of processes"
             )
-        with explained(trainer.stream.rows, config.micro_batch_size):
+        sitting = folder.sitting(describe_start(processes=world, first_step=start))
+        with explained(trainer.stream.rows, config.micro_batch_size), sitting:
             trainer.train(start)
             if accelerator.is_main_process:
                 progress.note(f"exporting the model to {folder.model}")
@@ -124,6 +128,9 @@ def run(config: TrainConfig) -> Result:
             accelerator.wait_for_everyone()
         lines = [line for line in folder.lines() if "model" in line]
         accelerator.end_training()
+        if main:  # After the processes parted: none waits for the page, and embedding does not ask the others.
+            reported = ReportedRun(folder, config, tables, claim(tables))
+            progress.note(write_or_explain(reported, accelerator.device))
         # Last, because nobody should have to wait for a slow line, and because the others' patience has an end.
         problem = _push(config, folder, progress) if config.push_to_hub and main else None
     return Result(folder, lines, claim(tables), problem=problem)

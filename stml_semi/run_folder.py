@@ -1,9 +1,10 @@
-"""The run folder: config.yaml, metrics.jsonl, bad_images.jsonl, checkpoints/, model/."""
+"""The run folder: config.yaml, metrics.jsonl, run.json, bad_images.jsonl, checkpoints/, model/."""
 
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ _OWN = (
     "model",
     "non_finite",
     "report.html",
+    "run.json",
     "test_classes.json",
     "bad_images.jsonl",
     "metrics.jsonl",
@@ -35,6 +37,8 @@ class RunFolder:
         self.test_classes = self.path / "test_classes.json"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.report = self.path / "report.html"
+        self.sitting_file = self.path / "run.json"
         self._listed: set[str] = set()
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
@@ -109,6 +113,31 @@ class RunFolder:
     def lines(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds."""
         return _read_lines(self.metrics)
+
+    def sittings(self) -> list[dict[str, Any]]:
+        """How the run was started each time (see `machine.describe_start`), and for how many "seconds" it worked.
+
+        The time of a sitting that was killed is None.
+        """
+        if not self.sitting_file.is_file():
+            return []
+        return json.loads(self.sitting_file.read_text(encoding="utf-8"))
+
+    @contextlib.contextmanager
+    def sitting(self, about: dict[str, Any]) -> Iterator[None]:
+        """Writes down how a sitting was started, and at its end how long it took."""
+        earlier, started = self.sittings(), time.monotonic()
+        self._write_sittings([*earlier, {**about, "seconds": None}])
+        yield
+        self._write_sittings([*earlier, {**about, "seconds": time.monotonic() - started}])
+
+    def _write_sittings(self, sittings: list[dict[str, Any]]) -> None:
+        if self.writes:
+            _replace(self.sitting_file, json.dumps(sittings, indent=1, ensure_ascii=False))
+
+    def bad_lines(self) -> list[dict[str, str]]:
+        """What bad_images.jsonl holds."""
+        return _read_lines(self.bad_images) if self.bad_images.is_file() else []
 
     def rewind(self, step: int) -> None:
         """Forgets lines of steps after `step`: a resumed run writes them again."""

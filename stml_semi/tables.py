@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stml_semi.doctor import Finding
 from stml_semi.run import Result
 from stml_semi.search import Answer
 
@@ -91,3 +92,10 @@ def print_plan(plan: dict[str, str]) -> None:
     for name, text in plan.items():
         table.add_row(name, text)
     Console().print(table, highlight=False, markup=False)
+
+
+def print_finding(finding: Finding) -> None:
+    """A line of `doctor`."""
+    style = {"ok": "green", "advice": "yellow", "broken": "bold red"}[finding.level]
+    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    console.print(Text.assemble((f"{finding.level:6} ", style), (f"{finding.what}: ", "bold"), finding.text))

@@ -159,6 +159,8 @@ def test_train_evaluate_and_load_as_a_user_does(folders):
         "config.yaml",
         "metrics.jsonl",
         "model",
+        "report.html",
+        "run.json",
     ]
 
     evaluated = subprocess.run(

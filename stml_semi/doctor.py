@@ -1,0 +1,268 @@
+"""`doctor`: would a run work here, and how fast? Every problem is named, with what to do about it."""
+
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from stml_semi.config import TrainConfig, flag
+from stml_semi.data.images import BadImage, read_image, read_pixels
+from stml_semi.data.loading import default_num_workers
+from stml_semi.data.plan import check_labeled, check_unlabeled
+from stml_semi.data.tables import ImageTable
+from stml_semi.data.views import augment, view_rng, view_size
+from stml_semi.dry_run import describe_run, estimate_memory
+from stml_semi.honesty import claim
+from stml_semi.machine import cores, hardware, memory_bytes, versions
+from stml_semi.models.backbone import open_backbone
+from stml_semi.models.build import build_embedder
+from stml_semi.models.embedder import Embedder
+from stml_semi.resolve import resolve
+from stml_semi.run import open_tables
+from stml_semi.survey import Tables
+
+Level = Literal["ok", "advice", "broken"]
+_SAMPLE = 200
+"""Pictures of a source that are opened."""
+_TIMED = 24
+_STEPS_TIMED = 3
+_FREE_BYTES = 2 * 2**30
+
+
+class Finding(NamedTuple):
+    """One line of the examination."""
+
+    level: Level
+    what: str
+    text: str
+
+
+def examine(values: dict[str, Any]) -> Iterator[Finding]:
+    """Looks at the machine, then at what a run would need.
+
+    Args:
+        values: fields of TrainConfig by name; those that are missing are not examined.
+    """
+    yield from _machine()
+    yield from _output(str(values.get("output_dir") or "runs"))
+    if not values.get("labeled") and not values.get("unlabeled"):
+        if values.get("backbone"):
+            yield from _caught("backbone", lambda: _backbone_alone(values))
+        return
+    tables: dict[str, ImageTable] = {}
+    for name in ("labeled", "unlabeled", "eval"):
+        if values.get(name):
+            yield from _caught(flag(name), lambda name=name: _source(values, name, tables))
+    if all(name in tables for name in ("labeled", "unlabeled", "eval") if values.get(name)):
+        yield from _caught("run", lambda: _run(values))
+
+
+def _caught(what: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings of a part; what a user can mend is a finding too, and the other parts are still looked at."""
+    try:
+        yield from look()
+    except ValueError as error:
+        yield Finding("broken", what, str(error))
+    except torch.OutOfMemoryError:
+        yield Finding("broken", what, "a single small step runs out of memory: take a smaller backbone or --image-size")
+
+
+# ------------------------------------------------------------------ the machine
+
+
+def _machine() -> Iterator[Finding]:
+    found = versions()
+    yield Finding("ok", "versions", ", ".join(f"{name} {version}" for name, version in found.items()))
+    yield Finding("ok", "hardware", ", ".join(f"{name}: {text}" for name, text in hardware().items()))
+    if not torch.cuda.is_available():
+        yield Finding("advice", "precision", "no GPU: small backbones train here, large ones take days")
+    elif torch.cuda.is_bf16_supported(including_emulation=False):
+        yield Finding("ok", "precision", "the GPU computes bf16: add --mixed-precision bf16")
+    else:
+        yield Finding("advice", "precision", "the GPU has no bf16: use --mixed-precision fp16, or no")
+    if cores() == 1:
+        yield Finding("advice", "cores", "one core decodes pictures and trains: expect it to be slow")
+
+
+def _output(folder: str) -> Iterator[Finding]:
+    """Whether a run folder could be written there."""
+    place = Path(folder).expanduser().absolute()
+    while not place.exists():
+        place = place.parent
+    what = "--output-dir"
+    if not place.is_dir():
+        yield Finding("broken", what, f"{folder}: {place} is a file; choose a folder")
+        return
+    try:
+        with tempfile.TemporaryFile(dir=place):  # Permission, a read-only disk and quotas in one.
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        yield Finding("broken", what, f"{folder}: {place} cannot be written ({reason}); choose another folder")
+        return
+    free = shutil.disk_usage(place).free
+    text = f"{folder} can be written; {free / 2**30:.1f} GiB are free"
+    if free < _FREE_BYTES:
+        yield Finding("broken", what, f"{text}, too little for checkpoints: make room, or choose another disk")
+    else:
+        yield Finding("ok", what, text)
+
+
+# ------------------------------------------------------------------ pictures
+
+
+def _source(values: dict[str, Any], name: str, tables: dict[str, ImageTable]) -> Iterator[Finding]:
+    columns = (f"{name}_image_column", f"{name}_label_column")
+    own = {key: value for key, value in values.items() if key in (name, *columns)}
+    found = open_tables(TrainConfig.build(own))
+    table = {"labeled": found.labeled, "unlabeled": found.unlabeled, "eval": found.evaluation}[name]
+    assert table is not None
+    classes = f" of {len(table.classes)} classes" if table.labels is not None else ""
+    yield Finding("ok", flag(name), f"{table.name}: {len(table):,} images{classes}")
+    if table.labels is not None and np.bincount(table.labels).min() < 2:
+        alone = [table.classes[i] for i in np.flatnonzero(np.bincount(table.labels) < 2)]
+        yield Finding("advice", flag(name), f"{len(alone)} classes have one picture only, such as {alone[0]}")
+    yield from _readable(flag(name), table)
+    tables[name] = table
+
+
+def _readable(what: str, table: ImageTable) -> Iterator[Finding]:
+    """Opens some pictures, drawn by seed."""
+    rows = np.random.default_rng(0).permutation(len(table))[:_SAMPLE]
+    bad: list[str] = []
+    for row in rows:
+        try:
+            read_image(table.source(int(row)))
+        except BadImage as error:
+            bad.append(f"{table.describe(int(row))} ({error})")
+    if not bad:
+        yield Finding("ok", what, f"{len(rows)} pictures opened, all can be read")
+        return
+    share = len(bad) / len(rows)
+    text = f"{len(bad)} of {len(rows)} pictures opened cannot be read, such as {bad[0]}"
+    limit = TrainConfig.model_fields["max_bad_fraction"].default
+    if share > limit:
+        yield Finding("broken", what, f"{text}: repair them, or set --max-bad-fraction above {share:.2g}")
+    else:
+        yield Finding("advice", what, f"{text}: a run replaces them and lists them in bad_images.jsonl")
+
+
+# ------------------------------------------------------------------ a run
+
+
+def _backbone_alone(values: dict[str, Any]) -> Iterator[Finding]:
+    backbone = open_backbone(str(values["backbone"]), image_size=values.get("image_size"))
+    height, width = view_size(backbone.processor)
+    count = sum(p.numel() for p in backbone.model.parameters())
+    yield Finding(
+        "ok", "--backbone", f"{values['backbone']}: {count / 1e6:.1f} million parameters, {height} x {width} px"
+    )
+
+
+def _run(values: dict[str, Any]) -> Iterator[Finding]:
+    command = (
+        "semi" if values.get("labeled") and values.get("unlabeled") else "sup" if values.get("labeled") else "unsup"
+    )
+    config = resolve(command, values)
+    tables = open_tables(config)
+    yield from _caught("--labeled-batch-size", lambda: _labeled_batch(config, tables))
+    yield from _caught("--unlabeled-batch-size", lambda: _unlabeled_batch(config, tables))
+    backbone = open_backbone(config.backbone, image_size=config.image_size)
+    embedder = build_embedder(config, backbone)
+    size = view_size(backbone.processor)
+    plan = describe_run(
+        config,
+        embedder,
+        size,
+        labeled=tables.labeled,
+        unlabeled=tables.unlabeled,
+        evaluation=tables.evaluation,
+        claim=claim(tables),
+    )
+    yield Finding("ok", "--backbone", plan["model"])
+    yield from _memory(config, embedder, size, plan["memory"])
+    table = tables.unlabeled or tables.labeled
+    assert table is not None
+    yield from _speed(config, embedder, backbone.processor, table)
+
+
+def _labeled_batch(config: TrainConfig, tables: Tables) -> Iterator[Finding]:
+    if tables.labeled is not None:
+        check_labeled(len(tables.labeled.classes), config.classes_per_batch, config.images_per_class)
+    yield from ()
+
+
+def _unlabeled_batch(config: TrainConfig, tables: Tables) -> Iterator[Finding]:
+    if tables.unlabeled is not None:
+        check_unlabeled(len(tables.unlabeled), config.queries_per_batch, config.num_neighbors)
+    yield from ()
+
+
+def _memory(config: TrainConfig, embedder: Embedder, size: tuple[int, int], text: str) -> Iterator[Finding]:
+    """The estimate, and the largest power of two that fits where it does not."""
+    available = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else memory_bytes()
+    need = estimate_memory(config, embedder, size)
+    if available is None or need.total < 0.8 * available:
+        yield Finding("ok", "memory", text)
+        return
+    room = 0.8 * available - need.model
+    where = "the GPU has free" if torch.cuda.is_available() else "the machine has"
+    if room < need.image:
+        fix = "take a smaller backbone, --image-size, --lora-rank 8 or --train-layers last:2"
+        yield Finding("broken", "memory", f"{text}; {where} {available / 2**30:.1f} GiB: {fix}")
+        return
+    fitting = 2 ** int(math.log2(room / need.image))
+    advice = f"add --micro-batch-size {fitting} (the results stay the same)"
+    yield Finding("advice", "memory", f"{text}; {where} {available / 2**30:.1f} GiB: {advice}")
+
+
+def _speed(config: TrainConfig, embedder: Embedder, processor: Any, table: ImageTable) -> Iterator[Finding]:
+    """Views per second that one core decodes, against images per second that the model trains on."""
+    size = view_size(processor)
+    started, views = time.perf_counter(), 0
+    for i, row in enumerate(np.random.default_rng(1).permutation(len(table))[:_TIMED]):
+        try:
+            picture = read_pixels(table.source(int(row)))
+        except BadImage:
+            continue
+        for view in range(config.num_views):
+            augment(picture, preset=config.augment, size=size, rng=view_rng(0, 0, i, view))
+            views += 1
+    decoded = views / (time.perf_counter() - started)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained = _training_speed(embedder.to(device), size, device)
+    workers = default_num_workers(1) if config.num_workers is None else config.num_workers
+    loader = decoded * max(workers, 1)
+    text = (
+        f"one process makes {decoded:.0f} views/s, {max(workers, 1)} make {loader:.0f}; the model trains on about "
+        f"{trained:.0f} images/s ({device.type}, float32)"
+    )
+    if loader >= trained:
+        yield Finding("ok", "speed", f"{text}: the model is the bottleneck, as it should be")
+        return
+    spare = cores() - 1 - workers
+    fix = (
+        f"raise --num-workers to {workers + spare}" if spare > 0 else "store pictures near the size that is trained on"
+    )
+    yield Finding("advice", "speed", f"{text}: decoding is the bottleneck; {fix}")
+
+
+def _training_speed(embedder: Embedder, size: tuple[int, int], device: torch.device) -> float:
+    """Images per second, forward and backward, on gray ones."""
+    embedder.train()
+    pixels = torch.full((16, 3, *size), 128, dtype=torch.uint8, device=device)
+    started = 0.0
+    for step in range(_STEPS_TIMED + 1):
+        if step == 1:  # The first one is slow everywhere.
+            started = time.perf_counter()
+        made = embedder(pixels)
+        (made.f.sum() + made.g.sum()).backward()
+        made.f.detach().sum().item()  # Waits for the device.
+        embedder.zero_grad(set_to_none=True)
+    return _STEPS_TIMED * len(pixels) / (time.perf_counter() - started)

@@ -1,0 +1,199 @@
+"""Curves and maps as SVG that takes its colors from the page.
+
+Importing this module is cheap: every run imports it, and matplotlib is imported by the functions that draw.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_POINTS = 300
+# Stand-ins that become colors of the page, which differ between light and dark.
+_INK, _GRID = "#010203", "#010204"
+_SERIES = tuple(f"#0102{number:02x}" for number in range(16, 22))
+_COLORS = {_INK: "currentColor", _GRID: "var(--line)"} | {c: f"var(--series-{i})" for i, c in enumerate(_SERIES)}
+_DASHES = ("-", "--", ":", "-.")
+_SETTINGS: Any = {
+    **{"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "path.simplify_threshold": 0.5},
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _INK),
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": _GRID},
+    **{"legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.6, "axes.formatter.useoffset": False},
+}
+
+
+class Chart(NamedTuple):
+    """A picture of numbers, and the numbers in words."""
+
+    title: str
+    svg: str
+    text: str
+
+
+class Curve(NamedTuple):
+    """One line of a chart."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float]
+    color: int
+    dash: int
+
+
+class Plan(NamedTuple):
+    """What belongs into one chart."""
+
+    title: str
+    keys: dict[str, str]
+    """Key of metrics.jsonl -> name of its curve."""
+
+
+PLANS = (
+    Plan("Labeled loss", {"labeled_loss": "labeled loss"}),
+    Plan("Relaxed contrastive loss", {"relaxed_contrastive": "relaxed contrastive"}),
+    Plan("Self-distillation loss", {"self_distillation": "self-distillation"}),
+    Plan("Gradient of the unlabeled term, relative to the labeled one's", {"grad_ratio": "ratio of gradient norms"}),
+    Plan("Weight of the unlabeled term", {"unlabeled_weight": "weight"}),
+    Plan("Learning rate", {"lr": "learning rate"}),
+    Plan("Affinity of pairs", {"affinity_p50": "median", "affinity_p90": "90%", "affinity_p99": "99%"}),
+    Plan("Effective rank of the embeddings", {"effective_rank": "effective rank"}),
+    Plan("Images per second", {"images_per_second": "images/s"}),
+)
+
+
+def training_charts(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Chart]:
+    """A chart for every plan that a run has numbers for.
+
+    Args:
+        runs: lines of metrics.jsonl, run by run. Several runs are told apart by letters, A, B, ...
+    """
+    charts = []
+    for plan in PLANS:
+        curves = []
+        for place, lines in enumerate(runs):
+            for number, (key, name) in enumerate(plan.keys.items()):
+                found = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
+                if any(value for _, value in found):
+                    label = f"{letter(place)} {name}" if len(runs) > 1 else name
+                    steps, values = thin(found)
+                    curves.append(Curve(label, steps, values, place if len(runs) > 1 else number, number))
+        if curves:
+            charts.append(draw(plan.title, curves))
+    return charts
+
+
+def score_charts(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Chart]:
+    """Recall@1 and MAP@R over the steps, by evaluation pictures; a run starts from its frozen backbone."""
+    names = list(dict.fromkeys(line["data"] for lines in runs for line in lines if "model" in line))
+    charts = []
+    for name in names:
+        where = f" on {name}" if len(names) > 1 else ""
+        evaluated = [[line for line in lines if line.get("data") == name] for lines in runs]
+        for title, key in (("Recall@1", "recall@1"), ("MAP@R", "map@r")):
+            if curves := _score_curves(evaluated, key):
+                charts.append(draw(f"{title}{where}, %", curves, marker="o"))
+    return charts
+
+
+def _score_curves(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> list[Curve]:
+    curves = []
+    for place, lines in enumerate(runs):
+        for number, model in enumerate(("student", "teacher")):
+            chosen = [line for line in lines if line["model"] in ("frozen", model) and key in line]
+            if any(line["model"] == model for line in chosen):
+                name = f"{letter(place)} {model}" if len(runs) > 1 else model
+                steps, values = [line["step"] for line in chosen], [100 * line[key] for line in chosen]
+                curves.append(Curve(name, steps, values, place if len(runs) > 1 else number, number))
+    return curves
+
+
+def letter(place: int) -> str:
+    """What a run is called where there is no room for its name: A, B, ..., Z, A2, ..."""
+    round_number, place = divmod(place, 26)
+    return chr(ord("A") + place) + (str(round_number + 1) if round_number else "")
+
+
+def thin(found: list[tuple[float, float]]) -> NDArray[np.float64]:
+    """(2, <= 300): steps and values; of long runs the means of equal parts."""
+    parts = np.array_split(np.array(found, dtype=np.float64), min(len(found), _MOST_POINTS))
+    return np.array([part.mean(0) for part in parts]).T
+
+
+def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None) -> Chart:
+    """One chart."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    settings: Any = {**_SETTINGS, "svg.hashsalt": title}
+    with rc_context(settings):
+        figure = Figure(figsize=(4.6, 2.5), layout="constrained")
+        axes = figure.add_subplot()
+        for curve in curves:
+            color = _SERIES[curve.color % len(_SERIES)]
+            line = _DASHES[curve.dash % len(_DASHES)]
+            axes.plot(curve.steps, curve.values, line, color=color, marker=marker, markersize=4, label=curve.name)
+        axes.set_xlabel("step")
+        if len(curves) > 1:
+            figure.legend(loc="outside upper right", ncols=min(len(curves), 4))
+        svg = _svg(figure)
+    words = [
+        f"{c.name} from {c.values[0]:.3g} at step {c.steps[0]:.0f} to {c.values[-1]:.3g} at step {c.steps[-1]:.0f}"
+        for c in curves
+    ]
+    return Chart(title, svg, f"{title}: {'; '.join(words)}.")
+
+
+def draw_map(name: str, plane: NDArray[np.float64], right: NDArray[np.bool_]) -> str:
+    """Points of a map as SVG, in two groups `<name>-right` and `<name>-wrong`, each in the order of the points.
+
+    Args:
+        name: unique on the page.
+        plane: (P, 2).
+        right: (P,) whether a point's nearest neighbor is of its class.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    settings: Any = {**_SETTINGS, "svg.hashsalt": name, "axes.grid": False}
+    with rc_context(settings):
+        figure = Figure(figsize=(4.6, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        for mask, kind, marker, color in ((right, "right", "o", _SERIES[0]), (~right, "wrong", "X", _SERIES[1])):
+            points = axes.scatter(*plane[mask].T, s=34, marker=marker, color=color, edgecolor="none")
+            points.set_gid(f"{name}-{kind}")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel("first principal component")
+        axes.set_ylabel("second principal component")
+        return _svg(figure)
+
+
+def _svg(figure: "Figure") -> str:
+    """The figure for use inside HTML: no prolog, no metadata, no fixed size, colors of the page."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    file = io.StringIO()
+    figure.patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    head, body = text.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    assert box is not None
+    for stand_in, color in _COLORS.items():
+        body = body.replace(stand_in, color)
+    # Names of groups repeat from figure to figure, as do styles for the whole page; those of the points are ours.
+    body = re.sub(r'<g id="(?![^"]*-(?:right|wrong)")[^"]*"', "<g", body)
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'="[^"]*"', lambda value: re.sub(r"(\.\d\d)\d+", r"\1", value[0]), body)
+    body = re.sub(r"\n\s*", "\n", body)
+    return f'<svg {box[0]} aria-hidden="true" focusable="false">{body}'

@@ -1,0 +1,117 @@
+"""The result table of the page: what the runs logged, with intervals where the same pictures were looked at again."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from stml_semi.report.gallery import Assessed, Gallery
+from stml_semi.report.intervals import Interval
+
+# Precision may differ a little from the run's (bf16 there, float32 here); more than this is another model.
+_SAME = 0.005
+_MODELS = {"frozen": "frozen backbone", "student": "trained", "teacher": "trained (teacher)"}
+
+
+class Cell(NamedTuple):
+    """A score in percent, as text."""
+
+    value: str
+    interval: str = ""
+    best: bool = False
+
+
+class Row(NamedTuple):
+    """A model's scores."""
+
+    run: int
+    name: str
+    step: int
+    cells: list[Cell]
+    gain: list[Cell]
+    """Over the frozen backbone; empty for that itself."""
+
+
+class Headline(NamedTuple):
+    """Scores on one table of evaluation pictures."""
+
+    name: str
+    num_queries: int
+    columns: list[str]
+    rows: list[Row]
+    has_intervals: bool
+    runs: list[int]
+    """Which runs were scored on them."""
+
+
+def headlines(runs: Sequence[Sequence[dict[str, Any]]], galleries: Sequence[Gallery]) -> list[Headline]:
+    """A table for every set of evaluation pictures.
+
+    Args:
+        runs: lines of metrics.jsonl, run by run.
+        galleries: of the runs' models; only those that looked at all pictures lend their intervals.
+    """
+    evaluations = [[line for line in lines if line.get("model") in _MODELS] for lines in runs]
+    names = list(dict.fromkeys(line["data"] for lines in evaluations for line in lines))
+    return [_headline(name, evaluations, next((g for g in galleries if g.name == name), None)) for name in names]
+
+
+def percent(interval: Interval) -> Cell:
+    """An interval of a share as a cell."""
+    low, high = (_minus(f"{100 * end:.1f}") for end in interval[1:])
+    return Cell(_minus(f"{100 * interval.mean:.1f}"), f"{low} to {high}")
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "\N{MINUS SIGN}")
+
+
+def _headline(name: str, evaluations: Sequence[Sequence[dict[str, Any]]], gallery: Gallery | None) -> Headline:
+    last = [{line["model"]: line for line in lines if line["data"] == name} for lines in evaluations]
+    first = next(line for models in last for line in models.values())
+    columns = [key for key in first if key.startswith("recall@")] + ["r_precision", "map@r"]
+    best = {key: max(line.get(key, 0.0) for models in last for line in models.values()) for key in columns}
+    rows = [
+        _row(place, model, models, columns, best, _assessed(gallery, place, model))
+        for place, models in enumerate(last)
+        for model in _MODELS
+        if model in models
+    ]
+    return Headline(
+        name,
+        first["num_queries"],
+        columns,
+        rows,
+        any(c.interval for row in rows for c in row.cells),
+        sorted({row.run for row in rows}),
+    )
+
+
+def _row(
+    place: int,
+    model: str,
+    models: dict[str, dict[str, Any]],
+    columns: list[str],
+    best: dict[str, float],
+    assessed: Assessed | None,
+) -> Row:
+    line, frozen = models[model], models.get("frozen")
+    cells, gain = [], []
+    for key in columns:
+        value = line.get(key, float("nan"))
+        own = assessed.scores.get(key) if assessed else None
+        known = own is not None and abs(own.mean - value) < _SAME
+        cells.append(Cell(f"{100 * value:.1f}", percent(own).interval if own and known else "", value == best[key]))
+        if model != "frozen" and frozen is not None:
+            more = assessed.gain.get(key) if assessed and assessed.gain and known else None
+            gain.append(Cell(_minus(f"{100 * (value - frozen[key]):+.1f}"), percent(more).interval if more else ""))
+    return Row(place, _MODELS[model], line["step"], cells, gain)
+
+
+def _assessed(gallery: Gallery | None, place: int, model: str) -> Assessed | None:
+    """What the gallery knows of a model; the teacher is not exported, so it knows nothing of that."""
+    if gallery is None or not gallery.complete:
+        return None
+    if model == "student":
+        return next((known for known in gallery.models if known.run == place), None)
+    if model == "frozen":
+        return next((known for known in gallery.models if known.run is None), None)
+    return None

@@ -1,0 +1,207 @@
+"""report.html: one page, readable from disk without a network."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from stml_semi import distributed
+from stml_semi.config import TrainConfig, flag
+from stml_semi.data.loading import default_num_workers
+from stml_semi.hub import load
+from stml_semi.report.charts import letter, score_charts, training_charts
+from stml_semi.report.gallery import Gallery, Model, build_gallery, score_columns
+from stml_semi.report.headline import headlines, percent
+from stml_semi.report.pictures import Pictures
+from stml_semi.report.retrieval import frozen_backbone
+from stml_semi.report.unlabeled import PoolView, view_pool
+from stml_semi.run_folder import RunFolder
+from stml_semi.survey import Tables
+
+_MOST_BAD = 30
+
+
+class ReportedRun(NamedTuple):
+    """A run to report on."""
+
+    folder: RunFolder
+    config: TrainConfig
+    tables: Tables | None
+    """None if its pictures cannot be opened (any more)."""
+    claim: str = ""
+    """What may be said of the classes that were evaluated on."""
+    problem: str = ""
+    """Why there are no tables."""
+
+
+class Setting(NamedTuple):
+    """A field of the configuration, in all runs of the page."""
+
+    flag: str
+    values: list[str]
+    differs: bool
+    is_default: bool
+
+
+class RunView(NamedTuple):
+    """What the page shows of one run beside scores and curves."""
+
+    letter: str
+    name: str
+    path: str
+    step: int
+    max_steps: int
+    claim: str
+    sittings: list[dict[str, Any]]
+    duration: str
+    pool: PoolView | None
+    num_bad: int
+    bad: list[dict[str, str]]
+
+
+def write_report(runs: Sequence[ReportedRun], target: Path, *, device: torch.device | str = "cpu") -> Path:
+    """Writes the page of one run, or of several side by side.
+
+    Args:
+        runs: one or more.
+        target: the file.
+        device: where the models embed.
+
+    Raises:
+        ValueError: models and pictures that do not go together.
+        OSError: the file cannot be written.
+    """
+    pictures, notes = Pictures(), [run.problem for run in runs if run.problem]
+    galleries = _galleries(runs, pictures, notes, device)
+    lines = [run.folder.lines() for run in runs]
+    views = [_view(place, run, pictures, notes, len(runs)) for place, run in enumerate(runs)]
+    text = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=", ".join(view.name for view in views),
+            runs=views,
+            many=len(runs) > 1,
+            notes=notes,
+            headlines=headlines(lines, galleries),
+            charts=score_charts(lines) + training_charts(lines),
+            galleries=galleries,
+            settings=_settings([run.config for run in runs]),
+            pictures=pictures.uris,
+            letter=letter,
+        )
+    )
+    partial = target.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(target)
+    return target
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("stml_semi", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = {"r_precision": "R-precision", "map@r": "MAP@R"}
+    environment.filters |= {"score_name": lambda key: names.get(key, key), "percent": percent}
+    environment.globals["score_columns"] = score_columns
+    return environment
+
+
+# ------------------------------------------------------------------ retrieval
+
+
+def _galleries(
+    runs: Sequence[ReportedRun], pictures: Pictures, notes: list[str], device: torch.device | str
+) -> list[Gallery]:
+    """A gallery for every table that runs were evaluated on, with the models of all these runs."""
+    by_table: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        if run.tables is not None and run.tables.evaluation is not None:
+            by_table.setdefault(run.tables.evaluation.name, []).append(place)
+    galleries = []
+    for number, places in enumerate(by_table.values()):
+        tables = runs[places[0]].tables
+        assert tables is not None
+        assert tables.evaluation is not None
+        models = _models([(place, runs[place]) for place in places], notes, device, many=len(runs) > 1)
+        if models:
+            workers = default_num_workers(distributed.local_world_size())
+            galleries.append(
+                build_gallery(tables.evaluation, models, pictures, anchor=f"data-{number}", num_workers=workers)
+            )
+    return galleries
+
+
+def _models(
+    runs: Sequence[tuple[int, ReportedRun]], notes: list[str], device: torch.device | str, *, many: bool
+) -> list[Model]:
+    """Frozen backbones, each once, then the trained models."""
+    starts: dict[tuple[object, ...], int] = {}
+    frozen: list[Model] = []
+    trained: list[Model] = []
+    for place, run in runs:
+        key = (run.config.backbone, run.config.pooling, run.config.image_size)
+        if key not in starts:
+            starts[key] = len(frozen)
+            name = f"frozen {run.config.backbone}" if many else "frozen backbone"
+            frozen.append(Model(name, frozen_backbone(run.config, device), None))
+        if run.folder.model.is_dir():
+            name = f"trained: run {letter(place)}" if many else "trained"
+            trained.append(Model(name, load(run.folder.model, device=device), place, starts[key]))
+        else:
+            notes.append(f"{run.folder.path} has no model yet: it has not finished, so its neighbors are not shown.")
+    return frozen + trained
+
+
+# ------------------------------------------------------------------ one run
+
+
+def _view(place: int, run: ReportedRun, pictures: Pictures, notes: list[str], total: int) -> RunView:
+    pool = None
+    if run.tables is not None and run.tables.unlabeled is not None:
+        try:
+            pool = view_pool(run.folder.checkpoints, run.tables.unlabeled, pictures)
+        except ValueError as error:
+            notes.append(f"{run.folder.path}: the unlabeled pictures are not shown: {error}.")
+    bad = run.folder.bad_lines()
+    sittings = run.folder.sittings()
+    seconds = [sitting["seconds"] for sitting in sittings if sitting["seconds"] is not None]
+    return RunView(
+        letter=letter(place) if total > 1 else "",
+        name=run.folder.path.resolve().name,
+        path=str(run.folder.path),
+        step=max((line["step"] for line in run.folder.lines()), default=0),
+        max_steps=run.config.max_steps,
+        claim=run.claim,
+        sittings=sittings,
+        duration=_duration(sum(seconds)) if seconds else "not known",
+        pool=pool,
+        num_bad=len(bad),
+        bad=bad[:_MOST_BAD],
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _settings(configs: Sequence[TrainConfig]) -> list[Setting]:
+    settings = []
+    for name, field in TrainConfig.model_fields.items():
+        if name in ("resume", "overwrite", "dry_run"):
+            continue  # How a run was started: not part of what it is.
+        values = [getattr(config, name) for config in configs]
+        shown = [value if isinstance(value, str) else json.dumps(value) for value in values]
+        differs = len(set(shown)) > 1
+        settings.append(Setting(flag(name), shown, differs, all(value == field.default for value in values)))
+    return settings

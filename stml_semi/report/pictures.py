@@ -1,0 +1,42 @@
+"""Small pictures for the page, each in it once."""
+
+import base64
+import io
+
+from PIL import Image, features
+
+from stml_semi.data.images import BadImage, read_image
+from stml_semi.data.tables import ImageTable
+
+SIDE = 64
+_QUALITY = 55
+
+
+class Pictures:
+    """Hands out numbers for pictures; the page keeps their data in one list."""
+
+    def __init__(self) -> None:
+        self.uris: list[str] = []
+        self._known: dict[tuple[str, int], int | None] = {}
+
+    def add(self, table: ImageTable, row: int) -> int | None:
+        """The number of a picture of a table; None if it cannot be read."""
+        key = (table.name, int(row))
+        if key not in self._known:
+            try:
+                uri = _thumbnail(read_image(table.source(int(row))))
+            except BadImage:
+                self._known[key] = None
+            else:
+                self._known[key] = len(self.uris)
+                self.uris.append(uri)
+        return self._known[key]
+
+
+def _thumbnail(image: Image.Image) -> str:
+    """A picture of at most SIDE x SIDE pixels as a data URI."""
+    image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    kind = "WEBP" if features.check("webp") else "JPEG"
+    file = io.BytesIO()
+    image.save(file, kind, quality=_QUALITY)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

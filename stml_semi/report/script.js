@@ -1,0 +1,81 @@
+"use strict";
+const pictures = JSON.parse(document.getElementById("pictures").textContent);
+for (const image of document.querySelectorAll("img[data-picture]")) image.src = pictures[image.dataset.picture];
+
+// Queries: filter by class, change the order, show more.
+for (const gallery of document.querySelectorAll(".gallery")) {
+  const list = gallery.querySelector(".queries"), queries = [...list.children];
+  const [ofClass, order] = gallery.querySelectorAll("select");
+  const more = gallery.querySelector("button"), status = gallery.querySelector("[role=status]");
+  const orders = {
+    improved: (a, b) => b.dataset.after - b.dataset.before - (a.dataset.after - a.dataset.before),
+    worst: (a, b) => a.dataset.after - b.dataset.after,
+    fallen: (a, b) => a.dataset.after - a.dataset.before - (b.dataset.after - b.dataset.before),
+  };
+  let shown = 10;
+  const update = () => {
+    const fitting = queries.filter(query => !ofClass.value || query.dataset.label === ofClass.value);
+    for (const query of queries) query.hidden = true;
+    fitting.sort(orders[order.value]).forEach((query, place) => {
+      query.hidden = place >= shown;
+      list.append(query);
+    });
+    more.hidden = fitting.length <= shown;
+    status.textContent = `${Math.min(shown, fitting.length)} of ${fitting.length} queries shown`;
+  };
+  const restart = () => { shown = 10; update(); };
+  ofClass.addEventListener("change", restart);
+  order.addEventListener("change", restart);
+  more.addEventListener("click", () => {
+    const first = shown;
+    shown += 10;
+    update();
+    const next = [...list.children].filter(query => !query.hidden)[first];
+    next?.querySelector("h3").focus();
+  });
+  gallery.querySelector(".controls").hidden = false;
+  update();
+}
+
+// Maps: the picture of a point, by pointer or by arrow keys, on all maps at once.
+for (const part of document.querySelectorAll(".map-part")) {
+  const points = JSON.parse(part.querySelector("script").textContent);
+  const image = part.querySelector(".pointed img"), text = part.querySelector(".pointed span");
+  const maps = [...part.querySelectorAll(".map")].map((map, model) => {
+    const marks = [];
+    for (const kind of ["right", "wrong"]) {
+      const uses = map.querySelectorAll(`[id$="-map-${model}-${kind}"] use`);
+      points.map((_, i) => i).filter(i => points[i].right[model] === (kind === "right"))
+        .forEach((i, place) => { marks[i] = uses[place]; });
+    }
+    return { map, marks };
+  });
+  const choose = chosen => {
+    for (const { map, marks } of maps) {
+      map.classList.add("pointing");
+      marks.forEach((mark, i) => {
+        mark.classList.toggle("chosen", i === chosen);
+        mark.classList.toggle("alike", points[i].label === points[chosen].label);
+      });
+      marks[chosen].dispatchEvent(new Event("chosen"));
+    }
+    image.hidden = points[chosen].picture === null;
+    image.src = image.hidden ? "" : pictures[points[chosen].picture];
+    text.textContent = points[chosen].words;
+  };
+  for (const { map, marks } of maps) {
+    let at = -1;
+    const across = marks.map((_, i) => i).sort((a, b) => marks[a].getAttribute("x") - marks[b].getAttribute("x"));
+    marks.forEach((mark, i) => {
+      mark.addEventListener("pointerenter", () => choose(i));
+      mark.addEventListener("click", () => choose(i));
+      mark.addEventListener("chosen", () => { at = across.indexOf(i); });
+    });
+    map.addEventListener("keydown", event => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      choose(across[(at + step + across.length) % across.length]);
+    });
+  }
+}
