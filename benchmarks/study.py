@@ -34,13 +34,13 @@ SEMI = "semi --labeled kanji --unlabeled kanji-more"
 PUBLISHED = "--relations batch --sigma 3"
 ARMS: dict[str, str] = {
     "sup": "sup --labeled kanji --max-steps 1000",
-    "sup, its best number of steps": "sup --labeled kanji --max-steps 500",
+    "sup, 500 steps": "sup --labeled kanji --max-steps 500",
     "null control: labeled pictures, labels hidden": "semi --labeled kanji --unlabeled kanji:train --max-steps 1000",
     "semi as published: weight 1": f"{SEMI} {PUBLISHED} --balance fixed --unlabeled-weight 1 --max-steps 1000",
     "semi, balanced": f"{SEMI} {PUBLISHED} --max-steps 1000",
     "semi, balanced, sigma calibrated": f"{SEMI} --relations batch --max-steps 1000",
     "semi": f"{SEMI} --max-steps 1000",
-    "oracle: all 500 classes labeled": "",  # Set by --oracle.
+    "oracle: all 500 classes labeled (not converged)": "",  # Set by --oracle.
     "unsup": "unsup --unlabeled kanji-more --max-steps 300",
     "random weights: sup": "sup --labeled kanji --backbone {random} --learning-rate 1e-3 --max-steps 500",
     "random weights: semi": f"{SEMI} --backbone {{random}} --max-steps 500",
@@ -67,10 +67,19 @@ class Run(NamedTuple):
     """Of one core."""
 
 
+def folder_of(arm: str, seed: int, options: argparse.Namespace) -> Path:
+    """Where a run is kept."""
+    return Path(options.output) / f"{re.sub(r'[^a-z0-9]+', '-', arm.lower()).strip('-')}-{seed}"
+
+
+def is_done(arm: str, seed: int, options: argparse.Namespace) -> bool:
+    """Whether a run was finished before."""
+    return (folder_of(arm, seed, options) / "done.json").exists()
+
+
 def run(arm: str, seed: int, options: argparse.Namespace) -> Run:
     """Trains one arm with one seed, unless it is there already."""
-    name = re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-")
-    folder = Path(options.output) / f"{name}-{seed}"
+    folder = folder_of(arm, seed, options)
     done = folder / "done.json"
     if not done.exists():
         command = ARMS[arm] if not arm.startswith("oracle") else f"sup --labeled {options.oracle} --max-steps 1000"
@@ -165,21 +174,24 @@ MADE = {"random": random_backbone, "printed": printed, "handwritten": handwritte
 
 def table(runs: dict[str, list[Run]]) -> str:
     """Markdown: mean and half the spread (largest minus smallest) over seeds, in percent."""
-    rows = ["| | recall@1 | MAP@R | teacher: recall@1 | MAP@R | minutes |", "|---|---|---|---|---|---|"]
+    rows = ["| | seeds | recall@1 | MAP@R | teacher: recall@1 | MAP@R | minutes |", "|---|---|---|---|---|---|---|"]
     first = next(iter(runs.values()))[0].scores["frozen"]
-    rows.append(f"| frozen backbone | {100 * first.recall:.1f} | {100 * first.map_at_r:.1f} | | | |")
+    rows.append(f"| frozen backbone | | {100 * first.recall:.1f} | {100 * first.map_at_r:.1f} | | | |")
     for arm, found in runs.items():
         cells = [
             _cell([getattr(one.scores[model], field) for one in found])
             for model in ("student", "teacher")
             for field in Score._fields
         ]
-        rows.append(f"| {arm} | {' | '.join(cells)} | {statistics.mean(one.minutes for one in found):.0f} |")
+        rows.append(
+            f"| {arm} | {len(found)} | {' | '.join(cells)} | {statistics.mean(one.minutes for one in found):.0f} |"
+        )
     return "\n".join(rows)
 
 
 def _cell(values: list[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f} ± {50 * (max(values) - min(values)):.1f}"
+    spread = f" ± {50 * (max(values) - min(values)):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}"
 
 
 def draw(runs: dict[str, list[Run]], path: Path) -> None:
@@ -203,8 +215,7 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
             )
         frozen = 100 * getattr(next(iter(runs.values()))[0].scores["frozen"], field)
         axis.axvline(frozen, color="#b42318", linewidth=1, linestyle="--")
-        low = min(min(min(v) for v in values), frozen)
-        axis.set_xlim(max(0, 0.92 * low), 1.04 * max(max(v) for v in values))
+        axis.set_xlim(0, 1.12 * max(max(v) for v in values))
         axis.set_title(f"{title}, percent (dashed: frozen backbone)", fontsize=10)
         axis.set_yticks(places, list(runs))
         axis.spines[["top", "right"]].set_visible(False)
@@ -227,19 +238,23 @@ def main() -> None:
     parser.add_argument("--eval", default="kanji:test")
     parser.add_argument("--oracle", help="labeled file of all 500 classes: scripts/build_kanji.py --oracle")
     parser.add_argument("--output", default=str(ROOT / "runs" / "study"))
+    parser.add_argument("--finished", action="store_true", help="run nothing: show what is there")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--write", metavar="MARKER", help="put the table into docs/RESULTS.md at <!-- MARKER -->")
     parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE.name} as well")
     options, options.extra = parser.parse_known_args()
     arms = [arm for arm in ARMS if options.arms is None or arm in options.arms.split(";")]
-    arms = [arm for arm in arms if options.oracle or not arm.startswith("oracle")]
+    arms = [arm for arm in arms if options.oracle or options.finished or not arm.startswith("oracle")]
     Path(options.output).mkdir(parents=True, exist_ok=True)
     for make in MADE.values():
         make(Path(options.output))
     seeds = [int(seed) for seed in options.seeds.split(",")]
     with ThreadPoolExecutor(options.jobs) as pool:
-        waiting = {arm: [pool.submit(run, arm, seed, options) for seed in seeds] for arm in arms}
-        runs = {arm: [one.result() for one in found] for arm, found in waiting.items()}
+        waiting = {
+            arm: [pool.submit(run, arm, s, options) for s in seeds if not options.finished or is_done(arm, s, options)]
+            for arm in arms
+        }
+        runs = {arm: [one.result() for one in found] for arm, found in waiting.items() if found}
     print(table(runs))
     if options.write:
         write(table(runs), options.write)
