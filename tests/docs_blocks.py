@@ -23,7 +23,7 @@ TRAINING = ("semi", "unsup", "sup")
 SMALL = [
     *("--labeled-batch-size", "8", "--images-per-class", "2", "--unlabeled-batch-size", "20", "--pool-size", "40"),
     *("--max-steps", "2", "--label-warmup-steps", "1", "--lr-warmup-steps", "0", "--log-every", "1"),
-    *("--num-workers", "0"),
+    *("--num-workers", "0", "--image-size", "32"),
 ]
 """Added to every command that trains: the run stays the one that is shown, and takes seconds."""
 
@@ -118,10 +118,10 @@ def run_line(line: str, *, dry: bool) -> None:
     if words[0] != "python" or not words[1].endswith(".py"):
         subprocess.run(["bash", "-euc", line], check=True, capture_output=True, text=True)
         return
-    if words[1] == "cli.py" and words[2] in TRAINING and "--dry-run" not in words:
-        words += [*SMALL, *(["--dry-run"] if dry else [])]
-        if "kanji" in line:
-            words += ["--eval", "kanji:train"]
+    if words[1] == "cli.py" and words[2] in TRAINING:
+        words += ["--num-workers", "0"] if "--resume" in words else SMALL
+        words += ["--dry-run", "--output-dir", "planned"] if dry else []
+        words += ["--eval", "kanji:train"] if "kanji" in line else []
     elif words[1:3] == ["cli.py", "evaluate"]:
         words = [word.replace("kanji:test", "kanji:train") for word in words]
     _run_python([os.path.expanduser(word) for word in words[1:]])
