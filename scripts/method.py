@@ -2,7 +2,7 @@
 
     python scripts/method.py --output docs
 
-Writes method.png (a drawing) and affinity.png: embedded kanji, judged by the frozen embedded backbone before any training.
+Writes method.png (a drawing) and affinity.png (embedded kanji, judged by the embedded backbone before any training).
 """
 
 import argparse

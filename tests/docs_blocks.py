@@ -7,9 +7,8 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import click
 import typer
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
@@ -82,23 +81,23 @@ def parse_only(line: str) -> None:
 
 
 def check_flags(arguments: list[str]) -> None:
-    """Parses arguments of cli.py, without running anything.
+    """Parses arguments of cli.py, without running anything; what trains is also validated as far as it is given.
 
     Raises:
-        click.UsageError: no such command or option, or a value of the wrong kind.
+        AssertionError: no such command.
+        Exception: typer's, for an option that does not exist.
+        ValueError: options that do not fit together.
     """
-    command: click.Command = typer.main.get_command(cli.app)
-    context = click.Context(command)
+    command: Any = typer.main.get_command(cli.app)
     rest = list(arguments)
-    while isinstance(command, click.Group):
-        if not rest or rest[0].startswith("-"):
-            return
-        name, found, rest = command.resolve_command(context, rest)
-        assert found is not None, name
-        command, context = found, click.Context(found, parent=context)
-    values, _, _ = command.make_parser(context).parse_args(rest)
-    if command.name in TRAINING and "recipe" not in values and "--resume" not in arguments and "--labeled" in arguments:
-        resolve(command.name, values)
+    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+        assert rest[0] in command.commands, f"no command {rest[0]}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    values, _, _ = command.make_parser(command.context_class(command)).parse_args(rest)
+    if command.name in TRAINING and values.get("labeled", values.get("unlabeled")) and not values.get("recipe"):
+        needed = {"semi": {"labeled", "unlabeled"}, "sup": {"labeled"}, "unsup": {"unlabeled"}}[command.name]
+        if needed <= values.keys():
+            resolve(command.name, values)
 
 
 def run_line(line: str, *, dry: bool) -> None:
@@ -129,10 +128,12 @@ def run_line(line: str, *, dry: bool) -> None:
 
 def _run_python(words: list[str]) -> None:
     arguments, sys.argv = sys.argv, words
+    code: object = 0
     try:
         runpy.run_path(words[0], run_name="__main__")
     except SystemExit as stop:
-        assert not stop.code, f"{shlex.join(words)} ended with {stop.code}"
+        code = stop.code or 0
     finally:
         sys.argv = arguments
         AcceleratorState._reset_state(reset_partial_state=True)
+    assert code == 0, f"{shlex.join(words)} ended with {code}"

@@ -1,10 +1,9 @@
 """Every command and snippet of the README and docs/ is run, in order, on pictures in miniature.
 
-Added to what a page says: flags that make training short (docs_blocks.SMALL), and --dry-run for a training command whose run
-folder the page does not use again. A block marked `no-run: REASON` is parsed, flags and all.
+Added to what a page says: flags that make training short (docs_blocks.SMALL), and --dry-run for training whose run
+folder the page does not use again, except the first. A block marked `no-run: REASON` is parsed, flags and all.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -93,7 +92,7 @@ def test_every_snippet_of_a_page_runs(page, scratch, monkeypatch):
         if block.language == "yaml":
             Path(block.info).write_text(block.text)
         elif block.language == "python":
-            exec(compile(block.text, place, "exec"), names)  # noqa: S102
+            exec(compile(block.text, place, "exec"), names)
         elif block.language == "bash":
             if block.info:
                 _only_checked(block, monkeypatch)
@@ -172,6 +171,14 @@ def test_the_miniature_world_has_what_a_default_batch_needs(world):
     assert len(list((world / "birds").iterdir())) >= 2 * 16
     assert len(list((world / "photos").iterdir())) >= 120
     assert np.asarray(Image.open(world / "query.jpg")).ndim == 3
+
+
+def test_messages_that_are_explained_are_ours():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `([^`]+)`", page, re.MULTILINE) + re.findall(r"^- \*\*`([^`]+)`", page, re.MULTILINE)
+    assert len(quoted) >= 6
+    source = " ".join(path.read_text() for path in (ROOT / "stml_semi").rglob("*.py"))
+    assert [message for message in quoted if message not in source] == []
 
 
 def test_every_page_is_listed():
