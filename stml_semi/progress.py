@@ -67,9 +67,11 @@ class Counter:
         part = _LINES * self.done // max(self.total, 1)
         if part > self.said and not quiet:
             self.said = part
-            left = (now - self.started) / max(self.done - self.before, 1) * (self.total - self.done)
             text = f" {self.text}" if self.text else ""
-            self.console.print(f"{self.what} {self.done}/{self.total}{text} left {left:.0f}s")
+            if self.done > self.before or self.done == self.total:  # Else nobody knows the speed yet.
+                speed = (now - self.started) / max(self.done - self.before, 1)
+                text += f" left {speed * (self.total - self.done):.0f}s"
+            self.console.print(f"{self.what} {self.done}/{self.total}{text}")
 
     def note(self, message: str) -> None:
         """Something else takes time, or has to be said."""

@@ -54,6 +54,13 @@ def test_the_time_left_of_a_resumed_run_counts_its_own_steps(capsys, config, mon
     assert capsys.readouterr().err.splitlines()[-1].endswith(" left 50s")
 
 
+def test_the_first_line_does_not_guess_how_long_it_takes(capsys):
+    with Counter("embed", 100, enabled=True) as counter:
+        counter.advance(50)
+        counter.advance(50)
+    assert capsys.readouterr().err.splitlines() == ["embed 50/100", "embed 100/100 left 0s"]
+
+
 def test_a_terminal_shows_a_bar_and_keeps_warnings(monkeypatch, config):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
