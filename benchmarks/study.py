@@ -36,11 +36,14 @@ PUBLISHED = "--relations batch --sigma 3"
 ARMS: dict[str, str] = {
     "sup": "sup --labeled kanji --max-steps 1000",
     "sup, 500 steps": "sup --labeled kanji --max-steps 500",
+    "sup, 1,500 steps": "sup --labeled kanji --max-steps 1500",
     "null control: labeled pictures, labels hidden": "semi --labeled kanji --unlabeled kanji:train --max-steps 1000",
-    "semi as published: weight 1": f"{SEMI} {PUBLISHED} --balance fixed --unlabeled-weight 1 --max-steps 1000",
+    # So weak an unlabeled term leaves the labels alone with the network: their learning rate suits it.
+    "semi as published: weight 1": f"{SEMI} {PUBLISHED} --balance fixed --learning-rate 1e-4 --max-steps 1000",
     "semi, balanced": f"{SEMI} {PUBLISHED} --max-steps 1000",
     "semi, balanced, sigma calibrated": f"{SEMI} --relations batch --max-steps 1000",
     "semi": f"{SEMI} --max-steps 1000",
+    "semi, 1,500 steps": f"{SEMI} --max-steps 1500",
     "semi, labeled pictures in the pool too": f"{SEMI},kanji:train --max-steps 1000",
     "oracle: all 500 classes labeled": "sup --labeled {oracle} --labeled-batch-size 120 --learning-rate 3e-4 "
     "--max-steps 3000",
