@@ -120,8 +120,8 @@ def run_line(line: str, *, dry: bool) -> None:
     if words[1] == "cli.py" and words[2] in TRAINING:
         words += ["--num-workers", "0"] if "--resume" in words else SMALL
         words += ["--dry-run", "--output-dir", "planned"] if dry else []
-        words += ["--eval", "kanji:train"] if "kanji" in line else []
-    elif words[1:3] == ["cli.py", "evaluate"]:
+        words += ["--eval", "kanji:train"] if "kanji" in line and "--test-classes" not in words else []
+    elif words[1] == "cli.py":
         words = [word.replace("kanji:test", "kanji:train") for word in words]
     _run_python([os.path.expanduser(word) for word in words[1:]])
 
