@@ -39,7 +39,7 @@ def metadata(text: str) -> dict[str, Any]:
 
 def test_metadata_are_what_the_hub_reads():
     files = card_files(facts(build(backbone="facebook/dinov2-small")))
-    data: Any = ModelCard(files["README.md"]).data
+    data: Any = ModelCard(files["README.md"].decode()).data
     assert data.library_name == "sentence-transformers"
     assert data.pipeline_tag == "image-feature-extraction"
     assert data.base_model == "facebook/dinov2-small"
@@ -47,22 +47,22 @@ def test_metadata_are_what_the_hub_reads():
     assert data.datasets == ["user/birds"]
     assert data.metrics == ["recall@1", "recall@2", "r_precision", "map@r"]
     assert {result.metric_type: result.metric_value for result in data.eval_results}["recall@1"] == 0.6
-    raw = metadata(files["README.md"])
+    raw = metadata(files["README.md"].decode())
     assert None not in raw.values()
     assert raw["model-index"][0]["results"][0]["dataset"] == {"name": "kanji:test", "type": "kanji"}
 
 
 def test_nothing_unknown_is_claimed():
     files = card_files(facts(build(), origin=Origin(None, (), None)))
-    raw = metadata(files["README.md"])
+    raw = metadata(files["README.md"].decode())
     assert not raw.keys() & {"license", "base_model", "datasets"}
-    assert "No license is stated" in files["README.md"]
+    assert "No license is stated" in files["README.md"].decode()
     asked = card_files(facts(build(license="mit"), origin=Origin(None, (), "apache-2.0")))
-    assert metadata(asked["README.md"])["license"] == "mit"
+    assert metadata(asked["README.md"].decode())["license"] == "mit"
 
 
 def test_frozen_beside_trained_and_which_weights():
-    text = card_files(facts(build(), weights="teacher", step=50))["README.md"]
+    text = card_files(facts(build(), weights="teacher", step=50))["README.md"].decode()
     assert "| frozen backbone, before training | 50.0 | 60.0 | 40.0 | 30.0 |" in text
     assert "| teacher (these weights) | 55.0 |" in text
     assert "| student | 55.0 |" in text
@@ -75,9 +75,8 @@ def test_frozen_beside_trained_and_which_weights():
 
 
 def test_a_run_without_evaluation_has_a_card_too():
-    text = card_files(CardFacts(build(eval=None), [], "student", 100, (8, 8), "cls", "", Origin(None, (), None)))[
-        "README.md"
-    ]
+    files = card_files(CardFacts(build(eval=None), [], "student", 100, (8, 8), "cls", "", Origin(None, (), None)))
+    text = files["README.md"].decode()
     assert "was not evaluated" in text
     assert "model-index" not in text
 
@@ -85,8 +84,8 @@ def test_a_run_without_evaluation_has_a_card_too():
 def test_folders_of_this_machine_stay_here(tmp_path):
     config = build(labeled=str(tmp_path / "birds"), output_dir=str(tmp_path / "run"), backbone=str(tmp_path / "vit"))
     files = card_files(facts(config)._replace(lines=lines(str(tmp_path / "birds"))))
-    assert str(tmp_path) not in "".join(files.values())
-    assert "--labeled birds" in files["README.md"]
+    assert str(tmp_path) not in b"".join(files.values()).decode(errors="replace")
+    assert "--labeled birds" in files["README.md"].decode()
 
 
 def test_command_and_configuration_repeat_the_run():

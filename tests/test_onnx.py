@@ -78,5 +78,5 @@ def test_missing_packages_are_named(monkeypatch):
 def test_the_card_promises_only_what_is_there():
     config = TrainConfig.build({"labeled": "kanji"})
     facts = CardFacts(config, [], "student", 1000, (8, 8), "cls", "", Origin(None, (), None))
-    assert "onnx" not in card_files(facts)["README.md"].lower()
-    assert "embedder.onnx" in card_files(facts._replace(onnx=True))["README.md"]
+    assert b"onnx" not in card_files(facts)["README.md"].lower()
+    assert b"embedder.onnx" in card_files(facts._replace(onnx=True))["README.md"]
