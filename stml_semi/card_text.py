@@ -51,12 +51,7 @@ def body(
     """The card below its metadata, as Markdown."""
     origin = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{backbone}`"
     average = ", an exponential moving average of the trained weights" if weights == "teacher" else ""
-    stored = (
-        ""
-        if dtype == "float32"
-        else f", stored as {dtype}: half the size; embeddings differ from the float32 ones by about "
-        f"{'0.01' if dtype == 'bfloat16' else '0.001'}"
-    )
+    stored = "" if dtype == "float32" else f", stored as {dtype}: half the size, computed with in float32"
     terms = (
         f"Stated license: {license}. Terms of the images it learned from may apply as well."
         if license

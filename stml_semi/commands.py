@@ -71,7 +71,7 @@ def export(
     output: Annotated[str, typer.Option(help="Folder of the model; an older model there is replaced.")],
     weights: Annotated[str, typer.Option(help="student, or teacher: its moving average.")] = "student",
     license: Annotated[str | None, typer.Option(help="For the card. Default: the base model's, if known.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32; bfloat16 or float16 for half the size.")] = (
+    dtype: Annotated[str, typer.Option(help="Of the stored weights: float32; bfloat16 or float16 for half.")] = (
         "float32"
     ),
     format: Annotated[str, typer.Option(help="safetensors, or onnx: embedder.onnx beside it.")] = "safetensors",

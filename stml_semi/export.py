@@ -1,6 +1,7 @@
 """The exported model: a sentence-transformers folder that opens without this project."""
 
 import copy
+import json
 import logging
 import shutil
 import tempfile
@@ -36,7 +37,8 @@ def export_model(
         processor: its image processor; its output for a picture is what the model was evaluated on.
         folder: replaced if it exists.
         files: further ones at the root (the card): name -> content.
-        dtype: of the stored weights; whoever opens the folder computes in it unless told otherwise.
+        dtype: of the stored weights. Whoever opens the folder computes in float32 unless told otherwise: half precision
+            is slow on many processors, and a ResNet in it refuses the image processor's float32 pixels.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
@@ -75,6 +77,8 @@ def export_model(
         target = Path(scratch) / "model"
         served = SentenceTransformer(modules=[*modules, dense, Normalize()], device="cpu").to(dtype)
         served.save_pretrained(str(target), create_model_card=False)
+        config = json.loads((target / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}
+        (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name, content in (files or {}).items():
             (target / name).write_bytes(content)
         for path in (target, *target.rglob("*")):  # Others may read it, too: temporary folders are private.

@@ -12,12 +12,14 @@ from stml_semi.data.images import BadImage, read_image
 from stml_semi.embed import fingerprint
 from stml_semi.hub import load
 from stml_semi.index import Index, Part
-from stml_semi.neighbors import Gallery, Neighbors
+from stml_semi.neighbors import Gallery, Neighbors, bfloat16_is_fast
 from stml_semi.progress import Counter
 
 Backend = Literal["exact", "faiss"]
 
-_TILE = 2**24  # Cosines that are looked at together.
+_TILE = 2**22  # Cosines that are looked at together.
+# Of a cosine: both operands and the result are rounded to 8 bits, 2^-9 each; sums are float32.
+_BFLOAT16_ERROR = 2**-7
 
 
 class Hit(NamedTuple):
@@ -185,19 +187,21 @@ def _unite_close(label: np.ndarray[Any, Any], left: Part, right: Part, threshold
     """Joins the groups of all rows of two parts that are near-duplicates. `label` changes in place."""
     if not len(left.rows) or not len(right.rows):
         return
+    # A float32 product of identical rows may miss 1 by a few roundings.
+    least, device = threshold - 1e-6, left.embeddings.device
+    fast = torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
+    operands = left.embeddings.to(fast), right.embeddings.to(fast).T
     height = max(1, _TILE // len(right.rows))
     # Written into again and again: fresh memory for every product costs a third of its time.
-    buffer = torch.empty(min(height, len(left.rows)), len(right.rows))
+    buffer = torch.empty(min(height, len(left.rows)), len(right.rows), dtype=fast)
     for start in range(0, len(left.rows), height):
-        own = left.embeddings[start : start + height]
-        cosines = torch.mm(own, right.embeddings.T, out=buffer[: len(own)])
-        # A float32 product of identical rows may miss 1 by a few roundings.
-        least = threshold - 1e-6
-        # Most rows have no duplicate: only the others are looked at number by number.
-        some = (cosines.amax(1) >= least).nonzero().flatten()
-        for places in some.split(max(1, _TILE // 8 // len(right.rows))):
-            a, b = (cosines[places] >= least).nonzero(as_tuple=True)
-            _unite(label, left.rows[(places[a] + start).numpy()], right.rows[b.numpy()])
+        own = operands[0][start : start + height]
+        # Most rows have no duplicate: only those that may have one are multiplied again in float32.
+        highest = torch.mm(own, operands[1], out=buffer[: len(own)]).amax(1)
+        places = (highest.float() >= least - _BFLOAT16_ERROR).nonzero().flatten() + start
+        for part in places.split(height):
+            a, b = (left.embeddings[part] @ right.embeddings.T >= least).nonzero(as_tuple=True)
+            _unite(label, left.rows[part[a].numpy()], right.rows[b.numpy()])
 
 
 def _unite(label: np.ndarray[Any, Any], a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> None:
