@@ -159,6 +159,7 @@ def test_a_run_leaves_its_card(run):
     assert TrainConfig.build(yaml.safe_load((run / "model" / "training_config.yaml").read_text())).max_steps == 2
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # How others read files.
 def test_every_way_to_use_it_works_as_the_card_says(run, tmp_path, monkeypatch, capsys, pictures):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "path" / "to" / "images").mkdir(parents=True)
