@@ -31,7 +31,7 @@ def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes | None:
     panels = bool(scores) + len(losses)
     if not panels:
         return None
-    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
+    style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
     with rc_context({**style, "grid.color": "#dddddd", "axes.axisbelow": True}):
         figure = Figure(figsize=(3.2 * panels, 2.4), dpi=150, layout="constrained", facecolor="white")
         axes = list(figure.subplots(1, panels, squeeze=False)[0])

@@ -176,10 +176,9 @@ def test_every_way_to_use_it_works_as_the_card_says(run, tmp_path, monkeypatch, 
     assert torch.allclose(torch.tensor(served["embeddings"]), torch.tensor(own["embeddings"]), atol=1e-5)
     assert backbone["features"].shape[0] == 1
     commands = next(b for b in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "cli.py embed" in b).splitlines()
-    for command in commands:
-        code, out, err = call(monkeypatch, capsys, *shlex.split(command)[2:])
-        assert code == 0, err
-    assert "path/to/images/1.jpg" in out
+    ended = [call(monkeypatch, capsys, *shlex.split(command)[2:]) for command in commands]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert "path/to/images/1.jpg" in ended[1][1]
 
 
 def test_the_curves_are_a_picture_beside_the_card(run):
