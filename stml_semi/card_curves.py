@@ -31,7 +31,13 @@ def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes | None:
     panels = bool(scores) + len(losses)
     if not panels:
         return None
-    style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
+    style: Any = {
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+    }
     with rc_context({**style, "grid.color": "#dddddd", "axes.axisbelow": True}):
         figure = Figure(figsize=(3.2 * panels, 2.4), dpi=150, layout="constrained", facecolor="white")
         axes = list(figure.subplots(1, panels, squeeze=False)[0])
@@ -48,7 +54,7 @@ def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes | None:
 
 
 def _draw_scores(axes: Any, scores: Sequence[dict[str, Any]]) -> None:
-    axes.set_title(f"MAP@R on {scores[-1]['data'].split('/')[-1]}, %")
+    axes.set_title("MAP@R, %")
     frozen = [line for line in scores if line["model"] == "frozen"]
     for line in frozen[-1:]:
         axes.axhline(100 * line["map@r"], color=_COLORS["frozen"], linestyle=":", label="frozen backbone")
