@@ -18,7 +18,7 @@ def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes | None:
         lines: of metrics.jsonl, as far as the exported weights have seen them.
 
     Returns:
-        A PNG on white, about 30 kB; None if there is nothing to draw.
+        A PNG on white, about 70 kB; None if there is nothing to draw.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
