@@ -198,7 +198,7 @@ def _loader(dataset: Steps, steps: range, num_workers: int, pin_memory: bool) ->
         sampler=steps,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        **_HANDLING,
+        **HANDLING,
     )
 
 
@@ -210,7 +210,7 @@ def eval_batches(dataset: EvalChunks, *, num_workers: int, pin_memory: bool) -> 
         shuffle=False,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        **_HANDLING,
+        **HANDLING,
     )
 
 
@@ -231,4 +231,4 @@ def _as_is(batch: Any) -> Any:
 
 
 # Batches come as the dataset makes them.
-_HANDLING: dict[str, Any] = {"collate_fn": _as_is, "worker_init_fn": _ignore_signals}
+HANDLING: dict[str, Any] = {"collate_fn": _as_is, "worker_init_fn": _ignore_signals}
