@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-_PER_FORMAT = 70
+_PER_FORMAT = 40
 
 
 class Case(NamedTuple):
@@ -18,7 +18,7 @@ class Case(NamedTuple):
 
 
 def corpus() -> Iterator[Case]:
-    """Some 500 files: whole, cut short, with flipped bits, zeroed stretches, foreign headers, absurd sizes."""
+    """Some 450 files: whole, cut short, with flipped bits, zeroed stretches, foreign headers, absurd sizes."""
     whole = _whole()
     for number, (name, data) in enumerate(whole.items()):
         rng = np.random.default_rng(number)
@@ -76,9 +76,9 @@ def _damaged(data: bytes, rng: np.random.Generator, way: int) -> bytes:
 
 
 def _absurd(whole: dict[str, bytes]) -> Iterator[Case]:
-    """Sizes that would fill the memory, and one below what is refused as such."""
+    """Sizes that would fill the memory, one that is large and may be true, and files without content."""
     yield from (Case(f"{n} zero bytes", bytes(n)) for n in (0, 1, 100, 100_000))
-    for width, height in ((65_535, 65_535), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (0, 5), (13_000, 13_000)):
+    for width, height in ((65_535, 65_535), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (0, 5), (4_000, 4_000)):
         head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
         chunk = b"IHDR" + head
         png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
