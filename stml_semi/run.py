@@ -115,9 +115,8 @@ def run(config: TrainConfig) -> Result:
         trainer = Trainer(config, accelerator, embedder, backbone.processor, trained, views, folder, progress)
         start = _together(trainer.restore) if config.resume else 0
         kept = tables.evaluation.classes if config.test_classes and tables.evaluation else ()
-        _together(
-            lambda: folder.prepare(config, kept)
-        )  # Nothing is written or deleted before all input was found good.
+        # Nothing is written or deleted before all input was found good.
+        _together(lambda: folder.prepare(config, kept))
         if tables.excluded is not None:
             folder.write_overlap(tables.excluded)
             progress.note(f"{describe_excluded(tables)}; listed in {folder.overlap}")
