@@ -18,6 +18,8 @@ _OWN = (
     "model",
     "non_finite",
     "report.html",
+    "tensorboard",
+    "wandb",
     "run.json",
     "test_classes.json",
     "overlap.jsonl",
