@@ -190,10 +190,10 @@ def _car_names(path: Path) -> _CarNames:
     if not path.is_file():
         return _CarNames([], [])
     known = _mat(path)
-    texts = (
-        [str(name) if isinstance(name, str) else "" for name in known[key]] for key in ("make_names", "model_names")
+    makes, models = (
+        [name if isinstance(name, str) else "" for name in known[f"{kind}_names"]] for kind in ("make", "model")
     )
-    return _CarNames(*texts)
+    return _CarNames(makes, models)
 
 
 def _car(path: str, names: _CarNames) -> Row:

@@ -203,8 +203,8 @@ class _Looked(Dataset[Prints]):
 
     def __getitem__(self, item: int) -> Prints:
         rows = self.chunks[item]
-        zeros = (np.zeros((len(rows), width), np.uint8) for width in (16, 32))
-        prints = Prints(*zeros, np.ones(len(rows), bool))
+        count = len(rows)
+        prints = Prints(np.zeros((count, 16), np.uint8), np.zeros((count, 32), np.uint8), np.ones(count, bool))
         for i, row in enumerate(rows):
             try:
                 data = encoded(self.table.source(int(row)))
