@@ -16,6 +16,7 @@ from stml_semi.data.classes import split_by_classes
 from stml_semi.data.loading import ViewSettings
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.sources import open_source
+from stml_semi.data.specs import specs_of
 from stml_semi.data.views import view_size
 from stml_semi.dry_run import describe_run
 from stml_semi.export import export_model
@@ -192,8 +193,8 @@ def _check_outside(config: TrainConfig, folder: RunFolder) -> None:
         ValueError: the run folder holds what the run reads.
     """
     for name in ("labeled", "unlabeled", "eval", "data_root", "backbone"):
-        for part in (getattr(config, name) or "").split(","):
-            path = Path(part.strip()).expanduser()
+        for part in specs_of(getattr(config, name)):
+            path = Path(part).expanduser()
             if part and path.exists() and folder.path.resolve() in (path.resolve(), *path.resolve().parents):
                 raise ValueError(f"--output-dir {folder.path} holds {flag(name)} {part}: choose a folder outside of it")
 

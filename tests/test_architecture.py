@@ -13,6 +13,7 @@ PACKAGE = Path(stml_semi.__file__).parent
 # Imports point upward in this list only.
 ORDER = [
     "config",
+    "data.specs",
     "errors",
     "machine",
     "distributed",
@@ -38,6 +39,7 @@ ORDER = [
     "optimization",
     "data.benchmarks",
     "data.archives",
+    "data.folders",
     "data.tables",
     "data.classes",
     "data.shards",

@@ -8,13 +8,13 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from stml_semi.data.benchmarks import BENCHMARKS
+from stml_semi.data.folders import FolderIndex
 from stml_semi.data.shards import read_shards, shards_of
 from stml_semi.data.store import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.tables import (
@@ -187,7 +187,8 @@ def _open_folder(ask: Ask, folder: Path, split: str | None) -> ImageTable:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _open_saved(ask, folder, split)
     if split and not (folder / split).is_dir():
-        raise ask.error(f"no sub-folder '{split}'; there are {listed(sorted(p.name for p in _folders(folder)))}")
+        with FolderIndex(folder) as index:
+            raise ask.error(f"no sub-folder '{split}'; there are {listed([p.name for p in index.folders()])}")
     folder = folder / split if split else folder
     if ask.labels != "ignored":
         for path in (folder / "metadata.csv", folder / "metadata.jsonl", folder / "metadata.parquet"):
@@ -221,13 +222,14 @@ def _from_files(ask: Ask, folder: Path) -> ImageTable:
     """A folder of class folders, or of loose images."""
     from stml_semi.data.images import readable_extensions
 
-    extensions = readable_extensions()
+    with FolderIndex(folder) as index:
+        loose = list(index.files(folder, deep=ask.labels == "ignored"))
+        classes = [] if ask.labels == "ignored" else index.folders()
+        inside = {sub.name: list(index.files(sub, outside=folder)) for sub in classes}
+    inside = {name: files for name, files in inside.items() if files}
     if ask.labels == "ignored":
-        by_class = {"": list(_files(folder, extensions))}
+        by_class = {"": loose}
     else:
-        loose = list(_files(folder, extensions, deep=False))
-        inside = {sub.name: list(_files(sub, extensions, outside=folder)) for sub in _folders(folder)}
-        inside = {name: files for name, files in inside.items() if files}
         shape = f"one sub-folder per class is needed, as in {folder}/robin/1.jpg and {folder}/wren/2.jpg"
         splits = bool(inside) and inside.keys() <= _SPLIT_FOLDERS
         if ask.labels == "optional" and (loose or splits or not inside):
@@ -243,50 +245,13 @@ def _from_files(ask: Ask, folder: Path) -> ImageTable:
     if not files:
         tables = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in READERS)
         fix = f"the folder holds {tables[0]}: name that file" if tables else "check the path"
-        raise ask.error(f"no images at any depth; {fix} (looked for {' '.join(sorted(extensions))})")
+        raise ask.error(f"no images at any depth; {fix} (looked for {' '.join(sorted(readable_extensions()))})")
     if "" in by_class:
         return ImageTable(ask.spec, paths_dataset(files), None, ())
     classes = tuple(sorted(by_class))
     labels = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
     files = list(itertools.chain(*(by_class[name] for name in classes)))
     return ImageTable(ask.spec, paths_dataset(files), labels, classes)
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _files(
-    folder: Path, extensions: frozenset[str], *, deep: bool = True, outside: Path | None = None
-) -> Iterator[str]:
-    """Picture files in a folder, in order of their names. A folder that links reach twice is read once."""
-    seen = {_identity(outside)} if outside else set()
-    todo = [str(folder)]
-    while todo:
-        current = todo.pop()
-        if _identity(current) in seen:
-            continue
-        seen.add(_identity(current))
-        with os.scandir(current) as entries:
-            visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
-        inner = []
-        for entry in visible:
-            if _is_folder(entry):
-                inner.append(entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in extensions:
-                yield entry.path
-        todo += reversed(inner) if deep else []
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    with contextlib.suppress(OSError):  # A link to itself.
-        return entry.is_dir()
-    return False
-
-
-def _identity(folder: Path | str) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
 
 
 def _join(spec: str, tables: list[ImageTable], sources: list[str]) -> ImageTable:
