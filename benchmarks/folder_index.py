@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
-import datasets
+from datasets import config
 
 from stml_semi.data.sources import open_source
 
@@ -46,7 +46,8 @@ def main() -> None:
     files: int = given.files
     print(f"| {files:,} files | first | again | one more picture | first, per million |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
-        with mock.patch.object(datasets.config, "HF_DATASETS_CACHE", Path(place) / "cache"):
+        cache = mock.patch.object(config, "HF_DATASETS_CACHE", Path(place) / "cache")
+        with cache:
             small = Path(place) / "small"
             make(small, 200, 100)
             timed(small, "required")  # Imports.

@@ -37,7 +37,7 @@ class RunProgress:
         self.every = max(config.max_steps // 20, 1)
         self.terms = ""
         if enabled:
-            sources = [f"{len(t)} {kind} images ({t.name})" for kind, t in _named(tables) if t is not None]
+            sources = [f"{_size(t)} {kind} images ({t.name})" for kind, t in _named(tables) if t is not None]
             places = f"backbone {config.backbone}; run folder {config.output_dir}"
             self.console.print(f"{', '.join(sources)}; {places}; {processes} process{'es' * (processes > 1)}")
         if enabled and sys.stderr.isatty():
@@ -138,6 +138,10 @@ class Counter:
 
 def _named(tables: Any) -> list[tuple[str, Any]]:
     return [("labeled", tables.labeled), ("unlabeled", tables.unlabeled), ("evaluation", tables.evaluation)]
+
+
+def _size(table: Any) -> str:
+    return str(len(table)) if hasattr(table, "__len__") else "a stream of"
 
 
 def _terms(line: dict[str, float]) -> str:

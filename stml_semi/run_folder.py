@@ -16,6 +16,7 @@ _OWN = (
     "checkpoints",
     "model",
     "non_finite",
+    "pool",
     "report.html",
     "run.json",
     "test_classes.json",
@@ -37,6 +38,7 @@ class RunFolder:
         self.test_classes = self.path / "test_classes.json"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.pool = self.path / "pool"
         self.report = self.path / "report.html"
         self.sitting_file = self.path / "run.json"
         self._listed: set[str] = set()

@@ -135,7 +135,8 @@ class FolderIndex:
             _save(partial, self._seen)
             partial.replace(place)
         except OSError:  # A cache that cannot be written costs time, not results.
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
 
 def _save(path: Path, listings: dict[str, Listing]) -> None:

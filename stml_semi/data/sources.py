@@ -10,12 +10,14 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stml_semi.data.benchmarks import BENCHMARKS
 from stml_semi.data.folders import FolderIndex
 from stml_semi.data.shards import read_shards, shards_of
+from stml_semi.data.specs import Part, split_parts
 from stml_semi.data.store import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.tables import (
     READERS,
@@ -47,7 +49,7 @@ def open_source(
 
     A spec is, in this order: a benchmark, webdataset shards (a tar file, a folder of them, or `train-*.tar`), a file or
     folder, a hub id; each may end in `:split` (for a folder, a sub-folder). A folder called like a benchmark is
-    `./name`. A comma joins several specs.
+    `./name`. A comma joins several specs; with weights, as in `a=0.7,b=0.3`, each gives that share of the pool.
 
     Labels of joined specs: splits of one source (`a:train,a:test`) share their classes by name. Classes of different
     sources are different, whatever they are called, and get the source's name in front (`birds/robin`): only the user
@@ -65,19 +67,50 @@ def open_source(
         ValueError: one line with the flag and the fix.
     """
     whole = Ask(spec, flag, labels, image_column, label_column, data_root)
-    specs = [spec] if os.path.exists(os.path.expanduser(spec)) else [part.strip() for part in spec.split(",")]
-    if not all(specs):
-        raise whole.error("names nothing; give a folder, a file, a benchmark or a hub id, joined by single commas")
-    tables = [_open(replace(whole, spec=part)) for part in specs]
+    parts = checked_parts(whole)
+    tables = [open_part(replace(whole, spec=part.spec)) for part in parts]
     if len({table.name for table in tables}) < len(tables):
         raise whole.error("names the same source twice; name each once")
-    table = tables[0] if len(tables) == 1 else _join(spec, tables, [_split(part)[0] for part in specs])
+    table = tables[0] if len(tables) == 1 else _join(spec, tables, [split_spec(part.spec)[0] for part in parts])
+    table = replace(table, weights=shares_of(parts))
     if labels == "required" and len(table.classes) < 2:
         raise whole.error(f"only one class, '{''.join(table.classes)}'; a metric compares classes: give at least two")
     return table
 
 
-def _split(spec: str) -> tuple[str, str | None]:
+def checked_parts(whole: Ask) -> list[Part]:
+    """The sources that a user joined.
+
+    Raises:
+        ValueError: one of them is empty, or their weights make no mixture.
+    """
+    parts = split_parts(whole.spec)
+    if not parts or not all(part.spec for part in parts):
+        raise whole.error("names nothing; give a folder, a file, a benchmark or a hub id, joined by single commas")
+    weighted = [part for part in parts if part.weight is not None]
+    if not weighted:
+        return parts
+    first = weighted[0]
+    if whole.flag != "--unlabeled":
+        raise whole.error(
+            f"weights are for --unlabeled; leave '={first.weight:g}' out of {first.spec}={first.weight:g}"
+        )
+    if len(parts) == 1:
+        raise whole.error(f"a weight says how much of a mixture is one source, and this is all of it: {first.spec}")
+    if len(weighted) < len(parts) or not all(part.weight for part in parts):
+        raise whole.error(
+            "give every source a weight above 0, or none: each is its share of the pool, as in a=0.7,b=0.3"
+        )
+    return parts
+
+
+def shares_of(parts: list[Part]) -> tuple[float, ...]:
+    """Weights as shares of 1; () where there are none."""
+    weights = [part.weight for part in parts if part.weight is not None]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def split_spec(spec: str) -> tuple[str, str | None]:
     """Source and split; the colon of an existing path, or of a drive as in C:\\pictures, separates nothing."""
     parts = re.fullmatch(r"(.+?):([\w.-]+(?:\[[^\]]*\])?)", spec)
     if not parts or os.path.exists(os.path.expanduser(spec)):
@@ -85,8 +118,9 @@ def _split(spec: str) -> tuple[str, str | None]:
     return parts[1], parts[2]
 
 
-def _open(ask: Ask) -> ImageTable:
-    source, split = _split(ask.spec)
+def open_part(ask: Ask) -> ImageTable:
+    """One source, without commas and weights."""
+    source, split = split_spec(ask.spec)
     if source in BENCHMARKS:
         return _open_benchmark(ask, source, split or BENCHMARKS[source].default_split)
     path = Path(source).expanduser()
@@ -104,7 +138,8 @@ def _open(ask: Ask) -> ImageTable:
         with ask.reading():
             columns = READERS[path.suffix.lower()](path)
         return table_from_columns(ask, columns)
-    return _open_hub(ask, source, split or "train")
+    dataset = load_hub(ask, source, split or "train")
+    return table_from_columns(ask, Columns(dataset.features, dataset.select_columns, Path()))
 
 
 def _open_benchmark(ask: Ask, name: str, split: str) -> ImageTable:
@@ -145,15 +180,21 @@ def _open_prepared(ask: Ask, path: Path, name: str, split: str) -> ImageTable:
     return table
 
 
-def _open_hub(ask: Ask, source: str, split: str) -> ImageTable:
+def load_hub(ask: Ask, source: str, split: str, *, streaming: bool = False) -> Any:
+    """A data set of the hub, `user/name` or `user/name@revision`: a `Dataset`, or an `IterableDataset`.
+
+    Raises:
+        ValueError: it is not there, or cannot be opened; says why and what to do.
+    """
     hint = _closest(source)
-    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) or Path(source).suffix.lower() in READERS:
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?", source) or Path(source).suffix.lower() in READERS:
         raise ask.error(f"no such file or folder; {hint}")
+    name, _, revision = source.partition("@")
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        dataset = load_dataset(source, split=split)
+        return load_dataset(name, split=split, revision=revision or None, streaming=streaming)
     except DatasetNotFoundError:
         raise ask.error(
             f"no benchmark, no file or folder here, and no data set on the Hugging Face hub; {hint} "
@@ -169,7 +210,6 @@ def _open_hub(ask: Ask, source: str, split: str) -> ImageTable:
         if "split" in str(error).lower():
             fix = f"name a split as in {source}:test"
         raise ask.error(f"{one_line(error).rstrip('.')}; {fix}") from None
-    return table_from_columns(ask, Columns(dataset.features, dataset.select_columns, Path()))
 
 
 def _closest(source: str) -> str:

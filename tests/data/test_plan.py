@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stml_semi.data.live import LiveTable
 from stml_semi.data.plan import LabeledPlan, UnlabeledPlan, check_labeled, check_unlabeled, pool_rows
 from stml_semi.data.pool import Neighborhoods, UnlabeledPool
+from stml_semi.data.tables import ImageTable, paths_dataset
 
 
 def labeled_plan(sizes, classes_per_batch, images_per_class):
@@ -90,14 +92,13 @@ def test_pool_moves_over_the_whole_source(num_images, pool_size, seed):
 
 def unlabeled_pool(**changes):
     settings = {
-        "seed": 0,
-        "pool_size": 40,
         "queries_per_batch": 2,
         "num_neighbors": 3,
         "refresh_every": 10,
         "first_step": 5,
     }
-    return UnlabeledPool(100, **(settings | changes))
+    table = ImageTable("pictures", paths_dataset([f"{i}.jpg" for i in range(100)]), None, ())
+    return UnlabeledPool(LiveTable(table, seed=0, pool_size=40), **(settings | changes))
 
 
 def neighborhoods(rows):
@@ -107,7 +108,7 @@ def neighborhoods(rows):
 
 def test_the_pool_says_how_alike_images_are():
     pool = unlabeled_pool(num_neighbors=1)
-    pool.plan(5, lambda rows, refresh: neighborhoods(rows))
+    pool.plan(5, lambda table, rows, refresh: neighborhoods(rows))
     assert pool.table is not None
     stranger = next(row for row in range(100) if row not in pool.table.rows)
     index = torch.tensor([*pool.table.rows[:3], pool.table.rows[20], stranger, stranger])
@@ -127,7 +128,7 @@ def test_the_pool_says_how_alike_images_are():
 def test_pool_is_refreshed_when_due_and_only_then():
     asked = []
 
-    def neighbors(rows, refresh):
+    def neighbors(table, rows, refresh):
         asked.append((rows, refresh))
         return neighborhoods(rows)
 
@@ -144,10 +145,10 @@ def test_pool_is_refreshed_when_due_and_only_then():
 
 def test_restored_pool_does_not_ask_again():
     first = unlabeled_pool()
-    plan = first.plan(7, lambda rows, refresh: neighborhoods(rows))
+    plan = first.plan(7, lambda table, rows, refresh: neighborhoods(rows))
     second = unlabeled_pool()
     second.table = first.table
-    again = second.plan(9, lambda rows, k: pytest.fail("the table is still valid"))
+    again = second.plan(9, lambda *_: pytest.fail("the table is still valid"))
     np.testing.assert_array_equal(plan.neighbors, again.neighbors)
 
 
