@@ -1,14 +1,16 @@
 """Streams: what is read, in which order, and how reading goes on."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import miniature
 import numpy as np
+import psutil
 import pyarrow
 import pytest
 from pyarrow import parquet
-from test_shards import write_shard
 
 from stml_semi.data.live import LiveStream, describe_images, live_images
 from stml_semi.data.streams import ImageStream, Position, StreamSource, open_unlabeled
@@ -29,7 +31,7 @@ def write_stream(place: Path, kind: str) -> Path:
         pictures = [miniature.jpeg(shard, i) for i in range(size)]
         file = folder / f"train-{shard:05d}.{kind}"
         if kind == "tar":
-            write_shard(file, [(shard, i) for i in range(size)])
+            miniature.write_shard(file, [(shard, i) for i in range(size)])
         elif kind == "parquet":
             rows = [{"label": shard, "image": {"bytes": picture, "path": None}} for picture in pictures]
             parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=3)
@@ -81,19 +83,21 @@ def test_pools_go_through_the_stream_and_start_again(folder, tmp_path):
     assert not (tmp_path / "pool").exists()
 
 
-def test_reading_goes_on_from_any_record_as_if_it_had_not_stopped(folder, tmp_path):
-    whole = live(folder, tmp_path / "a", pool_size=7)
-    records, pools = [None], []
-    for refresh in range(9):
-        drawn = whole.draw(refresh, records[-1])
+# The end comes within the fourth pool; between the third and the fourth one.
+@pytest.mark.parametrize(("pool_size", "stops"), [(7, (1, 3)), (8, (2,))])
+def test_reading_goes_on_as_if_it_had_not_stopped(folder, tmp_path, pool_size, stops):
+    whole = live(folder, tmp_path / "a", pool_size=pool_size)
+    records, pools = [], []
+    for refresh in range(5):
+        drawn = whole.draw(refresh, records[-1] if records else None)
         records.append(json.loads(json.dumps(drawn.record)))
         pools.append(contents(drawn))
-    for refresh in range(8):
-        resumed = live(folder, tmp_path / "b", pool_size=7)
-        assert contents(resumed.again(refresh, records[refresh + 1])) == pools[refresh]
-        assert contents(resumed.draw(refresh + 1, records[refresh + 1])) == pools[refresh + 1]
-        fresh = live(folder, tmp_path / "c", pool_size=7)
-        assert contents(fresh.draw(refresh + 1, records[refresh + 1])) == pools[refresh + 1]
+    for stop in stops:
+        resumed = live(folder, tmp_path / "b", pool_size=pool_size)
+        assert contents(resumed.again(stop, records[stop])) == pools[stop]
+        assert contents(resumed.draw(stop + 1, records[stop])) == pools[stop + 1]
+        fresh = live(folder, tmp_path / "c", pool_size=pool_size)
+        assert contents(fresh.draw(stop + 1, records[stop])) == pools[stop + 1]
 
 
 def test_a_stream_smaller_than_the_pool_is_all_of_it(folder, tmp_path):
@@ -146,7 +150,7 @@ def test_another_stream_than_the_one_of_the_checkpoint_is_refused(tmp_path):
     folder = write_stream(tmp_path, "tar")
     record = live(folder, tmp_path, pool_size=10).draw(0, None).record
     for shard in folder.iterdir():
-        write_shard(shard, [(9, i) for i in range(9)])
+        miniature.write_shard(shard, [(9, i) for i in range(9)])
     with pytest.raises(RunFailed, match="holds other pictures than when the checkpoint was written"):
         live(folder, tmp_path, pool_size=10).again(0, record)
 
@@ -201,3 +205,29 @@ def test_a_hub_id_is_streamed_from_its_revision(tmp_path, monkeypatch):
     assert isinstance(source, StreamSource)
     stretch = source.read(Position(), 5, tmp_path / "some.arrow")
     np.testing.assert_array_equal(stretch.numbers(), np.arange(5))
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_memory_stays_while_a_stream_ten_times_the_pool_goes_by(tmp_path, kind):
+    folder, size, pool = tmp_path / "stream", 65_536, 100
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for shard in range(5):
+        made = [rng.bytes(size) for _ in range(2 * pool)]
+        file = folder / f"{shard}.{kind}"
+        if kind == "parquet":
+            parquet.write_table(pyarrow.table({"image": made}), file, row_group_size=20)
+            continue
+        with tarfile.open(file, "w") as archive:
+            for i, content in enumerate(made):
+                member = tarfile.TarInfo(f"{shard}-{i:04d}.jpg")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    source = live(folder, tmp_path, pool_size=pool)
+    record, memory = None, []
+    for refresh in range(10):
+        drawn = source.draw(refresh, record)
+        record = drawn.record
+        assert sum(map(len, contents(drawn))) == pool * size
+        memory.append(psutil.Process().memory_info().rss - psutil.Process().memory_info().shared)
+    assert memory[-1] - memory[1] < 2 * pool * size  # Eight more pools went by.
