@@ -13,7 +13,6 @@ PACKAGE = Path(stml_semi.__file__).parent
 # Imports point upward in this list only.
 ORDER = [
     "config",
-    "data.specs",
     "errors",
     "machine",
     "distributed",
@@ -41,6 +40,7 @@ ORDER = [
     "data.archives",
     "data.folders",
     "data.tables",
+    "data.specs",
     "data.classes",
     "data.shards",
     "data.store",

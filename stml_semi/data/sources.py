@@ -17,7 +17,7 @@ import numpy as np
 from stml_semi.data.benchmarks import BENCHMARKS
 from stml_semi.data.folders import FolderIndex
 from stml_semi.data.shards import read_shards, shards_of
-from stml_semi.data.specs import Part, split_parts
+from stml_semi.data.specs import checked_parts, shares_of
 from stml_semi.data.store import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.tables import (
     READERS,
@@ -76,38 +76,6 @@ def open_source(
     if labels == "required" and len(table.classes) < 2:
         raise whole.error(f"only one class, '{''.join(table.classes)}'; a metric compares classes: give at least two")
     return table
-
-
-def checked_parts(whole: Ask) -> list[Part]:
-    """The sources that a user joined.
-
-    Raises:
-        ValueError: one of them is empty, or their weights make no mixture.
-    """
-    parts = split_parts(whole.spec)
-    if not parts or not all(part.spec for part in parts):
-        raise whole.error("names nothing; give a folder, a file, a benchmark or a hub id, joined by single commas")
-    weighted = [part for part in parts if part.weight is not None]
-    if not weighted:
-        return parts
-    first = weighted[0]
-    if whole.flag != "--unlabeled":
-        raise whole.error(
-            f"weights are for --unlabeled; leave '={first.weight:g}' out of {first.spec}={first.weight:g}"
-        )
-    if len(parts) == 1:
-        raise whole.error(f"a weight says how much of a mixture is one source, and this is all of it: {first.spec}")
-    if len(weighted) < len(parts) or not all(part.weight for part in parts):
-        raise whole.error(
-            "give every source a weight above 0, or none: each is its share of the pool, as in a=0.7,b=0.3"
-        )
-    return parts
-
-
-def shares_of(parts: list[Part]) -> tuple[float, ...]:
-    """Weights as shares of 1; () where there are none."""
-    weights = [part.weight for part in parts if part.weight is not None]
-    return tuple(weight / sum(weights) for weight in weights)
 
 
 def split_spec(spec: str) -> tuple[str, str | None]:

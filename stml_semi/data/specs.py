@@ -2,7 +2,10 @@
 
 import os
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from stml_semi.data.tables import Ask
 
 _WEIGHT = re.compile(r"(.+)=(\d+(?:\.\d*)?|\.\d+)")
 
@@ -27,6 +30,38 @@ def split_parts(text: str | None) -> list[Part]:
 def specs_of(text: str | None) -> list[str]:
     """The parts without their weights."""
     return [part.spec for part in split_parts(text)]
+
+
+def checked_parts(whole: "Ask") -> list[Part]:
+    """The sources that a user joined.
+
+    Raises:
+        ValueError: one of them is empty, or their weights make no mixture.
+    """
+    parts = split_parts(whole.spec)
+    if not parts or not all(part.spec for part in parts):
+        raise whole.error("names nothing; give a folder, a file, a benchmark or a hub id, joined by single commas")
+    weighted = [part for part in parts if part.weight is not None]
+    if not weighted:
+        return parts
+    first = weighted[0]
+    if whole.flag != "--unlabeled":
+        raise whole.error(
+            f"weights are for --unlabeled; leave '={first.weight:g}' out of {first.spec}={first.weight:g}"
+        )
+    if len(parts) == 1:
+        raise whole.error(f"a weight says how much of a mixture is one source, and this is all of it: {first.spec}")
+    if len(weighted) < len(parts) or not all(part.weight for part in parts):
+        raise whole.error(
+            "give every source a weight above 0, or none: each is its share of the pool, as in a=0.7,b=0.3"
+        )
+    return parts
+
+
+def shares_of(parts: list[Part]) -> tuple[float, ...]:
+    """Weights as shares of 1; () where there are none."""
+    weights = [part.weight for part in parts if part.weight is not None]
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 def _part(text: str) -> Part:

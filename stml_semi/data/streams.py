@@ -18,15 +18,18 @@ from numpy.typing import NDArray
 
 from stml_semi.data.benchmarks import BENCHMARKS
 from stml_semi.data.shards import shards_of
-from stml_semi.data.sources import checked_parts, load_hub, open_part, open_source, shares_of, split_spec
+from stml_semi.data.sources import load_hub, open_part, open_source, split_spec
+from stml_semi.data.specs import checked_parts, shares_of
 from stml_semi.data.tables import Ask, ImageTable, image_column_of, listed, one_line
 from stml_semi.errors import RunFailed
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-# Shards that are read in turn: neighbors in a shard are often alike. Each costs the memory of what it reads ahead.
+# Shards that are read in turn: neighbors in a shard are often alike. Each costs the memory of what it reads ahead: of
+# parquet files of the hub that is all of the file.
 _SHARDS_IN_TURN = 4
+_SHARDS_IN_TURN_HUB = 1
 # Pictures that are written together, the most of a window that is in memory.
 _WRITTEN_TOGETHER = 64
 _KINDS = {".tar": "webdataset", ".parquet": "parquet", ".jsonl": "json"}
@@ -70,7 +73,9 @@ class Stretch(NamedTuple):
 class StreamSource:
     """A source that is read as a stream; it stays open where it stands."""
 
-    def __init__(self, name: str, dataset: "IterableDataset", column: str, folder: Path, *, seed: int) -> None:
+    def __init__(
+        self, name: str, dataset: "IterableDataset", column: str, folder: Path, *, seed: int, in_turn: int
+    ) -> None:
         """
         Args:
             name: what the user calls it.
@@ -78,8 +83,10 @@ class StreamSource:
             column: its name: `{"bytes", "path"}`, bytes or paths.
             folder: what relative paths start from.
             seed: of the order of its shards.
+            in_turn: how many of those are open at a time.
         """
-        self.name, self.dataset, self.column, self.folder, self.seed = name, dataset, column, folder, seed
+        self.name, self.dataset, self.column, self.folder = name, dataset, column, folder
+        self.seed, self.in_turn = seed, in_turn
         self._standing: _Standing | None = None
 
     def read(self, start: Position, count: int, file: Path) -> Stretch:
@@ -134,7 +141,7 @@ class StreamSource:
     def _stand(self, position: Position) -> "_Standing":
         if self._standing is not None and self._standing.position() == position:
             return self._standing
-        dataset = self.dataset.shuffle(seed=self.seed, buffer_size=1, max_buffer_input_shards=_SHARDS_IN_TURN)
+        dataset = self.dataset.shuffle(seed=self.seed, buffer_size=1, max_buffer_input_shards=self.in_turn)
         if position.state is not None:
             dataset.load_state_dict(position.state)
         return _Standing(dataset, iter(dataset), *position[:3])
@@ -254,6 +261,9 @@ def _open(ask: Ask, seed: int) -> StreamSource | ImageTable:
         kind = _KINDS[files[0].suffix.lower()]
         with ask.reading():
             dataset = load_dataset(kind, data_files={"train": list(map(str, files))}, split="train", streaming=True)
+            if kind == "parquet":
+                # A shard is read ahead as a whole: let it be a row group, of which a file has many.
+                dataset = dataset.reshard()
     elif source in BENCHMARKS or Path(source).expanduser().exists():
         return open_part(ask)
     else:
@@ -272,7 +282,8 @@ def _open(ask: Ask, seed: int) -> StreamSource | ImageTable:
         first = next(iter(dataset), None)
     if first is None:
         raise ask.error("holds no rows; give a stream of images")
-    return StreamSource(ask.spec, dataset, column, files[0].parent if files else Path(), seed=seed)
+    folder, in_turn = (files[0].parent, _SHARDS_IN_TURN) if files else (Path(), _SHARDS_IN_TURN_HUB)
+    return StreamSource(ask.spec, dataset, column, folder, seed=seed, in_turn=in_turn)
 
 
 def _files(source: str) -> list[Path]:
