@@ -57,6 +57,7 @@ class BatchStream:
         if unlabeled is not None:
             self.pool = UnlabeledPool(
                 live_images(unlabeled, seed=config.seed, pool_size=config.live_images, folder=folder),
+                seed=config.seed,
                 queries_per_batch=config.queries_per_batch,
                 num_neighbors=config.num_neighbors,
                 refresh_every=config.refresh_every,

@@ -19,7 +19,7 @@ class Neighborhoods(NamedTuple):
     rows: Rows
     """(P,) those that could be read."""
     neighbors: Tensor
-    """(P, k) positions among them, of which a query's companions are drawn, likest first."""
+    """(P, k) positions among them, of which a query's companions are drawn."""
     compared: Tensor
     """(P, K) positions among them: what relations compare, each image itself first; (P, 0) if they compare a batch."""
     sigma: float
@@ -59,6 +59,7 @@ class UnlabeledPool:
         self,
         live: LiveImages,
         *,
+        seed: int,
         queries_per_batch: int,
         num_neighbors: int,
         refresh_every: int,
@@ -67,12 +68,13 @@ class UnlabeledPool:
         """
         Args:
             live: where its pictures come from.
+            seed: of the run.
             queries_per_batch: images that are drawn for a batch with their company.
             num_neighbors: size of that company, the query included.
             refresh_every: steps for which pictures stay live.
             first_step: step at which unlabeled images are first used; refreshes count from there.
         """
-        self.live = live
+        self.live, self.seed = live, seed
         self.queries_per_batch = queries_per_batch
         self.num_neighbors = num_neighbors
         self.refresh_every = refresh_every
@@ -119,25 +121,31 @@ class UnlabeledPool:
             self.table = PoolTable(refresh, found.rows, drawn, compared, found.sigma, self._drawn.record)
         elif self._drawn is None:  # The run goes on, and its table was restored.
             self._drawn = self.live.again(refresh, self.table.stream)
-        return UnlabeledPlan(self.table.rows, self.table.neighbors, self.queries_per_batch, self.num_neighbors)
+        return self._plan(self.table)
 
-    def relations(self, image_index: Tensor, *, num_views: int) -> Relations:
+    def relations(self, step: int, image_index: Tensor, *, num_views: int) -> Relations:
         """What the pool knows of the images of a batch.
 
-        An image that took the place of one that could not be read is not in the pool: it is like itself alone.
+        An image that took the place of one that could not be read is like itself alone. Which images those are only
+        the device knows, which nobody waits for here: the overlap is that of the images that were planned.
 
         Args:
-            image_index: (U,) rows of the unlabeled table.
+            step: whose batch it is.
+            image_index: (U,) rows of the unlabeled table, as they were read.
             num_views: how often each image is in the batch, view after view.
         """
         assert self.table is not None
         if not self.table.compared.shape[1]:
             return Relations(self.table.sigma, None)
-        index = image_index.cpu()
-        positions = np.searchsorted(self.table.rows, index.numpy()).clip(max=len(self.table.rows) - 1)
-        known = torch.from_numpy(self.table.rows[positions]) == index
+        device = image_index.device
+        planned = self._plan(self.table).batch(self.seed, step)
+        positions = torch.from_numpy(np.searchsorted(self.table.rows, planned))
         lists = torch.from_numpy(self.table.compared)
-        overlap = neighborhood_overlap(lists, torch.from_numpy(positions), expand=self.num_neighbors)
-        same = index[:, None] == index
-        overlap = torch.where(known[:, None] & known, overlap, same.float())
-        return Relations(self.table.sigma, overlap.repeat(num_views, num_views).to(image_index.device))
+        overlap = neighborhood_overlap(lists, positions, expand=self.num_neighbors).to(device, non_blocking=True)
+        as_planned = torch.from_numpy(planned).to(device, non_blocking=True) == image_index
+        same = image_index[:, None] == image_index
+        overlap = torch.where(as_planned[:, None] & as_planned, overlap, same.float())
+        return Relations(self.table.sigma, overlap.repeat(num_views, num_views))
+
+    def _plan(self, table: PoolTable) -> UnlabeledPlan:
+        return UnlabeledPlan(table.rows, table.neighbors, self.queries_per_batch, self.num_neighbors)

@@ -115,7 +115,7 @@ def test_rows_of_a_source_that_lost_some_are_still_its(folders):
         ("{few}=0,{many}=1", "--unlabeled", "give every source a weight above 0, or none"),
         ("{few}=2", "--unlabeled", "this is all of it"),
         ("{few}=1,{many}=2", "--eval", "weights are for --unlabeled; leave '=1' out"),
-        ("{few}=1,=2", "--unlabeled", "no such file or folder"),
+        ("{few}=1,=2", "--unlabeled", "give every source a weight above 0, or none"),
     ],
 )
 def test_weights_that_make_no_mixture(folders, spec, flag, problem):
