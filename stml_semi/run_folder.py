@@ -18,6 +18,8 @@ _OWN = (
     "non_finite",
     "pool",
     "report.html",
+    "tensorboard",
+    "wandb",
     "run.json",
     "test_classes.json",
     "bad_images.jsonl",
