@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from stml_semi import distributed
 from stml_semi.config import TrainConfig
+from stml_semi.data.live import live_images
 from stml_semi.data.loading import Batch, Steps, ViewSettings, default_num_workers, step_batches
 from stml_semi.data.plan import LabeledPlan
 from stml_semi.data.pool import Neighbors, UnlabeledPool
+from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
 
 
@@ -24,7 +27,8 @@ class BatchStream:
         views: ViewSettings,
         *,
         labeled: ImageTable | None,
-        unlabeled: ImageTable | None,
+        unlabeled: ImageTable | ImageStream | None,
+        folder: Path,
         neighbors: Neighbors,
         device: torch.device,
     ) -> None:
@@ -34,6 +38,7 @@ class BatchStream:
             views: how training views are made.
             labeled: labeled images, or None.
             unlabeled: unlabeled images, or None.
+            folder: for the live images of streams.
             neighbors: finds the neighbors of pool images, asked at every refresh.
             device: where batches will go: pinned memory helps a GPU only.
         """
@@ -47,7 +52,6 @@ class BatchStream:
         self.waited = 0.0
         """Seconds that training has waited for pictures so far."""
         self.labeled: tuple[ImageTable, LabeledPlan] | None = None
-        self.unlabeled = unlabeled
         self.pool: UnlabeledPool | None = None
         if labeled is not None:
             assert labeled.labels is not None
@@ -55,9 +59,8 @@ class BatchStream:
             self.labeled = (labeled, LabeledPlan(by_class, config.classes_per_batch, config.images_per_class))
         if unlabeled is not None:
             self.pool = UnlabeledPool(
-                len(unlabeled),
+                live_images(unlabeled, seed=config.seed, pool_size=config.live_images, folder=folder),
                 seed=config.seed,
-                pool_size=config.pool_size,
                 queries_per_batch=config.queries_per_batch,
                 num_neighbors=config.num_neighbors,
                 refresh_every=config.refresh_every,
@@ -75,10 +78,11 @@ class BatchStream:
         step = start
         while step < self.config.max_steps:
             unlabeled, stop = None, self.config.max_steps
-            if self.pool is not None and self.unlabeled is not None:
+            if self.pool is not None:
                 stop = min(stop, self.pool.next_refresh(step))
                 if step >= self.config.warmup_steps:
-                    unlabeled = (self.unlabeled, self.pool.plan(step, self.neighbors))
+                    plan = self.pool.plan(step, self.neighbors)
+                    unlabeled = (self.pool.images, plan)
             steps = Steps(
                 self.views,
                 labeled=self.labeled,
@@ -114,7 +118,7 @@ class BatchStream:
         if self.labeled is not None:
             table, plan = self.labeled
             images += [table.describe(row) for row in plan.rows(self.config.seed, step)]
-        if self.unlabeled is not None and self.pool is not None and self.pool.is_valid(step):
+        if self.pool is not None and self.pool.is_valid(step):
             rows = self.pool.plan(step, self.neighbors).batch(self.config.seed, step)
-            images += [self.unlabeled.describe(row) for row in rows]
+            images += [self.pool.images.describe(row) for row in rows]
         return images

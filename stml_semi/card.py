@@ -11,7 +11,8 @@ import yaml
 from stml_semi.card_curves import FILE as CURVES
 from stml_semi.card_curves import draw_curves
 from stml_semi.config import TrainConfig, flag
-from stml_semi.data.benchmarks import BENCHMARKS
+from stml_semi.data.benchmarks import BENCHMARKS, benchmark_of
+from stml_semi.data.specs import specs_of
 from stml_semi.models.backbone import resolve_backbone
 
 Weights = Literal["student", "teacher"]
@@ -85,8 +86,8 @@ def find_origin(config: TrainConfig) -> Origin:
     """Looks up base model, data sets and license of a configuration; paths count from the working directory."""
     known = not config.backbone_weights  # A file of weights says neither where it comes from nor what it allows.
     backbone = config.backbone if known and is_hub_id(config.backbone) else None
-    specs = [part.strip() for name in _SOURCES[:2] for part in (getattr(config, name) or "").split(",")]
-    ids = [re.sub(r":[\w.-]+(\[[^\]]*\])?$", "", spec) for spec in specs if spec and not Path(spec).exists()]
+    specs = [part for name in _SOURCES[:2] for part in specs_of(getattr(config, name))]
+    ids = [re.sub(r"(@[\w./-]+)?(:[\w.-]+(\[[^\]]*\])?)?$", "", spec) for spec in specs if not Path(spec).exists()]
     datasets = [name for name in ids if name not in BENCHMARKS and is_hub_id(name)]
     return Origin(backbone, tuple(dict.fromkeys(datasets)), license_of(config.backbone) if known else None)
 
@@ -260,10 +261,8 @@ def _data(config: TrainConfig) -> list[str]:
     """A line for each source, with what is known of its license."""
     text = []
     for name in _SOURCES:
-        for spec in map(str.strip, (getattr(config, name) or "").split(",")):
-            known = BENCHMARKS.get(spec.split(":")[0])
-            if not spec:
-                continue
+        for spec in specs_of(getattr(config, name)):
+            known = benchmark_of(spec)
             note = f"{known.title}. {known.license}" if known else "Its license: see its source; none is claimed here."
             use = "Evaluated on" if name == "eval" else name.capitalize()
             text.append(f"- {use}: `{_without_folders(spec)}`. {note.strip()}")

@@ -66,6 +66,7 @@ def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable
             "step": step,
             "pool_refresh": None if table is None else table.refresh,
             "pool_sigma": None if table is None else table.sigma,
+            "pool_stream": None if table is None else table.stream,
             "scaler": None if state.scaler is None else state.scaler.state_dict(),
             "sha256": {name: _sha256(temporary / name) for name in files},
         }
@@ -141,7 +142,8 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
     table = None
     if pool is not None:
         rows, neighbors, compared = (pool[n].numpy().astype(np.int64) for n in ("rows", "neighbors", "compared"))
-        table = PoolTable(cast(int, summary["pool_refresh"]), rows, neighbors, compared, summary["pool_sigma"])
+        refresh, sigma = cast(int, summary["pool_refresh"]), cast(float, summary["pool_sigma"])
+        table = PoolTable(refresh, rows, neighbors, compared, sigma, summary.get("pool_stream"))
     return Restored(summary["step"], table)
 
 

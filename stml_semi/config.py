@@ -47,7 +47,11 @@ class TrainConfig(BaseModel):
     """Labeled images: a benchmark (kanji, cub), a folder of class folders, a csv/jsonl/parquet file or a hub id,
     `name[:split]`; a comma joins several."""
     unlabeled: Data[str | None] = None
-    """Unlabeled images: like --labeled, but any folder will do and no label column is read."""
+    """Unlabeled images: like --labeled, but any folder will do and no label column is read. Weights make a mixture:
+    `inat=0.7,photos/=0.3`."""
+    unlabeled_stream: Data[bool] = False
+    """Read tar shards, parquet and jsonl files, and hub ids of --unlabeled as streams: each refresh takes the next
+    pool_size images, and no more than those are kept."""
     eval: Data[str | None] = None
     """Labeled images to evaluate on, of classes that are never trained on. Default: the benchmark's test split."""
     test_classes: Data[Annotated[float, Field(gt=0, lt=1)] | None] = None
@@ -230,6 +234,11 @@ class TrainConfig(BaseModel):
     def queries_per_batch(self) -> int:
         """Queries drawn for an unlabeled batch."""
         return self.unlabeled_batch_size // self.num_neighbors
+
+    @property
+    def live_images(self) -> int:
+        """Most images of the pool: never less than a batch draws."""
+        return max(self.pool_size, self.unlabeled_batch_size)
 
     @field_validator("mixed_precision", mode="before")
     @classmethod

@@ -26,6 +26,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1
 
 
+def local_rank() -> int:
+    """This process's number on this machine."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if dist.is_initialized() else 0
+
+
 def share(total: int, *, rank: int, world_size: int) -> slice:
     """The contiguous rows of `total` that a process works on; sizes differ by one at most."""
     return slice(total * rank // world_size, total * (rank + 1) // world_size)

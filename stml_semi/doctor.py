@@ -13,8 +13,10 @@ import torch
 
 from stml_semi.config import TrainConfig, flag
 from stml_semi.data.images import BadImage, read_image, read_pixels
+from stml_semi.data.live import describe_images, num_live
 from stml_semi.data.loading import default_num_workers
 from stml_semi.data.plan import check_labeled, check_unlabeled
+from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
 from stml_semi.data.views import augment, view_rng, view_size
 from stml_semi.dry_run import describe_run, estimate_memory
@@ -56,7 +58,7 @@ def examine(values: dict[str, Any]) -> Iterator[Finding]:
         if values.get("backbone"):
             yield from _caught("backbone", lambda: _backbone_alone(values))
         return
-    tables: dict[str, ImageTable] = {}
+    tables: dict[str, ImageTable | ImageStream] = {}
     for name in ("labeled", "unlabeled", "eval"):
         if values.get(name):
             yield from _caught(flag(name), lambda name=name: _source(values, name, tables))
@@ -138,12 +140,17 @@ def _room(free: int, need: int, what: str) -> Finding:
 # ------------------------------------------------------------------ pictures
 
 
-def _source(values: dict[str, Any], name: str, tables: dict[str, ImageTable]) -> Iterator[Finding]:
-    columns = (f"{name}_image_column", f"{name}_label_column")
+def _source(values: dict[str, Any], name: str, tables: dict[str, ImageTable | ImageStream]) -> Iterator[Finding]:
+    columns = (f"{name}_image_column", f"{name}_label_column", f"{name}_stream")
     own = {key: value for key, value in values.items() if key in (name, *columns)}
-    found = open_tables(TrainConfig.build(own))
+    config = TrainConfig.build(own)
+    found = open_tables(config)
     table = {"labeled": found.labeled, "unlabeled": found.unlabeled, "eval": found.evaluation}[name]
     assert table is not None
+    if isinstance(table, ImageStream):
+        yield Finding("ok", flag(name), f"{describe_images(table, config.live_images)}; it can be opened")
+        tables[name] = table
+        return
     classes = f" of {len(table.classes)} classes" if table.labels is not None else ""
     yield Finding("ok", flag(name), f"{table.name}: {len(table):,} images{classes}")
     if table.labels is not None and np.bincount(table.labels).min() < 2:
@@ -212,9 +219,9 @@ def _run(values: dict[str, Any]) -> Iterator[Finding]:
     yield Finding("ok" if unseen else "advice", "evaluation", plan["evaluation"])
     yield _disk(config, embedder)
     yield from _memory(config, embedder, size, plan["memory"])
-    table = tables.unlabeled or tables.labeled
-    assert table is not None
-    yield from _speed(config, embedder, backbone.processor, table)
+    tried = [table for table in (tables.unlabeled, tables.labeled) if isinstance(table, ImageTable)]
+    if tried:
+        yield from _speed(config, embedder, backbone.processor, tried[0])
 
 
 def _labeled_batch(config: TrainConfig, tables: Tables) -> Iterator[Finding]:
@@ -225,7 +232,7 @@ def _labeled_batch(config: TrainConfig, tables: Tables) -> Iterator[Finding]:
 
 def _unlabeled_batch(config: TrainConfig, tables: Tables) -> Iterator[Finding]:
     if tables.unlabeled is not None:
-        check_unlabeled(len(tables.unlabeled), config.queries_per_batch, config.num_neighbors)
+        check_unlabeled(num_live(tables.unlabeled, config.live_images), config.queries_per_batch, config.num_neighbors)
     yield from ()
 
 

@@ -7,6 +7,8 @@ import torch
 
 from stml_semi import distributed
 from stml_semi.config import TrainConfig
+from stml_semi.data.live import describe_images, num_live
+from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
 from stml_semi.models.embedder import Embedder
 
@@ -17,7 +19,7 @@ def describe_run(
     size: tuple[int, int],
     *,
     labeled: ImageTable | None,
-    unlabeled: ImageTable | None,
+    unlabeled: ImageTable | ImageStream | None,
     evaluation: ImageTable | None,
     claim: str,
 ) -> dict[str, str]:
@@ -67,15 +69,17 @@ def _rows(config: TrainConfig) -> int:
     return labeled + (config.unlabeled_batch_size * config.num_views if config.unlabeled else 0)
 
 
-def _unlabeled(config: TrainConfig, table: ImageTable) -> dict[str, str]:
+def _unlabeled(config: TrainConfig, source: ImageTable | ImageStream) -> dict[str, str]:
     steps = config.max_steps - config.warmup_steps
-    live = min(config.pool_size, len(table))
+    live = num_live(source, config.live_images)
     refreshes = math.ceil(steps / config.refresh_every)
+    images = len(source) if isinstance(source, ImageTable) else live * max(refreshes, 1)
     compared = f"the {config.pool_neighbors} nearest in the pool" if config.relations == "pool" else "within the batch"
     return {
-        "unlabeled": f"{len(table):,} images ({table.name}); {config.unlabeled_batch_size} a step, "
+        "unlabeled": f"{describe_images(source, config.live_images)}; {config.unlabeled_batch_size} a step, "
         f"{config.queries_per_batch} queries x {config.num_neighbors} neighbors, {config.num_views} views each; "
-        f"{steps * config.unlabeled_batch_size / len(table):.1f} passes",
+        f"{steps * config.unlabeled_batch_size / images:.1f} passes"
+        + ("" if isinstance(source, ImageTable) else f" over the {images:,} that {refreshes} refreshes read at most"),
         "pool": f"{live:,} images live, embedded {refreshes} times (every {config.refresh_every} steps): "
         f"{refreshes * live:,} passes of the teacher beside {steps * config.unlabeled_batch_size:,} images trained on",
         "relations": f"neighborhoods compared {compared}; sigma {config.sigma}",

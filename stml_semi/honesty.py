@@ -3,6 +3,7 @@
 from stml_semi.config import TrainConfig
 from stml_semi.data.benchmarks import Benchmark, benchmark_of
 from stml_semi.data.overlap import Dropped
+from stml_semi.data.specs import specs_of
 from stml_semi.trainer import Tables
 
 
@@ -19,7 +20,7 @@ def claim(tables: Tables) -> str:
         (table is tables.labeled, benchmark_of(part))
         for table in (tables.labeled, tables.unlabeled)
         if table is not None
-        for part in table.name.split(",")
+        for part in specs_of(table.name)
     ]
     if all(benchmark is not None for _, benchmark in used):
         # Sets of one publisher keep their test classes out of all training splits; a foreign pool may hold them.
@@ -44,8 +45,8 @@ def _shared(benchmark: Benchmark, tested: str, excluded: tuple[Dropped, ...] | N
 
 def terms_of_use(config: TrainConfig) -> list[str]:
     """What the publishers of the data ask of everyone who uses a model trained on them."""
-    specs = [spec for spec in (config.labeled, config.unlabeled, config.eval) if spec]
-    used = {known.name: known for spec in specs for part in spec.split(",") if (known := benchmark_of(part))}
+    parts = [part for spec in (config.labeled, config.unlabeled, config.eval) for part in specs_of(spec)]
+    used = {known.name: known for part in parts if (known := benchmark_of(part))}
     return [
         f"{known.title.split(':')[0]}: {known.license}"
         for known in used.values()
@@ -59,7 +60,7 @@ def check_honest(config: TrainConfig) -> None:
         ValueError: a benchmark's test split among the training data.
     """
     for name in ("labeled", "unlabeled"):
-        for spec in map(str.strip, (getattr(config, name) or "").split(",")):
+        for spec in specs_of(getattr(config, name)):
             benchmark = benchmark_of(spec)
             if benchmark is not None and spec == benchmark.eval:
                 raise ValueError(

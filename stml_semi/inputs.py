@@ -64,7 +64,7 @@ def restore_excluded(tables: Tables, dropped: list[Dropped] | None) -> Tables:
 def describe_excluded(tables: Tables) -> str:
     """How many images were dropped, and why."""
     dropped = tables.excluded or ()
-    assert tables.unlabeled is not None
+    assert isinstance(tables.unlabeled, ImageTable)
     by_class = [one.test_class for one in dropped if one.test_class]
     return (
         f"{len(dropped):,} of {len(tables.unlabeled) + len(dropped):,} unlabeled images are left out: "

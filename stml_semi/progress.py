@@ -95,7 +95,7 @@ class RunProgress(Counter):
             enabled: only the main process talks.
         """
         super().__init__("step", config.max_steps, enabled=enabled)
-        sources = [f"{len(t)} {kind} images ({t.name})" for kind, t in _named(tables) if t is not None]
+        sources = [f"{_size(t)} {kind} images ({t.name})" for kind, t in _named(tables) if t is not None]
         places = f"backbone {config.backbone}; run folder {config.output_dir}"
         self.console.print(f"{', '.join(sources)}; {places}; {processes} process{'es' * (processes > 1)}")
 
@@ -110,6 +110,10 @@ class RunProgress(Counter):
 
 def _named(tables: Any) -> list[tuple[str, Any]]:
     return [("labeled", tables.labeled), ("unlabeled", tables.unlabeled), ("evaluation", tables.evaluation)]
+
+
+def _size(table: Any) -> str:
+    return str(len(table)) if hasattr(table, "__len__") else "a stream of"
 
 
 def _terms(line: dict[str, float]) -> str:

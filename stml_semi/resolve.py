@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from stml_semi.config import TrainConfig, flag, read_recipe
 from stml_semi.data.benchmarks import BENCHMARKS, benchmark_of
+from stml_semi.data.specs import specs_of
 from stml_semi.trackers import check_installed
 
 Command = Literal["semi", "unsup", "sup"]
@@ -36,10 +37,10 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
             raise ValueError(
                 f"{command} needs --{name}: a folder, a table, a hub id or a benchmark ({', '.join(BENCHMARKS)})"
             )
-    benchmarks = [benchmark_of(part) for spec in known if spec for part in spec.split(",")]
+    benchmarks = [benchmark_of(part) for spec in known for part in specs_of(spec)]
     benchmark = next((found for found in benchmarks if found), None)
     # A pool beside labels of the user's own says nothing of what those are to be tested on.
-    tested = next((found for part in (known[0] or known[1] or "").split(",") if (found := benchmark_of(part))), None)
+    tested = next((found for part in specs_of(known[0] or known[1]) if (found := benchmark_of(part))), None)
     if not values.get("eval") and not values.get("test_classes") and tested is not None:
         values["eval"] = tested.eval
     if values.get("backbone_weights") and values.get("backbone", "auto") == "auto":
@@ -65,5 +66,5 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
 
 def _file_name(spec: str) -> str:
     """A source as part of a folder name: data/birds/ -> birds, user/name:test -> name-test."""
-    parts = [part.rstrip("/\\").replace("\\", "/").split("/")[-1] for part in spec.split(",")]
+    parts = [part.rstrip("/\\").replace("\\", "/").split("/")[-1] for part in specs_of(spec)]
     return "+".join(part.replace(":", "-") for part in parts)

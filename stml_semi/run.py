@@ -13,10 +13,13 @@ from stml_semi import distributed
 from stml_semi.card import CardFacts, card_files, find_origin
 from stml_semi.config import TrainConfig, flag, read_recipe
 from stml_semi.data.classes import split_by_classes
+from stml_semi.data.live import describe_images, num_live
 from stml_semi.data.loading import ViewSettings
 from stml_semi.data.overlap import Dropped
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.sources import open_source
+from stml_semi.data.specs import specs_of
+from stml_semi.data.streams import open_unlabeled
 from stml_semi.data.views import view_size
 from stml_semi.dry_run import describe_run
 from stml_semi.export import export_model
@@ -124,6 +127,8 @@ def run(config: TrainConfig) -> Result:
             progress.note(f"{describe_excluded(tables)}; listed in {folder.overlap}")
         for text in terms_of_use(config):
             progress.note(text)
+        if tables.unlabeled is not None and tables.unlabeled.weights:
+            progress.note(f"pool: {describe_images(tables.unlabeled, config.live_images)}")
         if config.batchnorm == "batch":
             progress.note(
                 "--batchnorm batch: each process normalizes by its own share of the batch, so results depend on the "
@@ -212,8 +217,8 @@ def _check_outside(config: TrainConfig, folder: RunFolder) -> None:
         ValueError: the run folder holds what the run reads.
     """
     for name in ("labeled", "unlabeled", "eval", "data_root", "backbone"):
-        for part in (getattr(config, name) or "").split(","):
-            path = Path(part.strip()).expanduser()
+        for part in specs_of(getattr(config, name)):
+            path = Path(part).expanduser()
             if part and path.exists() and folder.path.resolve() in (path.resolve(), *path.resolve().parents):
                 raise ValueError(f"--output-dir {folder.path} holds {flag(name)} {part}: choose a folder outside of it")
 
@@ -235,12 +240,12 @@ def open_tables(config: TrainConfig) -> Tables:
             data_root=config.data_root,
         )
     if config.unlabeled:
-        unlabeled = open_source(
+        unlabeled = open_unlabeled(
             config.unlabeled,
-            flag="--unlabeled",
-            labels="ignored",
+            stream=config.unlabeled_stream,
             image_column=config.unlabeled_image_column,
             data_root=config.data_root,
+            seed=config.seed,
         )
     if config.eval:
         evaluation = open_source(
@@ -266,7 +271,7 @@ def _check_sizes(config: TrainConfig, tables: Tables) -> None:
         if config.labeled_batch_size < world:
             raise ValueError(f"--labeled-batch-size {config.labeled_batch_size} is less than the {world} processes")
     if tables.unlabeled is not None:
-        check_unlabeled(len(tables.unlabeled), config.queries_per_batch, config.num_neighbors)
+        check_unlabeled(num_live(tables.unlabeled, config.live_images), config.queries_per_batch, config.num_neighbors)
         if config.unlabeled_batch_size < world:
             raise ValueError(f"--unlabeled-batch-size {config.unlabeled_batch_size} is less than the {world} processes")
     if tables.evaluation is not None:

@@ -17,6 +17,7 @@ _OWN = (
     "checkpoints",
     "model",
     "non_finite",
+    "pool",
     "report.html",
     "tensorboard",
     "wandb",
@@ -42,6 +43,7 @@ class RunFolder:
         self.overlap = self.path / "overlap.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.pool = self.path / "pool"
         self.report = self.path / "report.html"
         self.sitting_file = self.path / "run.json"
         self._listed: set[str] = set()

@@ -10,7 +10,8 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.loading import BadPicture
 from stml_semi.data.overlap import Dropped
 from stml_semi.data.plan import Rows
-from stml_semi.data.pool import Neighborhoods
+from stml_semi.data.pool import Neighborhoods, UnlabeledPool
+from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
 from stml_semi.errors import RunFailed
 from stml_semi.evaluation import EmbeddedTable, Encode, TableEncoder, score
@@ -30,7 +31,7 @@ class Tables(NamedTuple):
     """The pictures of a run; labeled or unlabeled ones may be missing, not both."""
 
     labeled: ImageTable | None
-    unlabeled: ImageTable | None
+    unlabeled: ImageTable | ImageStream | None
     evaluation: ImageTable | None
     recall_at: tuple[int, ...]
     excluded: tuple[Dropped, ...] | None = None
@@ -58,6 +59,7 @@ class Survey:
         self,
         config: TrainConfig,
         tables: Tables,
+        pool: UnlabeledPool | None,
         embed: TableEncoder,
         embedder: Embedder,
         teacher: Teacher,
@@ -65,10 +67,17 @@ class Survey:
         trackers: Trackers,
         progress: Progress,
     ) -> None:
-        self.config, self.tables, self.embed, self.folder, self.progress = config, tables, embed, folder, progress
+        self.config, self.tables, self.pool, self.embed = config, tables, pool, embed
+        self.folder, self.progress = folder, progress
         self.trackers = trackers
         self.embedder, self.teacher = embedder, teacher
-        self.num_images = sum(len(table) for table in tables[:3] if table is not None)
+
+    @property
+    def num_images(self) -> int:
+        """Pictures of all tables, and those that were read of streams."""
+        fixed = (self.tables.labeled, self.tables.evaluation)
+        known = 0 if self.pool is None else self.pool.num_known
+        return known + sum(len(table) for table in fixed if table is not None)
 
     def evaluate_frozen(self) -> None:
         """Scores the backbone's own features, before anything is trained."""
@@ -105,11 +114,10 @@ class Survey:
         # One name for the backbone and what becomes of it: the slider over steps starts before training.
         self.trackers.show("eval/neighbors", draw(table, queries, [found], cell=96), step)
 
-    def neighbors(self, rows: Rows, refresh: int) -> Neighborhoods:
-        """Neighborhoods within the pool by the teacher's g, among candidate rows of the unlabeled table."""
-        assert self.tables.unlabeled is not None
+    def neighbors(self, table: ImageTable, rows: Rows, refresh: int) -> Neighborhoods:
+        """Neighborhoods within the pool by the teacher's g, among candidate rows of an unlabeled table."""
         self.progress.note(f"refreshing the neighbors of {len(rows)} unlabeled images")
-        rows, embeddings = self._embed_readable(self.tables.unlabeled, rows)
+        rows, embeddings = self._embed_readable(table, rows)
         if self.config.relevance < 1 and self.tables.labeled is not None:
             every = np.arange(len(self.tables.labeled))
             domain = self._embed_readable(self.tables.labeled, every).embeddings

@@ -49,7 +49,8 @@ class Trainer:
             views,
             labeled=tables.labeled,
             unlabeled=tables.unlabeled,
-            neighbors=lambda rows, refresh: self.survey.neighbors(rows, refresh),
+            folder=folder.pool,
+            neighbors=lambda table, rows, refresh: self.survey.neighbors(table, rows, refresh),
             device=self.device,
         )
         self.pool = self.stream.pool
@@ -60,7 +61,7 @@ class Trainer:
         self.teacher = Teacher(self.embedder, momentum=config.momentum)
         workers = self.stream.num_workers
         embed = TableEncoder(accelerator, processor, batch_size=config.micro_batch_size or 256, num_workers=workers)
-        self.survey = Survey(config, tables, embed, self.embedder, self.teacher, folder, trackers, progress)
+        self.survey = Survey(config, tables, self.pool, embed, self.embedder, self.teacher, folder, trackers, progress)
         num_classes = 0 if tables.labeled is None else len(tables.labeled.classes)
         self.objective = Objective(config, num_classes=num_classes).to(self.device)
         self.proxies = list(self.objective.parameters())
@@ -78,8 +79,12 @@ class Trainer:
         else:
             self.folder.rewind(-1)
             self.survey.evaluate_frozen()
-        with StopSignal() as stop:
-            self._loop(start, stop)
+        try:
+            with StopSignal() as stop:
+                self._loop(start, stop)
+        finally:
+            if self.pool is not None:
+                self.pool.live.close()
 
     def _loop(self, start: int, stop: StopSignal) -> None:
         config = self.config
@@ -184,7 +189,7 @@ class Trainer:
         line |= spread(terms.f, terms.affinity)
         self._look_for_collapse(step, line)
         labeled_size = 0 if self.tables.labeled is None else len(self.tables.labeled)
-        unlabeled_size = 0 if self.tables.unlabeled is None else len(self.tables.unlabeled)
+        unlabeled_size = 0 if self.pool is None else self.pool.num_known
         labeled_seen = step * config.labeled_batch_size if labeled_size else 0
         unlabeled_seen = max(step - config.warmup_steps, 0) * config.unlabeled_batch_size
         return {

@@ -57,7 +57,7 @@ TERMS = ["loss", "labeled_loss", "relaxed_contrastive", "self_distillation", "un
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if (folder / "metrics.jsonl").exists():
             text = (folder / "metrics.jsonl").read_text()

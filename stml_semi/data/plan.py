@@ -3,6 +3,7 @@
 Every process computes the same plan and takes its share, so nothing has to be communicated or saved.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,40 @@ def pool_rows(seed: int, refresh: int, num_images: int, pool_size: int) -> Rows:
     if num_images <= pool_size:
         return np.arange(num_images)
     return np.sort(_turn(seed, _POOL, num_images, pool_size, refresh))
+
+
+def quotas(sizes: Sequence[int | None], weights: Sequence[float], pool_size: int) -> list[int]:
+    """How many live images every source of a mixture gives.
+
+    Weights are kept exactly (to one image): where a source has fewer images than its share of `pool_size`, the pool
+    becomes smaller rather than made up of others.
+
+    Args:
+        sizes: images of each source; None for a stream, which never runs out.
+        weights: of each, 1 in sum.
+        pool_size: most images that are live.
+    """
+    live = min([pool_size, *(int(n / w + 1e-9) for n, w in zip(sizes, weights, strict=True) if n is not None)])
+    exact = [live * weight for weight in weights]
+    given = [int(share + 1e-9) for share in exact]
+    by_rest = sorted(range(len(exact)), key=lambda i: given[i] - exact[i])
+    for i in by_rest[: live - sum(given)]:
+        given[i] += 1
+    return given
+
+
+def mixed_rows(seed: int, refresh: int, starts: Sequence[int], given: Sequence[int]) -> Rows:
+    """Rows that are live after the given refresh, (P,), rising: of each source the next ones, as many as it gives.
+
+    Args:
+        seed: of the run.
+        refresh: how many came before.
+        starts: the first row of every source, and the number of rows.
+        given: from `quotas`.
+    """
+    sizes = np.diff(starts).tolist()
+    drawn = [pool_rows(seed, refresh, size, count) for size, count in zip(sizes, given, strict=True)]
+    return np.concatenate([start + rows for start, rows in zip(starts, drawn, strict=False)])
 
 
 def _turn(seed: int, stream: int, total: int, size: int, number: int) -> Rows:

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stml_semi.data.plan import Rows, UnlabeledPlan, pool_rows
+from stml_semi.data.live import Live, LiveImages, StreamRecord
+from stml_semi.data.plan import Rows, UnlabeledPlan
+from stml_semi.data.tables import ImageTable
 from stml_semi.losses.neighborhoods import neighborhood_overlap
 
 
@@ -24,8 +26,8 @@ class Neighborhoods(NamedTuple):
     """Bandwidth of pairwise similarity."""
 
 
-Neighbors = Callable[[Rows, int], Neighborhoods]
-"""(candidate rows, refresh) -> neighborhoods: asks the trainer, since samplers never run a model."""
+Neighbors = Callable[[ImageTable, Rows, int], Neighborhoods]
+"""(table, candidate rows, refresh) -> neighborhoods: asks the trainer, since samplers never run a model."""
 
 
 class Relations(NamedTuple):
@@ -46,6 +48,8 @@ class PoolTable(NamedTuple):
     neighbors: np.ndarray
     compared: np.ndarray
     sigma: float
+    stream: StreamRecord | None = None
+    """Where the pictures of a stream are; None of a table."""
 
 
 class UnlabeledPool:
@@ -53,10 +57,9 @@ class UnlabeledPool:
 
     def __init__(
         self,
-        num_images: int,
+        live: LiveImages,
         *,
         seed: int,
-        pool_size: int,
         queries_per_batch: int,
         num_neighbors: int,
         refresh_every: int,
@@ -64,17 +67,20 @@ class UnlabeledPool:
     ) -> None:
         """
         Args:
-            num_images: size of the unlabeled source.
+            live: where its pictures come from.
+            seed: of the run.
+            queries_per_batch: images that are drawn for a batch with their company.
+            num_neighbors: size of that company, the query included.
+            refresh_every: steps for which pictures stay live.
             first_step: step at which unlabeled images are first used; refreshes count from there.
         """
-        self.num_images = num_images
-        self.seed = seed
-        self.pool_size = max(pool_size, queries_per_batch * num_neighbors)
+        self.live, self.seed = live, seed
         self.queries_per_batch = queries_per_batch
         self.num_neighbors = num_neighbors
         self.refresh_every = refresh_every
         self.first_step = first_step
         self.table: PoolTable | None = None
+        self._drawn: Live | None = None
 
     def next_refresh(self, step: int) -> int:
         """The first step after `step` at which the table is renewed."""
@@ -88,6 +94,18 @@ class UnlabeledPool:
             return False
         return self.table.refresh == (step - self.first_step) // self.refresh_every
 
+    @property
+    def num_known(self) -> int:
+        """How many different pictures were drawn from so far: of a table all, of a stream those that were read."""
+        drawn = self._drawn.record if self._drawn is not None else self.table.stream if self.table is not None else None
+        return self.live.num_known(drawn)
+
+    @property
+    def images(self) -> ImageTable:
+        """The table that the rows of the last plan are of."""
+        assert self._drawn is not None
+        return self._drawn.table
+
     def plan(self, step: int, neighbors: Neighbors) -> UnlabeledPlan:
         """The unlabeled plan in force at `step`, after a refresh if one is due.
 
@@ -97,10 +115,12 @@ class UnlabeledPool:
         """
         refresh = (step - self.first_step) // self.refresh_every
         if self.table is None or not self.is_valid(step):
-            candidates = pool_rows(self.seed, refresh, self.num_images, self.pool_size)
-            found = neighbors(candidates, refresh)
+            self._drawn = self.live.draw(refresh, None if self.table is None else self.table.stream)
+            found = neighbors(self._drawn.table, self._drawn.rows, refresh)
             drawn, compared = (part.cpu().numpy() for part in (found.neighbors, found.compared))
-            self.table = PoolTable(refresh, found.rows, drawn, compared, found.sigma)
+            self.table = PoolTable(refresh, found.rows, drawn, compared, found.sigma, self._drawn.record)
+        elif self._drawn is None:  # The run goes on, and its table was restored.
+            self._drawn = self.live.again(refresh, self.table.stream)
         return self._plan(self.table)
 
     def relations(self, step: int, image_index: Tensor, *, num_views: int) -> Relations:

@@ -8,14 +8,16 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stml_semi.data.benchmarks import BENCHMARKS
+from stml_semi.data.folders import FolderIndex
 from stml_semi.data.shards import read_shards, shards_of
+from stml_semi.data.specs import checked_parts, shares_of
 from stml_semi.data.store import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.tables import (
     READERS,
@@ -47,7 +49,7 @@ def open_source(
 
     A spec is, in this order: a benchmark, webdataset shards (a tar file, a folder of them, or `train-*.tar`), a file or
     folder, a hub id; each may end in `:split` (for a folder, a sub-folder). A folder called like a benchmark is
-    `./name`. A comma joins several specs.
+    `./name`. A comma joins several specs; with weights, as in `a=0.7,b=0.3`, each gives that share of the pool.
 
     Labels of joined specs: splits of one source (`a:train,a:test`) share their classes by name. Classes of different
     sources are different, whatever they are called, and get the source's name in front (`birds/robin`): only the user
@@ -65,19 +67,18 @@ def open_source(
         ValueError: one line with the flag and the fix.
     """
     whole = Ask(spec, flag, labels, image_column, label_column, data_root)
-    specs = [spec] if os.path.exists(os.path.expanduser(spec)) else [part.strip() for part in spec.split(",")]
-    if not all(specs):
-        raise whole.error("names nothing; give a folder, a file, a benchmark or a hub id, joined by single commas")
-    tables = [_open(replace(whole, spec=part)) for part in specs]
+    parts = checked_parts(whole)
+    tables = [open_part(replace(whole, spec=part.spec)) for part in parts]
     if len({table.name for table in tables}) < len(tables):
         raise whole.error("names the same source twice; name each once")
-    table = tables[0] if len(tables) == 1 else _join(spec, tables, [_split(part)[0] for part in specs])
+    table = tables[0] if len(tables) == 1 else _join(spec, tables, [split_spec(part.spec)[0] for part in parts])
+    table = replace(table, weights=shares_of(parts))
     if labels == "required" and len(table.classes) < 2:
         raise whole.error(f"only one class, '{''.join(table.classes)}'; a metric compares classes: give at least two")
     return table
 
 
-def _split(spec: str) -> tuple[str, str | None]:
+def split_spec(spec: str) -> tuple[str, str | None]:
     """Source and split; the colon of an existing path, or of a drive as in C:\\pictures, separates nothing."""
     parts = re.fullmatch(r"(.+?):([\w.-]+(?:\[[^\]]*\])?)", spec)
     if not parts or os.path.exists(os.path.expanduser(spec)):
@@ -85,8 +86,9 @@ def _split(spec: str) -> tuple[str, str | None]:
     return parts[1], parts[2]
 
 
-def _open(ask: Ask) -> ImageTable:
-    source, split = _split(ask.spec)
+def open_part(ask: Ask) -> ImageTable:
+    """One source, without commas and weights."""
+    source, split = split_spec(ask.spec)
     if source in BENCHMARKS:
         return _open_benchmark(ask, source, split or BENCHMARKS[source].default_split)
     path = Path(source).expanduser()
@@ -104,7 +106,8 @@ def _open(ask: Ask) -> ImageTable:
         with ask.reading():
             columns = READERS[path.suffix.lower()](path)
         return table_from_columns(ask, columns)
-    return _open_hub(ask, source, split or "train")
+    dataset = load_hub(ask, source, split or "train")
+    return table_from_columns(ask, Columns(dataset.features, dataset.select_columns, Path()))
 
 
 def _open_benchmark(ask: Ask, name: str, split: str) -> ImageTable:
@@ -145,15 +148,21 @@ def _open_prepared(ask: Ask, path: Path, name: str, split: str) -> ImageTable:
     return table
 
 
-def _open_hub(ask: Ask, source: str, split: str) -> ImageTable:
+def load_hub(ask: Ask, source: str, split: str, *, streaming: bool = False) -> Any:
+    """A data set of the hub, `user/name` or `user/name@revision`: a `Dataset`, or an `IterableDataset`.
+
+    Raises:
+        ValueError: it is not there, or cannot be opened; says why and what to do.
+    """
     hint = _closest(source)
-    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) or Path(source).suffix.lower() in READERS:
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?", source) or Path(source).suffix.lower() in READERS:
         raise ask.error(f"no such file or folder; {hint}")
+    name, _, revision = source.partition("@")
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        dataset = load_dataset(source, split=split)
+        return load_dataset(name, split=split, revision=revision or None, streaming=streaming)
     except DatasetNotFoundError:
         raise ask.error(
             f"no benchmark, no file or folder here, and no data set on the Hugging Face hub; {hint} "
@@ -169,7 +178,6 @@ def _open_hub(ask: Ask, source: str, split: str) -> ImageTable:
         if "split" in str(error).lower():
             fix = f"name a split as in {source}:test"
         raise ask.error(f"{one_line(error).rstrip('.')}; {fix}") from None
-    return table_from_columns(ask, Columns(dataset.features, dataset.select_columns, Path()))
 
 
 def _closest(source: str) -> str:
@@ -187,7 +195,8 @@ def _open_folder(ask: Ask, folder: Path, split: str | None) -> ImageTable:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _open_saved(ask, folder, split)
     if split and not (folder / split).is_dir():
-        raise ask.error(f"no sub-folder '{split}'; there are {listed(sorted(p.name for p in _folders(folder)))}")
+        with FolderIndex(folder) as index:
+            raise ask.error(f"no sub-folder '{split}'; there are {listed([p.name for p in index.folders()])}")
     folder = folder / split if split else folder
     if ask.labels != "ignored":
         for path in (folder / "metadata.csv", folder / "metadata.jsonl", folder / "metadata.parquet"):
@@ -221,13 +230,14 @@ def _from_files(ask: Ask, folder: Path) -> ImageTable:
     """A folder of class folders, or of loose images."""
     from stml_semi.data.images import readable_extensions
 
-    extensions = readable_extensions()
+    with FolderIndex(folder) as index:
+        loose = list(index.files(folder, deep=ask.labels == "ignored"))
+        classes = [] if ask.labels == "ignored" else index.folders()
+        inside = {sub.name: list(index.files(sub, outside=folder)) for sub in classes}
+    inside = {name: files for name, files in inside.items() if files}
     if ask.labels == "ignored":
-        by_class = {"": list(_files(folder, extensions))}
+        by_class = {"": loose}
     else:
-        loose = list(_files(folder, extensions, deep=False))
-        inside = {sub.name: list(_files(sub, extensions, outside=folder)) for sub in _folders(folder)}
-        inside = {name: files for name, files in inside.items() if files}
         shape = f"one sub-folder per class is needed, as in {folder}/robin/1.jpg and {folder}/wren/2.jpg"
         splits = bool(inside) and inside.keys() <= _SPLIT_FOLDERS
         if ask.labels == "optional" and (loose or splits or not inside):
@@ -243,50 +253,13 @@ def _from_files(ask: Ask, folder: Path) -> ImageTable:
     if not files:
         tables = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in READERS)
         fix = f"the folder holds {tables[0]}: name that file" if tables else "check the path"
-        raise ask.error(f"no images at any depth; {fix} (looked for {' '.join(sorted(extensions))})")
+        raise ask.error(f"no images at any depth; {fix} (looked for {' '.join(sorted(readable_extensions()))})")
     if "" in by_class:
         return ImageTable(ask.spec, paths_dataset(files), None, ())
     classes = tuple(sorted(by_class))
     labels = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
     files = list(itertools.chain(*(by_class[name] for name in classes)))
     return ImageTable(ask.spec, paths_dataset(files), labels, classes)
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _files(
-    folder: Path, extensions: frozenset[str], *, deep: bool = True, outside: Path | None = None
-) -> Iterator[str]:
-    """Picture files in a folder, in order of their names. A folder that links reach twice is read once."""
-    seen = {_identity(outside)} if outside else set()
-    todo = [str(folder)]
-    while todo:
-        current = todo.pop()
-        if _identity(current) in seen:
-            continue
-        seen.add(_identity(current))
-        with os.scandir(current) as entries:
-            visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
-        inner = []
-        for entry in visible:
-            if _is_folder(entry):
-                inner.append(entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in extensions:
-                yield entry.path
-        todo += reversed(inner) if deep else []
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    with contextlib.suppress(OSError):  # A link to itself.
-        return entry.is_dir()
-    return False
-
-
-def _identity(folder: Path | str) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
 
 
 def _join(spec: str, tables: list[ImageTable], sources: list[str]) -> ImageTable:

@@ -52,6 +52,8 @@ class ImageTable:
     recall_at: tuple[int, ...] = DEFAULT_RECALL_AT
     parts: tuple[tuple[str, int], ...] = ()
     """Name and first row of every source, where several were joined."""
+    weights: tuple[float, ...] = ()
+    """Share of the pool that every source gives, of 1; () if that is left to their sizes."""
     queries: NDArray[np.bool_] | None = None
     """(N,) rows that are looked up in the others; None: every row is looked up in all others."""
     rows: NDArray[np.int64] | None = None
@@ -61,6 +63,12 @@ class ImageTable:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def starts(self) -> list[int]:
+        """The first row of every source, and the number of rows."""
+        first = [start for _, start in self.parts] or [0]
+        return [*(first if self.rows is None else np.searchsorted(self.rows, first).tolist()), len(self)]
 
     def source(self, row: int) -> "ImageSource":
         """What `read_image` and `read_pixels` take."""
@@ -205,7 +213,7 @@ def table_from_columns(ask: Ask, columns: Columns) -> ImageTable:
     names = listed(list(columns.features))
     if not columns.features:
         raise ask.error("is empty; give a table with a column of images")
-    image = _image_column(ask, columns.features)
+    image = image_column_of(ask, columns.features)
     if image is None:
         first = " (a csv names its columns in the first line)" if ask.spec.lower().endswith((".csv", ".tsv")) else ""
         raise ask.error(f"no image column among {names}; name it with {ask.flag}-image-column{first}")
@@ -239,7 +247,7 @@ def table_from_columns(ask: Ask, columns: Columns) -> ImageTable:
     return ImageTable(ask.spec, images, *number_labels(ask, label, dataset.features[label], encoded))
 
 
-def _image_column(ask: Ask, features: Mapping[str, Any]) -> str | None:
+def image_column_of(ask: Ask, features: Mapping[str, Any]) -> str | None:
     from datasets import Image, Value
 
     texts = [k for k, f in features.items() if isinstance(f, Value) and ("string" in f.dtype or "binary" in f.dtype)]

@@ -10,6 +10,7 @@ import torch
 from stml_semi import distributed
 from stml_semi.config import TrainConfig, flag
 from stml_semi.data.loading import default_num_workers
+from stml_semi.data.streams import ImageStream
 from stml_semi.hub import load
 from stml_semi.report.charts import letter, score_charts, training_charts
 from stml_semi.report.gallery import Gallery, Model, build_gallery, score_columns
@@ -166,9 +167,12 @@ def _models(
 
 def _view(place: int, run: ReportedRun, pictures: Pictures, notes: list[str], total: int) -> RunView:
     pool = None
-    if run.tables is not None and run.tables.unlabeled is not None:
+    unlabeled = None if run.tables is None else run.tables.unlabeled
+    if isinstance(unlabeled, ImageStream):
+        notes.append(f"{run.folder.path}: unlabeled pictures of a stream are not kept, so they are not shown.")
+    elif unlabeled is not None:
         try:
-            pool = view_pool(run.folder.checkpoints, run.tables.unlabeled, pictures)
+            pool = view_pool(run.folder.checkpoints, unlabeled, pictures)
         except ValueError as error:
             notes.append(f"{run.folder.path}: the unlabeled pictures are not shown: {error}.")
     bad = run.folder.bad_lines()

@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stml_semi.data.live import LiveTable
 from stml_semi.data.plan import LabeledPlan, UnlabeledPlan, check_labeled, check_unlabeled, pool_rows
 from stml_semi.data.pool import Neighborhoods, UnlabeledPool
+from stml_semi.data.tables import ImageTable, paths_dataset
 
 
 def labeled_plan(sizes, classes_per_batch, images_per_class):
@@ -98,13 +100,13 @@ def test_pool_moves_over_the_whole_source(num_images, pool_size, seed):
 def unlabeled_pool(**changes):
     settings = {
         "seed": 0,
-        "pool_size": 40,
         "queries_per_batch": 2,
         "num_neighbors": 3,
         "refresh_every": 10,
         "first_step": 5,
     }
-    return UnlabeledPool(100, **(settings | changes))
+    table = ImageTable("pictures", paths_dataset([f"{i}.jpg" for i in range(100)]), None, ())
+    return UnlabeledPool(LiveTable(table, seed=0, pool_size=40), **(settings | changes))
 
 
 def neighborhoods(rows):
@@ -114,7 +116,7 @@ def neighborhoods(rows):
 
 def test_the_pool_says_how_alike_images_are():
     pool = unlabeled_pool(num_neighbors=1, queries_per_batch=20)
-    plan = pool.plan(5, lambda rows, refresh: neighborhoods(rows))
+    plan = pool.plan(5, lambda table, rows, refresh: neighborhoods(rows))
     index = torch.from_numpy(plan.batch(0, 7))
     overlap = pool.relations(7, index, num_views=1).overlap
     assert overlap is not None
@@ -139,7 +141,7 @@ def test_the_pool_says_how_alike_images_are():
 def test_pool_is_refreshed_when_due_and_only_then():
     asked = []
 
-    def neighbors(rows, refresh):
+    def neighbors(table, rows, refresh):
         asked.append((rows, refresh))
         return neighborhoods(rows)
 
@@ -156,10 +158,10 @@ def test_pool_is_refreshed_when_due_and_only_then():
 
 def test_restored_pool_does_not_ask_again():
     first = unlabeled_pool()
-    plan = first.plan(7, lambda rows, refresh: neighborhoods(rows))
+    plan = first.plan(7, lambda table, rows, refresh: neighborhoods(rows))
     second = unlabeled_pool()
     second.table = first.table
-    again = second.plan(9, lambda rows, k: pytest.fail("the table is still valid"))
+    again = second.plan(9, lambda *_: pytest.fail("the table is still valid"))
     np.testing.assert_array_equal(plan.neighbors, again.neighbors)
 
 

@@ -1,7 +1,5 @@
 """Webdataset tar shards as a source."""
 
-import io
-import tarfile
 from pathlib import Path
 
 import miniature
@@ -22,18 +20,8 @@ def shards(tmp_path) -> Path:
     folder = tmp_path / "shards"
     folder.mkdir()
     for number in range(2):
-        write_shard(folder / f"train-{number:05d}.tar", [(number, i) for i in range(6)])
+        miniature.write_shard(folder / f"train-{number:05d}.tar", [(number, i) for i in range(6)])
     return folder
-
-
-def write_shard(path: Path, samples: list[tuple[int, int]], *, with_labels: bool = True) -> None:
-    with tarfile.open(path, "w") as archive:
-        for group, i in samples:
-            members = {"jpg": miniature.jpeg(group, i)} | ({"cls": str(i % 3).encode()} if with_labels else {})
-            for kind, content in members.items():
-                member = tarfile.TarInfo(f"{group}-{i:03d}.{kind}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
 
 
 def test_a_folder_a_pattern_and_a_file(shards):
@@ -51,7 +39,7 @@ def test_a_folder_a_pattern_and_a_file(shards):
 
 
 def test_labels_that_are_missing_and_damage_are_told(shards, tmp_path):
-    write_shard(tmp_path / "plain.tar", [(0, i) for i in range(4)], with_labels=False)
+    miniature.write_shard(tmp_path / "plain.tar", [(0, i) for i in range(4)], with_labels=False)
     assert len(open_source(f"{tmp_path}/plain.tar", flag="--unlabeled", labels="ignored")) == 4
     with pytest.raises(ValueError, match=r"--labeled .*plain.tar: no label column among jpg"):
         open_source(f"{tmp_path}/plain.tar", flag="--labeled", labels="required")

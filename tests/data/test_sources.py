@@ -455,7 +455,7 @@ def test_memory_mapped_tables_pickle_small(tmp_path):
 def test_hub_ids(monkeypatch):
     asked = []
 
-    def load_dataset(name: str, split: str) -> Dataset:
+    def load_dataset(name: str, split: str, **_: object) -> Dataset:
         asked.append((name, split))
         if split == "validation":
             raise ValueError("Unknown split \"validation\". Should be one of ['train', 'test'].")
@@ -475,7 +475,7 @@ def test_hub_ids_that_cannot_be_had(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "birds/a/1.png")
 
-    def load_dataset(name: str, split: str) -> Dataset:
+    def load_dataset(name: str, split: str, **_: object) -> Dataset:
         raise {
             "offline": ConnectionError("Couldn't reach it on the Hub (OfflineModeIsEnabled)"),
             "script": RuntimeError("Dataset scripts are no longer supported, but found script.py"),
@@ -591,8 +591,8 @@ def test_colons_and_commas_in_existing_paths_separate_nothing(birds):
     for name in ("day:one", "a,b", "C:train"):
         birds = birds.rename(birds.with_name(name))
         assert len(open_labeled(birds)) == 5
-    assert sources._split("C:\\pictures") == ("C:\\pictures", None)
-    assert sources._split("user/set:train[:10%]") == ("user/set", "train[:10%]")
+    assert sources.split_spec("C:\\pictures") == ("C:\\pictures", None)
+    assert sources.split_spec("user/set:train[:10%]") == ("user/set", "train[:10%]")
 
 
 def test_the_home_folder_is_understood(birds, monkeypatch):
