@@ -9,10 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from stml_semi.data.images import BadImage, read_image
-from stml_semi.data.sources import open_source
 from stml_semi.data.tables import ImageTable
 from stml_semi.index import Index
-from stml_semi.search import Answer
+from stml_semi.search import Answer, open_indexed
 
 _SIDE = 160
 _STYLE = """
@@ -37,7 +36,7 @@ def write_page(path: str, folder: str, answers: Sequence[Answer], images: Sequen
         ValueError: the file cannot be written.
     """
     index = Index.open(folder)
-    table = _source(index)
+    table = open_indexed(index)
     sections = []
     for i, answer in enumerate(answers):
         file = _thumbnail_of_file(images[i]) if i < len(images) else None
@@ -58,15 +57,6 @@ def write_page(path: str, folder: str, answers: Sequence[Answer], images: Sequen
         Path(path).write_text(page, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--html {path}: {error.strerror or error}; name a file that can be written") from None
-
-
-def _source(index: Index) -> ImageTable | None:
-    """The indexed pictures, if they are still where they were."""
-    try:
-        table = open_source(index.info.data, flag="--index", labels="ignored", image_column=index.info.image_column)
-    except ValueError:
-        return None
-    return table if len(table) == index.info.num_rows else None
 
 
 def _figure(picture: str | None, text: str, kind: str = "") -> str:

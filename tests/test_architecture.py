@@ -72,6 +72,8 @@ ORDER = [
     "embed",
     "search",
     "search_page",
+    "browse.finder",
+    "browse.server",
     "report.charts",
     "report.pictures",
     "report.intervals",
