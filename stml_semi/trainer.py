@@ -13,7 +13,7 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.loading import BadPicture, Batch, ViewSettings
 from stml_semi.evaluation import TableEncoder
 from stml_semi.failures import FiniteWatch, report_non_finite
-from stml_semi.health import collapse, is_collapsed, spread
+from stml_semi.health import affinity_histogram, collapse, is_collapsed, spread
 from stml_semi.interruption import Interrupted, StopSignal
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.noise import row_keys
@@ -108,7 +108,7 @@ class Trainer:
                 elapsed = time.perf_counter() - seconds
                 line = self._line(done, terms, images * distributed.world_size() / elapsed)
                 self._log_bad()
-                self.folder.log(line)
+                self.folder.log({**line, **affinity_histogram(terms.affinity)})
                 seconds, images = time.perf_counter(), 0
                 # All processes have to leave after the same step: they agree where they talk anyway.
                 asked = max(distributed.gather_objects(stop.number))

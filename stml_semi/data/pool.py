@@ -101,7 +101,11 @@ class UnlabeledPool:
             found = neighbors(candidates, refresh)
             drawn, compared = (part.cpu().numpy() for part in (found.neighbors, found.compared))
             self.table = PoolTable(refresh, found.rows, drawn, compared, found.sigma)
-        return UnlabeledPlan(self.table.rows, self.table.neighbors, self.queries_per_batch, self.num_neighbors)
+        return self.plan_of(self.table)
+
+    def plan_of(self, table: PoolTable) -> UnlabeledPlan:
+        """The plan that is in force while a table is."""
+        return UnlabeledPlan(table.rows, table.neighbors, self.queries_per_batch, self.num_neighbors)
 
     def relations(self, image_index: Tensor, *, num_views: int) -> Relations:
         """What the pool knows of the images of a batch.

@@ -1,0 +1,104 @@
+"""The last unlabeled batch as the teacher saw it: a matrix of affinities beside its pictures."""
+
+import base64
+import io
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stml_semi.config import TrainConfig
+from stml_semi.data.tables import ImageTable
+from stml_semi.losses.relations import contextual_affinity, pooled_affinity
+from stml_semi.report.pictures import Pictures
+from stml_semi.report.teacher import LastPool
+
+_SHOWN = 30
+COLORS = "cividis"
+
+
+class Relations(NamedTuple):
+    """A part of a batch: some queries, each followed by its company."""
+
+    step: int
+    pictures: list[int | None]
+    """(N,) of the page."""
+    names: list[str]
+    """(N,)"""
+    group: int
+    """Pictures that were drawn together: a query and its company."""
+    uri: str
+    """The matrix as a picture of N x N pixels."""
+    scale: str
+    """Colors from 0 to 1, as a picture of one row."""
+    percent: list[list[int]]
+    """(N, N) affinities in percent."""
+    together: float
+    """Mean affinity of two pictures that were drawn together, 0..1."""
+    apart: float
+    """Mean affinity of two others."""
+
+
+def view_relations(config: TrainConfig, last: LastPool, table: ImageTable, pictures: Pictures) -> Relations | None:
+    """The affinities within the last batch that the checkpoint's run trained on; None if that had no unlabeled part.
+
+    Training looked at augmented views; here every picture is seen once, in its evaluation view.
+
+    Args:
+        config: of the run.
+        last: pool and teacher.
+        table: unlabeled pictures.
+        pictures: gets what is shown.
+    """
+    step = last.step - 1
+    if last.pool.table is None or not last.pool.is_valid(step):
+        return None
+    rows = last.pool.plan_of(last.pool.table).batch(config.seed, step)
+    seen = last.look(table, np.unique(rows))
+    # A batch in which pictures were replaced, because they cannot be read, is shown without them.
+    rows = rows[np.isin(rows, seen.rows)]
+    affinity = _affinity(config, last, rows, seen.vectors[torch.from_numpy(np.searchsorted(seen.rows, rows))])
+    group = config.num_neighbors
+    number = max(_SHOWN // group, 1) * group
+    together, apart = _means(affinity, rows, group) if len(rows) % group == 0 else (float("nan"),) * 2
+    part = affinity[:number, :number].numpy()
+    return Relations(
+        last.step,
+        [pictures.add(table, int(row)) for row in rows[:number]],
+        [table.describe(int(row)) for row in rows[:number]],
+        group,
+        _png(part),
+        _png(np.linspace(0, 1, 128)[None]),
+        np.rint(100 * part).astype(int).tolist(),
+        together,
+        apart,
+    )
+
+
+def _affinity(config: TrainConfig, last: LastPool, rows: NDArray[np.int64], vectors: Tensor) -> Tensor:
+    """(N, N), as `Objective` has it, for one view of each picture."""
+    index = torch.from_numpy(rows)
+    known = last.pool.relations(index, num_views=1)
+    if known.overlap is not None:
+        return pooled_affinity(vectors, known.overlap, sigma=known.sigma)
+    topk = min(config.num_neighbors, len(rows))
+    return contextual_affinity(vectors, index, sigma=known.sigma, topk=topk).affinity
+
+
+def _means(affinity: Tensor, rows: NDArray[np.int64], group: int) -> tuple[float, float]:
+    """Within and between groups; a picture and itself, drawn again, are no pair."""
+    groups = torch.arange(len(rows)) // group
+    same = groups[:, None] == groups
+    pair = torch.from_numpy(rows[:, None] != rows)
+    return float(affinity[same & pair].mean()), float(affinity[~same & pair].mean())
+
+
+def _png(values: NDArray[np.floating]) -> str:
+    """Values in 0..1 as a picture of one pixel each."""
+    from matplotlib.image import imsave
+
+    file = io.BytesIO()
+    imsave(file, values, vmin=0, vmax=1, cmap=COLORS, format="png", metadata={"Software": None})
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
