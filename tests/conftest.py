@@ -112,7 +112,7 @@ def write_pictures(folder: Path, count: int, *, seed: int = 0, side: int = 24) -
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """A real run on two folders of pictures beside it, `labeled` and `loose`; one picture cannot be read, one is there twice."""
+    """A real run on two folders beside it, `labeled` and `loose`: one picture cannot be read, one is there twice."""
     folder = tmp_path_factory.mktemp("report")
     for name in "abcdefgh":
         write_pictures(folder / "labeled" / name, 6, seed=ord(name))

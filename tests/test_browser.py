@@ -8,6 +8,8 @@ from chromium import SCHEMES, WIDTHS, Tab, browser
 from stml_semi.browse.finder import Finder
 from stml_semi.browse.server import serve
 from stml_semi.embed import embed_source
+from stml_semi.search import search
+from stml_semi.search_page import write_page
 
 pytestmark = pytest.mark.slow
 
@@ -143,6 +145,20 @@ def test_the_browse_page_finds_and_explains_by_keyboard(chromium, site, tmp_path
     page.set_input_files("#file", tmp_path / "large.png")
     page.wait_for_function("document.querySelector('[role=status]').textContent.includes('at most 20 are taken')")
     assert not page.locator(".answers").is_visible()
+
+
+def test_the_page_of_a_search_reads_well(chromium, finished_run, tmp_path):
+    pictures = finished_run.parent / "labeled"
+    index = tmp_path / "index"
+    embed_source(str(finished_run), str(pictures), str(index), num_workers=0)
+    query = str(pictures / "a" / "0.png")
+    write_page(str(tmp_path / "page.html"), str(index), search(str(index), [query], rows=[9], k=8), [query])
+    for scheme, width in zip(SCHEMES, WIDTHS, strict=True):
+        tab = Tab(chromium, (tmp_path / "page.html").as_uri(), scheme=scheme, width=width)
+        tab.check()
+        assert tab.page.locator(".answers li").count() == 16
+        assert tab.page.locator("h2").all_inner_texts()[0] == f"Query: {query}"
+        tab.page.close()
 
 
 def test_a_dropped_picture_is_searched_for(chromium, site):

@@ -131,6 +131,7 @@ def test_what_the_pool_was_used_for(finished_run):
     assert percent.shape == (20, 20)
     assert (percent == percent.T).all()
     assert (np.diag(percent) == 100).all()
+    assert relations.apart is not None
     assert 0 <= relations.apart <= 1
     own = [[name == other for other in relations.names] for name in relations.names]
     assert (percent[np.array(own)] == 100).all()  # A picture drawn twice is itself.

@@ -218,10 +218,8 @@ def _duration(seconds: float) -> str:
 
 def _energy(sittings: Sequence[dict[str, Any]]) -> str:
     """Of all sittings together; what a sitting that was killed used is not known, so neither is the sum."""
-    joules = [sitting.get("gpu_joules") for sitting in sittings]
-    if not joules or None in joules:
-        return ""
-    return f"{sum(joules) / 3.6e6:.3g} kWh"
+    known = [sitting["gpu_joules"] for sitting in sittings if sitting.get("gpu_joules") is not None]
+    return f"{sum(known) / 3.6e6:.3g} kWh" if known and len(known) == len(sittings) else ""
 
 
 def _settings(configs: Sequence[TrainConfig]) -> list[Setting]:

@@ -35,9 +35,9 @@ class Relations(NamedTuple):
     """Colors from 0 to 1, as a picture of one row."""
     percent: list[list[int]]
     """(N, N) affinities in percent."""
-    together: float
-    """Mean affinity of two pictures that were drawn together, 0..1."""
-    apart: float
+    together: float | None
+    """Mean affinity of two pictures that were drawn together, 0..1; None without such pairs."""
+    apart: float | None
     """Mean affinity of two others."""
 
 
@@ -56,24 +56,25 @@ def view_relations(config: TrainConfig, last: LastPool, table: ImageTable, pictu
     if last.pool.table is None or not last.pool.is_valid(step):
         return None
     rows = last.pool.plan_of(last.pool.table).batch(config.seed, step)
+    groups = np.arange(len(rows)) // config.num_neighbors
     seen = last.look(table, np.unique(rows))
     # A batch in which pictures were replaced, because they cannot be read, is shown without them.
-    rows = rows[np.isin(rows, seen.rows)]
+    readable = np.isin(rows, seen.rows)
+    rows, groups = rows[readable], groups[readable]
     affinity = _affinity(config, last, rows, seen.vectors[torch.from_numpy(np.searchsorted(seen.rows, rows))])
-    group = config.num_neighbors
-    number = max(_SHOWN // group, 1) * group
-    together, apart = _means(affinity, rows, group) if len(rows) % group == 0 else (float("nan"),) * 2
+    same, pair = groups[:, None] == groups, rows[:, None] != rows
+    number = max(_SHOWN // config.num_neighbors, 1) * config.num_neighbors
     part = affinity[:number, :number].numpy()
     return Relations(
         last.step,
         [pictures.add(table, int(row)) for row in rows[:number]],
         [table.describe(int(row)) for row in rows[:number]],
-        group,
+        config.num_neighbors,
         _png(part),
         _png(np.linspace(0, 1, 128)[None]),
         np.rint(100 * part).astype(int).tolist(),
-        together,
-        apart,
+        _mean(affinity, same & pair),
+        _mean(affinity, ~same & pair),
     )
 
 
@@ -87,12 +88,8 @@ def _affinity(config: TrainConfig, last: LastPool, rows: NDArray[np.int64], vect
     return contextual_affinity(vectors, index, sigma=known.sigma, topk=topk).affinity
 
 
-def _means(affinity: Tensor, rows: NDArray[np.int64], group: int) -> tuple[float, float]:
-    """Within and between groups; a picture and itself, drawn again, are no pair."""
-    groups = torch.arange(len(rows)) // group
-    same = groups[:, None] == groups
-    pair = torch.from_numpy(rows[:, None] != rows)
-    return float(affinity[same & pair].mean()), float(affinity[~same & pair].mean())
+def _mean(affinity: Tensor, pairs: NDArray[np.bool_]) -> float | None:
+    return float(affinity[torch.from_numpy(pairs)].mean()) if pairs.any() else None
 
 
 def _png(values: NDArray[np.floating]) -> str:
@@ -100,5 +97,5 @@ def _png(values: NDArray[np.floating]) -> str:
     from matplotlib.image import imsave
 
     file = io.BytesIO()
-    imsave(file, values, vmin=0, vmax=1, cmap=COLORS, format="png", metadata={"Software": None})
+    imsave(file, values, vmin=0, vmax=1, cmap=COLORS, format="png")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
