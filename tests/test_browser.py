@@ -127,14 +127,14 @@ def test_the_browse_page_finds_and_explains_by_keyboard(chromium, site, tmp_path
 
     tab.focus(".answers button >> nth=2")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('[role=status]').textContent.includes('neighbors of row')")
+    status.filter(has_text="neighbors of row").wait_for()
     assert page.evaluate("document.activeElement.id") == "answers"
     tab.check()
 
     tab.focus("input[type=number]")
     page.keyboard.type("7")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('[role=status]').textContent.endsWith('neighbors of row 7')")
+    status.filter(has_text="neighbors of row 7").wait_for()
     assert tab.said == []
 
     (tmp_path / "notes.txt").write_text("no picture")
@@ -143,7 +143,7 @@ def test_the_browse_page_finds_and_explains_by_keyboard(chromium, site, tmp_path
     assert "notes.txt: not a picture" in status.inner_text()
     (tmp_path / "large.png").write_bytes(bytes(21 * 2**20))
     page.set_input_files("#file", tmp_path / "large.png")
-    page.wait_for_function("document.querySelector('[role=status]').textContent.includes('at most 20 are taken')")
+    status.filter(has_text="at most 20 are taken").wait_for()
     assert not page.locator(".answers").is_visible()
 
 

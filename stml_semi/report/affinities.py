@@ -52,10 +52,8 @@ def _draw(title: str, lines: Sequence[dict[str, Any]]) -> Chart:
         bar.solids.set_rasterized(True)
         svg = page_svg(figure)
     high = shares[:, bins // 2 :].sum(1)
-    text = (
-        f"{title}: pairs with an affinity of at least 0.5 are {high[0]:.1%} at step {steps[0]:.0f} and {high[-1]:.1%} "
-    )
-    return Chart(title, svg, f"{text}at step {steps[-1]:.0f}.")
+    ends = f"{high[0]:.1%} at step {steps[0]:.0f}, {high[-1]:.1%} at step {steps[-1]:.0f}"
+    return Chart(title, svg, f"{title}: pairs with an affinity of at least 0.5 are {ends}.")
 
 
 def _shares(lines: Sequence[dict[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
