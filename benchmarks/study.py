@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,12 +36,17 @@ PUBLISHED = "--relations batch --sigma 3"
 ARMS: dict[str, str] = {
     "sup": "sup --labeled kanji --max-steps 1000",
     "sup, 500 steps": "sup --labeled kanji --max-steps 500",
+    "sup, 1,500 steps": "sup --labeled kanji --max-steps 1500",
     "null control: labeled pictures, labels hidden": "semi --labeled kanji --unlabeled kanji:train --max-steps 1000",
-    "semi as published: weight 1": f"{SEMI} {PUBLISHED} --balance fixed --unlabeled-weight 1 --max-steps 1000",
+    # So weak an unlabeled term leaves the labels alone with the network: their learning rate suits it.
+    "semi as published: weight 1": f"{SEMI} {PUBLISHED} --balance fixed --learning-rate 1e-4 --max-steps 1000",
     "semi, balanced": f"{SEMI} {PUBLISHED} --max-steps 1000",
     "semi, balanced, sigma calibrated": f"{SEMI} --relations batch --max-steps 1000",
     "semi": f"{SEMI} --max-steps 1000",
-    "oracle: all 500 classes labeled (not converged)": "",  # Set by --oracle.
+    "semi, 1,500 steps": f"{SEMI} --max-steps 1500",
+    "semi, labeled pictures in the pool too": f"{SEMI},kanji:train --max-steps 1000",
+    "oracle: all 500 classes labeled": "sup --labeled {oracle} --labeled-batch-size 120 --learning-rate 3e-4 "
+    "--max-steps 3000",
     "unsup": "unsup --unlabeled kanji-more --max-steps 300",
     "random weights: sup": "sup --labeled kanji --backbone {random} --learning-rate 1e-3 --max-steps 500",
     "random weights: semi": f"{SEMI} --backbone {{random}} --max-steps 500",
@@ -48,7 +54,12 @@ ARMS: dict[str, str] = {
     "labels on printed typefaces only: semi": "semi --labeled {printed} --unlabeled kanji-more --eval {handwritten} "
     "--max-steps 500",
     "half of the pool is foreign: semi": f"{SEMI},{{foreign}} --max-steps 500",
+    "half of the pool is foreign: semi, relevance 0.5": f"{SEMI},{{foreign}} --relevance 0.5 --max-steps 500",
 }
+for _count in (2, 5, 10):
+    _few = f"--labeled {{few{_count}}} --labeled-batch-size {4 * _count} --max-steps 500"
+    ARMS[f"{_count} labeled classes: sup"] = f"sup {_few} --learning-rate 1e-4"
+    ARMS[f"{_count} labeled classes: semi"] = f"semi {_few} --unlabeled kanji-more --learning-rate 1e-3"
 
 
 class Score(NamedTuple):
@@ -82,8 +93,8 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> Run:
     folder = folder_of(arm, seed, options)
     done = folder / "done.json"
     if not done.exists():
-        command = ARMS[arm] if not arm.startswith("oracle") else f"sup --labeled {options.oracle} --max-steps 1000"
-        arguments = command.format(**{key: make(Path(options.output)) for key, make in MADE.items() if key in command})
+        made = {key: make(Path(options.output)) for key, make in MADE.items() if f"{{{key}}}" in ARMS[arm]}
+        arguments = ARMS[arm].format(oracle=options.oracle, **made)
         if "--eval" not in arguments:
             arguments += f" --eval {options.eval}"
         if "--backbone" not in arguments:
@@ -140,6 +151,18 @@ def _by_typeface(target: Path, source: str, *, handwritten: bool) -> Path:
     return target
 
 
+def few(folder: Path, count: int) -> Path:
+    """The labeled pictures of the first classes."""
+    from datasets import Dataset
+
+    target = folder / f"few-{count}.parquet"
+    if not target.exists():
+        table = Dataset.from_parquet(str(EMBEDDED / "kanji_train.parquet"))
+        kept = sorted(set(table["label"]))[:count]
+        table.select([i for i, label in enumerate(table["label"]) if label in kept]).to_parquet(target)
+    return target
+
+
 def foreign(folder: Path) -> Path:
     """As many pictures as kanji-more has, of other things: digits, pieces of photographs, noise."""
     from datasets import Dataset, Features, Image
@@ -170,6 +193,7 @@ def foreign(folder: Path) -> Path:
 
 
 MADE = {"random": random_backbone, "printed": printed, "handwritten": handwritten, "foreign": foreign}
+MADE |= {f"few{count}": partial(few, count=count) for count in (2, 5, 10)}
 
 
 def table(runs: dict[str, list[Run]]) -> str:

@@ -28,7 +28,8 @@ def find_neighborhoods(config: TrainConfig, rows: Rows, embeddings: Tensor, refr
     share = distributed.share(total, rank=distributed.rank(), world_size=distributed.world_size())
     sigma = calibrated_sigma(embeddings, seed=refresh) if config.sigma == "auto" else config.sigma
     pooled = config.relations == "pool"
-    k = min(config.pool_neighbors if pooled else config.num_neighbors, total) - 1
+    wanted = max(config.pool_neighbors, config.num_neighbors) if pooled else config.num_neighbors
+    k = min(wanted, total) - 1
     nearest = every.new_empty(total, 0)
     if k:
         found = nearest_neighbors(embeddings, k, queries=embeddings[share], exclude=every[share])

@@ -100,9 +100,8 @@ def run(config: TrainConfig) -> Result:
         trainer = Trainer(config, accelerator, embedder, backbone.processor, tables, views, folder, progress)
         start = _together(trainer.restore) if config.resume else 0
         kept = tables.evaluation.classes if config.test_classes and tables.evaluation else ()
-        _together(
-            lambda: folder.prepare(config, kept)
-        )  # Nothing is written or deleted before all input was found good.
+        # Nothing is written or deleted before all input was found good.
+        _together(lambda: folder.prepare(config, kept))
         for text in terms_of_use(config):
             progress.note(text)
         if config.batchnorm == "batch":

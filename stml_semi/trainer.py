@@ -147,7 +147,7 @@ class Trainer:
                 self._gather_views(student.g[num_labeled:]),
                 self._gather_views(target.g),
                 index.repeat(self.config.num_views),
-                *self.pool.relations(index, num_views=self.config.num_views),
+                *self.pool.relations(step, index, num_views=self.config.num_views),
             )
         terms = self.objective(labeled, unlabeled)
         if unlabeled is None:

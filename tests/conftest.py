@@ -58,7 +58,10 @@ def _save_backbone(kind: str, folder: Path) -> None:
     elif kind == "vit":
         model = tr.ViTModel(tr.ViTConfig(**vit))  # With a pooler, as on the hub.
     elif kind == "vit_dropout":
-        model = tr.ViTModel(tr.ViTConfig(**vit, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1))
+        # Of large weights, as if trained: else all pictures look alike to it, and rounding decides who is near whom.
+        model = tr.ViTModel(
+            tr.ViTConfig(**vit, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, initializer_range=0.4)
+        )
     elif kind == "deit":
         model = tr.DeiTModel(tr.DeiTConfig(**vit))
     elif kind == "dinov2":

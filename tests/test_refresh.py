@@ -30,6 +30,13 @@ def test_neighborhoods_of_a_pool(relations):
         assert torch.equal(found.neighbors, rerank(found.compared, expand=5)[:, :5])
 
 
+def test_companions_are_enough_for_a_batch_whatever_is_compared():
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    config = TrainConfig(unlabeled="x", unlabeled_batch_size=40, num_neighbors=10, pool_neighbors=4)
+    found = find_neighborhoods(config, np.arange(60), x, 0)
+    assert found.neighbors.shape == (60, 9)
+
+
 def test_a_tiny_pool_has_as_many_neighbors_as_there_are():
     x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     found = find_neighborhoods(TrainConfig(unlabeled="x", unlabeled_batch_size=5), np.arange(6), x, 0)

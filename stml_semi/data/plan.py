@@ -38,7 +38,7 @@ class UnlabeledPlan(NamedTuple):
     rows: Rows
     """(P,) rows of the unlabeled table that are live."""
     neighbors: NDArray[np.int64]
-    """(P, at least num_neighbors - 1) positions in the pool of each image's neighbors, nearest first."""
+    """(P, at least num_neighbors - 1) positions in the pool of each image's neighbors, in any order."""
     queries_per_batch: int
     num_neighbors: int
     """How many images a query brings along, itself included: drawn from `neighbors` if there are more of them."""
@@ -48,8 +48,10 @@ class UnlabeledPlan(NamedTuple):
         queries = _turn(seed, _QUERIES, len(self.rows), self.queries_per_batch, step)
         near = self.neighbors[queries]
         if near.shape[1] >= self.num_neighbors:
-            rng = np.random.default_rng([seed, _NEIGHBORS, step])
-            drawn = np.sort(rng.random(near.shape).argsort(1)[:, : self.num_neighbors - 1], axis=1)
+            # A neighbor's luck depends on who it is, not on its place in the list: where rounding lets two neighbors
+            # change places, the same ones are drawn.
+            salt = np.random.default_rng([seed, _NEIGHBORS, step]).integers(2**63, size=(len(queries), 1))
+            drawn = _mix(near ^ salt).argsort(1)[:, : self.num_neighbors - 1]
             near = np.take_along_axis(near, drawn, axis=1)
         return self.rows[np.concatenate([queries[:, None], near], axis=1).ravel()]
 
@@ -73,6 +75,14 @@ def _turn(seed: int, stream: int, total: int, size: int, number: int) -> Rows:
     round_number, turn = divmod(number, per_round)
     order = np.random.default_rng([seed, stream, round_number]).permutation(total)
     return order[(turn * size + np.arange(size)) % total]
+
+
+def _mix(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Numbers that look random: the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    mixed = numbers.astype(np.uint64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _draw(rng: np.random.Generator, rows: Rows, count: int) -> Rows:

@@ -17,7 +17,7 @@ class Neighborhoods(NamedTuple):
     rows: Rows
     """(P,) those that could be read."""
     neighbors: Tensor
-    """(P, k) positions among them, of which a query's companions are drawn, likest first."""
+    """(P, k) positions among them, of which a query's companions are drawn."""
     compared: Tensor
     """(P, K) positions among them: what relations compare, each image itself first; (P, 0) if they compare a batch."""
     sigma: float
@@ -107,23 +107,26 @@ class UnlabeledPool:
         """The plan that is in force while a table is."""
         return UnlabeledPlan(table.rows, table.neighbors, self.queries_per_batch, self.num_neighbors)
 
-    def relations(self, image_index: Tensor, *, num_views: int) -> Relations:
+    def relations(self, step: int, image_index: Tensor, *, num_views: int) -> Relations:
         """What the pool knows of the images of a batch.
 
-        An image that took the place of one that could not be read is not in the pool: it is like itself alone.
+        An image that took the place of one that could not be read is like itself alone. Which images those are only
+        the device knows, which nobody waits for here: the overlap is that of the images that were planned.
 
         Args:
-            image_index: (U,) rows of the unlabeled table.
+            step: whose batch it is.
+            image_index: (U,) rows of the unlabeled table, as they were read.
             num_views: how often each image is in the batch, view after view.
         """
         assert self.table is not None
         if not self.table.compared.shape[1]:
             return Relations(self.table.sigma, None)
-        index = image_index.cpu()
-        positions = np.searchsorted(self.table.rows, index.numpy()).clip(max=len(self.table.rows) - 1)
-        known = torch.from_numpy(self.table.rows[positions]) == index
+        device = image_index.device
+        planned = self.plan_of(self.table).batch(self.seed, step)
+        positions = torch.from_numpy(np.searchsorted(self.table.rows, planned))
         lists = torch.from_numpy(self.table.compared)
-        overlap = neighborhood_overlap(lists, torch.from_numpy(positions), expand=self.num_neighbors)
-        same = index[:, None] == index
-        overlap = torch.where(known[:, None] & known, overlap, same.float())
-        return Relations(self.table.sigma, overlap.repeat(num_views, num_views).to(image_index.device))
+        overlap = neighborhood_overlap(lists, positions, expand=self.num_neighbors).to(device, non_blocking=True)
+        as_planned = torch.from_numpy(planned).to(device, non_blocking=True) == image_index
+        same = image_index[:, None] == image_index
+        overlap = torch.where(as_planned[:, None] & as_planned, overlap, same.float())
+        return Relations(self.table.sigma, overlap.repeat(num_views, num_views))

@@ -41,11 +41,10 @@ def rerank(neighborhoods: Tensor, *, expand: int, rows: Tensor | None = None) ->
     """
     total = len(neighborhoods)
     device = neighborhoods.device
-    rows = torch.arange(total, device=device) if rows is None else rows
+    every = torch.arange(total, device=device)
+    rows = every if rows is None else rows
     chunk = max(2**24 // total, 1)
-    lengths = torch.cat(
-        [_counts(neighborhoods, part, expand).norm(dim=1) for part in _range(total, device).split(chunk)]
-    )
+    lengths = torch.cat([_counts(neighborhoods, part, expand).norm(dim=1) for part in every.split(chunk)])
     parts = []
     for part in rows.split(chunk):
         counts = _counts(neighborhoods, part, expand)
@@ -54,10 +53,6 @@ def rerank(neighborhoods: Tensor, *, expand: int, rows: Tensor | None = None) ->
         alike = counts.gather(1, asked).view(*others.shape, -1).sum(2) / lengths[others]
         parts.append(others.gather(1, alike.argsort(dim=1, descending=True, stable=True)))
     return torch.cat(parts) if parts else neighborhoods.new_empty(0, neighborhoods.shape[1] - 1)
-
-
-def _range(total: int, device: torch.device) -> Tensor:
-    return torch.arange(total, device=device)
 
 
 def _members(neighborhoods: Tensor, positions: Tensor, expand: int) -> Tensor:

@@ -55,13 +55,18 @@ def view_relations(config: TrainConfig, last: LastPool, table: ImageTable, pictu
     step = last.step - 1
     if last.pool.table is None or not last.pool.is_valid(step):
         return None
-    rows = last.pool.plan_of(last.pool.table).batch(config.seed, step)
-    groups = np.arange(len(rows)) // config.num_neighbors
-    seen = last.look(table, np.unique(rows))
-    # A batch in which pictures were replaced, because they cannot be read, is shown without them.
-    readable = np.isin(rows, seen.rows)
-    rows, groups = rows[readable], groups[readable]
-    affinity = _affinity(config, last, rows, seen.vectors[torch.from_numpy(np.searchsorted(seen.rows, rows))])
+    planned = last.pool.plan_of(last.pool.table).batch(config.seed, step)
+    known = last.pool.relations(step, torch.from_numpy(planned), num_views=1)
+    seen = last.look(table, np.unique(planned))
+    # A picture that cannot be read (any more) is left out.
+    kept = np.flatnonzero(np.isin(planned, seen.rows))
+    rows, groups = planned[kept], kept // config.num_neighbors
+    vectors = seen.vectors[torch.from_numpy(np.searchsorted(seen.rows, rows))]
+    if known.overlap is None:
+        topk = min(config.num_neighbors, len(rows))
+        affinity = contextual_affinity(vectors, torch.from_numpy(rows), sigma=known.sigma, topk=topk).affinity
+    else:
+        affinity = pooled_affinity(vectors, known.overlap[kept][:, kept], sigma=known.sigma)
     same, pair = groups[:, None] == groups, rows[:, None] != rows
     number = max(_SHOWN // config.num_neighbors, 1) * config.num_neighbors
     part = affinity[:number, :number].numpy()
@@ -76,16 +81,6 @@ def view_relations(config: TrainConfig, last: LastPool, table: ImageTable, pictu
         _mean(affinity, same & pair),
         _mean(affinity, ~same & pair),
     )
-
-
-def _affinity(config: TrainConfig, last: LastPool, rows: NDArray[np.int64], vectors: Tensor) -> Tensor:
-    """(N, N), as `Objective` has it, for one view of each picture."""
-    index = torch.from_numpy(rows)
-    known = last.pool.relations(index, num_views=1)
-    if known.overlap is not None:
-        return pooled_affinity(vectors, known.overlap, sigma=known.sigma)
-    topk = min(config.num_neighbors, len(rows))
-    return contextual_affinity(vectors, index, sigma=known.sigma, topk=topk).affinity
 
 
 def _mean(affinity: Tensor, pairs: NDArray[np.bool_]) -> float | None:

@@ -1,0 +1,44 @@
+"""What only a look into the trainer shows, in runs of two steps within this process."""
+
+import pytest
+from conftest import write_pictures
+
+from stml_semi import trainer
+from stml_semi.errors import RunFailed
+from stml_semi.models.embedder import Embedder
+from stml_semi.resolve import resolve
+from stml_semi.run import run
+
+
+@pytest.fixture
+def two_steps(make_backbone, tmp_path):
+    for name in "abcd":
+        write_pictures(tmp_path / "labeled" / name, 2, seed=ord(name))
+    settings = {"labeled": str(tmp_path / "labeled"), "backbone": str(make_backbone("resnet")), "num_workers": 0}
+    settings |= {"labeled_batch_size": 8, "images_per_class": 2, "embedding_dim": 16, "max_steps": 2, "log_every": 1}
+
+    def start(**values):
+        return run(resolve("sup", settings | {"output_dir": str(tmp_path / "run")} | values))
+
+    return start
+
+
+def test_a_collapse_is_told_once(two_steps, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "is_collapsed", lambda line: True)
+    two_steps()
+    assert capsys.readouterr().err.count("the embeddings have collapsed at step 1") == 1
+
+
+def test_a_collapse_ends_the_run_if_asked(two_steps, monkeypatch):
+    monkeypatch.setattr(trainer, "is_collapsed", lambda line: line["effective_rank"] > 0)
+    with pytest.raises(RunFailed, match="collapsed at step 1 .effective rank .* lower --learning-rate"):
+        two_steps(stop_on_collapse=True)
+
+
+def test_student_and_teacher_are_compiled_where_asked(two_steps, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(Embedder, "compile_steps", lambda self: compiled.append(self.training))
+    two_steps()
+    assert compiled == []
+    two_steps(compile=True, overwrite=True)
+    assert len(compiled) == 2
