@@ -1,5 +1,6 @@
 """The batches of a run, one process's share at a time: plans, pool and workers put together."""
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,6 +44,8 @@ class BatchStream:
         self.unlabeled_share = distributed.share(config.unlabeled_batch_size, rank=rank, world_size=world)
         workers = config.num_workers
         self.num_workers = default_num_workers(distributed.local_world_size()) if workers is None else workers
+        self.waited = 0.0
+        """Seconds that training has waited for pictures so far."""
         self.labeled: tuple[ImageTable, LabeledPlan] | None = None
         self.unlabeled = unlabeled
         self.pool: UnlabeledPool | None = None
@@ -84,8 +87,18 @@ class BatchStream:
                 unlabeled_share=self.unlabeled_share,
             )
             workers, pin = self.num_workers, self.pin_memory
-            yield from step_batches(steps, range(step, stop), num_workers=workers, pin_memory=pin)
+            yield from self._timed(step_batches(steps, range(step, stop), num_workers=workers, pin_memory=pin))
             step = stop
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; what they made the loop wait is added up."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
     def positions(self, batch: Batch) -> Tensor:
         """Places of a batch's rows in the global batch, (B,): labeled images first, then views image by image."""

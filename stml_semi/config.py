@@ -28,6 +28,7 @@ Precision = Literal["no", "bf16", "fp16"]
 Relations = Literal["pool", "batch"]
 OnBadImage = Literal["replace", "error"]
 BatchNorm = Literal["frozen", "batch"]
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -176,6 +177,9 @@ class TrainConfig(BaseModel):
     """Steps between lines in metrics.jsonl."""
     resume: Run[bool] = False
     """Go on from the newest checkpoint in --output-dir, with the configuration found there; flags override it."""
+    report_to: Run[str | None] = None
+    """Trackers that get the values of metrics.jsonl as they are written, joined by commas: tensorboard, wandb, trackio,
+    mlflow. Default: none."""
     stop_on_collapse: Run[bool] = False
     """End the run when its embeddings collapse to a point or a line; without this the run only says so."""
     dry_run: Run[bool] = False
@@ -200,6 +204,12 @@ class TrainConfig(BaseModel):
         if self.label_warmup_steps is None:
             return round(0.3 * self.max_steps)
         return self.label_warmup_steps
+
+    @property
+    def trackers(self) -> list[str]:
+        """Names of the trackers of --report-to, each once."""
+        names = [name.strip() for name in (self.report_to or "none").split(",")]
+        return [] if names == ["none"] else list(dict.fromkeys(names))
 
     @property
     def classes_per_batch(self) -> int:
@@ -262,6 +272,9 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "--test-classes divides the classes of --labeled: leave it out of `unsup`, and name --eval"
             )
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise ValueError(f"--report-to {self.report_to}: choose among {', '.join(TRACKERS)}, or none")
         if self.resume and self.overwrite:
             raise ValueError("--resume keeps the run folder and --overwrite deletes it: choose one")
         if self.backbone_weights and self.backbone not in ("auto", "resnet50"):

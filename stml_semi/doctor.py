@@ -19,10 +19,11 @@ from stml_semi.data.tables import ImageTable
 from stml_semi.data.views import augment, view_rng, view_size
 from stml_semi.dry_run import describe_run, estimate_memory
 from stml_semi.honesty import claim
-from stml_semi.machine import cores, hardware, memory_bytes, versions
+from stml_semi.machine import cores, cpu_has_bf16, hardware, memory_bytes, versions
 from stml_semi.models.backbone import open_backbone
 from stml_semi.models.build import build_embedder
 from stml_semi.models.embedder import Embedder
+from stml_semi.push import check_login
 from stml_semi.resolve import resolve
 from stml_semi.run import open_tables
 from stml_semi.survey import Tables
@@ -81,20 +82,34 @@ def _machine() -> Iterator[Finding]:
     yield Finding("ok", "versions", ", ".join(f"{name} {version}" for name, version in found.items()))
     yield Finding("ok", "hardware", ", ".join(f"{name}: {text}" for name, text in hardware().items()))
     if not torch.cuda.is_available():
-        yield Finding("advice", "precision", "no GPU: small backbones train here, large ones take days")
+        bf16 = "; the processor computes bf16: add --mixed-precision bf16" if cpu_has_bf16() else ""
+        yield Finding("advice", "precision", f"no GPU: small backbones train here, large ones take days{bf16}")
     elif torch.cuda.is_bf16_supported(including_emulation=False):
         yield Finding("ok", "precision", "the GPU computes bf16: add --mixed-precision bf16")
     else:
         yield Finding("advice", "precision", "the GPU has no bf16: use --mixed-precision fp16, or no")
     if cores() == 1:
         yield Finding("advice", "cores", "one core decodes pictures and trains: expect it to be slow")
+    try:
+        check_login("hub")
+    except ValueError as error:
+        reason = str(error).removeprefix("hub: ")
+        yield Finding("ok", "hub", f"public models can be downloaded; for private ones and uploads: {reason}")
+    else:
+        yield Finding("ok", "hub", "a token for the Hugging Face hub is here")
+
+
+def _existing(folder: str) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    place = Path(folder).expanduser().absolute()
+    while not place.exists():
+        place = place.parent
+    return place
 
 
 def _output(folder: str) -> Iterator[Finding]:
     """Whether a run folder could be written there."""
-    place = Path(folder).expanduser().absolute()
-    while not place.exists():
-        place = place.parent
+    place = _existing(folder)
     what = "--output-dir"
     if not place.is_dir():
         yield Finding("broken", what, f"{folder}: {place} is a file; choose a folder")
@@ -105,13 +120,19 @@ def _output(folder: str) -> Iterator[Finding]:
     except OSError as error:
         reason = error.strerror or str(error)
         yield Finding("broken", what, f"{folder}: {place} cannot be written ({reason}); choose another folder")
-        return
-    free = shutil.disk_usage(place).free
-    text = f"{folder} can be written; {free / 2**30:.1f} GiB are free"
-    if free < _FREE_BYTES:
-        yield Finding("broken", what, f"{text}, too little for checkpoints: make room, or choose another disk")
     else:
-        yield Finding("ok", what, text)
+        yield Finding("ok", what, f"{folder} can be written")
+    disk = shutil.disk_usage(place)
+    if disk.total:  # Of some places, such as /proc, there is no size.
+        yield _room(disk.free, _FREE_BYTES, "a small backbone's checkpoints")
+
+
+def _room(free: int, need: int, what: str) -> Finding:
+    text = f"{free / 2**30:.1f} GiB are free where runs are written, {what} take {need / 2**30:.1f}"
+    if free < need:
+        fix = "make room, choose another --output-dir, or lower --keep-checkpoints"
+        return Finding("broken", "disk", f"{text}: {fix}")
+    return Finding("ok", "disk", text)
 
 
 # ------------------------------------------------------------------ pictures
@@ -186,6 +207,10 @@ def _run(values: dict[str, Any]) -> Iterator[Finding]:
         claim=claim(tables),
     )
     yield Finding("ok", "--backbone", plan["model"])
+    trained = () if tables.labeled is None else tables.labeled.classes
+    unseen = tables.evaluation is not None and set(trained).isdisjoint(tables.evaluation.classes)
+    yield Finding("ok" if unseen else "advice", "evaluation", plan["evaluation"])
+    yield _disk(config, embedder)
     yield from _memory(config, embedder, size, plan["memory"])
     table = tables.unlabeled or tables.labeled
     assert table is not None
@@ -202,6 +227,15 @@ def _unlabeled_batch(config: TrainConfig, tables: Tables) -> Iterator[Finding]:
     if tables.unlabeled is not None:
         check_unlabeled(len(tables.unlabeled), config.queries_per_batch, config.num_neighbors)
     yield from ()
+
+
+def _disk(config: TrainConfig, embedder: Embedder) -> Finding:
+    """Checkpoints hold student, teacher and two moments; while one is written, the oldest is still there."""
+    place = _existing(str(config.output_dir))
+    trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in embedder.parameters())
+    need = 4 * ((config.keep_checkpoints + 1) * 2 * (total + trained) + total)
+    return _room(shutil.disk_usage(place).free, need, "checkpoints and model of this run")
 
 
 def _memory(config: TrainConfig, embedder: Embedder, size: tuple[int, int], text: str) -> Iterator[Finding]:

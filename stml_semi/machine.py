@@ -67,10 +67,18 @@ def describe_start(*, processes: int, first_step: int) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def cpu_has_bf16() -> bool:
+    """Whether the processor has instructions for bf16, where the system tells."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(_cpuinfo().split()))
+
+
+def _cpuinfo() -> str:
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        text = ""
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+        return ""
+
+
+def _processor() -> str:
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")]
     return next(iter(names), platform.processor() or platform.machine())

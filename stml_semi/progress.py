@@ -1,4 +1,4 @@
-"""What a run says while it works: a bar with loss terms and time left, or plain lines where there is no terminal."""
+"""What takes long says so on standard error: a bar with the time left, or plain lines where there is no terminal."""
 
 import sys
 import time
@@ -6,9 +6,85 @@ from typing import Any, Self
 
 from stml_semi.config import TrainConfig
 
+_LINES = 20
 
-class RunProgress:
-    """Progress on standard error. A bar on a terminal; elsewhere about twenty lines over the whole run."""
+
+class Counter:
+    """Progress over a known number of things: a bar on a terminal, elsewhere about twenty lines."""
+
+    def __init__(self, what: str, total: int, *, enabled: bool) -> None:
+        """
+        Args:
+            what: one word.
+            total: pictures, or steps.
+            enabled: only the main process talks.
+        """
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.what, self.total = what, total
+        self.text = ""
+        """What there is to say beside the count."""
+        self.done = self.said = 0
+        self.before = 0  # Of these nobody knows how long they took.
+        self.started: float | None = None
+        self.console = Console(
+            stderr=True, quiet=not enabled, highlight=False, soft_wrap=True, markup=False, emoji=False
+        )
+        self.bar = None
+        if enabled and sys.stderr.isatty():
+            said = TextColumn("{task.fields[text]}", markup=False)
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), said)
+            self.bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self.console)
+            self.task = self.bar.add_task(what, total=total, text="")
+
+    def __enter__(self) -> Self:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, description=self.what)
+            self.bar.stop()
+
+    def skip(self, count: int) -> None:
+        """Things that were done before; they say nothing about the speed."""
+        self.done += count
+        self.before += count
+        if self.bar is not None:
+            self.bar.reset(self.task, completed=self.done)
+
+    def advance(self, count: int, *, quiet: bool = False) -> None:
+        """Things are done; `quiet` if there is nothing worth a line."""
+        self.done = min(self.done + count, self.total)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, description=self.what, text=self.text)
+            return
+        now = time.monotonic()
+        if self.started is None:  # The first one pays for what is done only once.
+            self.started, self.before = now, self.done
+        part = _LINES * self.done // max(self.total, 1)
+        if part > self.said and not quiet:
+            self.said = part
+            text = f" {self.text}" if self.text else ""
+            if self.done > self.before or self.done == self.total:  # Else nobody knows the speed yet.
+                speed = (now - self.started) / max(self.done - self.before, 1)
+                text += f" left {speed * (self.total - self.done):.0f}s"
+            self.console.print(f"{self.what} {self.done}/{self.total}{text}")
+
+    def note(self, message: str) -> None:
+        """Something else takes time, or has to be said."""
+        if self.bar is None:
+            self.console.print(message)
+        elif message.startswith("warning: "):
+            self.bar.console.print(message)  # Stays above the bar.
+        else:
+            self.bar.update(self.task, description=message)
+
+
+class RunProgress(Counter):
+    """Progress of a run: its steps, loss terms, speed, waiting and memory."""
 
     def __init__(self, config: TrainConfig, tables: Any, *, processes: int, enabled: bool) -> None:
         """
@@ -18,122 +94,18 @@ class RunProgress:
             processes: how many train together, named there too.
             enabled: only the main process talks.
         """
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self.console = Console(
-            stderr=True, quiet=not enabled, highlight=False, soft_wrap=True, markup=False, emoji=False
-        )
-        self.bar = None
-        self.max_steps = config.max_steps
-        self.started, self.first = time.monotonic(), 0
-        self.every = max(config.max_steps // 20, 1)
-        self.terms = ""
-        if enabled:
-            sources = [f"{len(t)} {kind} images ({t.name})" for kind, t in _named(tables) if t is not None]
-            places = f"backbone {config.backbone}; run folder {config.output_dir}"
-            self.console.print(f"{', '.join(sources)}; {places}; {processes} process{'es' * (processes > 1)}")
-        if enabled and sys.stderr.isatty():
-            self.bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[terms]}", markup=False),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self.task = self.bar.add_task("train", total=config.max_steps, terms="")
-
-    def __enter__(self) -> Self:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, description="train")
-            self.bar.stop()
+        super().__init__("step", config.max_steps, enabled=enabled)
+        sources = [f"{len(t)} {kind} images ({t.name})" for kind, t in _named(tables) if t is not None]
+        places = f"backbone {config.backbone}; run folder {config.output_dir}"
+        self.console.print(f"{', '.join(sources)}; {places}; {processes} process{'es' * (processes > 1)}")
 
     def step(self, step: int, line: dict[str, float] | None) -> None:
         """A step is done; `line` is what metrics.jsonl got, if anything."""
+        if self.done < step - 1:
+            self.skip(step - 1 - self.done)
         if line is not None:
-            self.terms = _terms(line)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, description="train", terms=self.terms)
-            return
-        if not self.first:
-            self.started, self.first = time.monotonic(), step
-        elif line is not None and (step % self.every < 10 or step == self.max_steps):
-            left = (time.monotonic() - self.started) / (step - self.first) * (self.max_steps - step)
-            self.console.print(f"step {step}/{self.max_steps} {self.terms} left {left:.0f}s")
-
-    def note(self, message: str) -> None:
-        """Something other than a step takes time."""
-        if self.bar is not None:
-            self.bar.update(self.task, description=message)
-        else:
-            self.console.print(message)
-
-
-class Counter:
-    """Progress over a known number of pictures on standard error: a bar on a terminal, else about twenty lines."""
-
-    def __init__(self, what: str, total: int, *, enabled: bool) -> None:
-        """
-        Args:
-            what: one word.
-            total: pictures.
-            enabled: only the main process talks.
-        """
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.what, self.total, self.enabled = what, total, enabled
-        self.done = self.skipped = self.said = 0
-        self.started = time.monotonic()
-        console = Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
-        self.bar = None
-        if enabled and sys.stderr.isatty():
-            self.bar = Progress(*columns, TimeRemainingColumn(), console=console)
-            self.task = self.bar.add_task(what, total=total)
-
-    def __enter__(self) -> Self:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def skip(self, count: int) -> None:
-        """Pictures that were done before; they say nothing about the speed."""
-        self.skipped += count
-        if self.bar is not None:
-            self.bar.reset(self.task, total=self.total - self.skipped)
-            self.bar.update(self.task, completed=self.done, description=f"{self.what} ({self.skipped} there already)")
-
-    def advance(self, count: int) -> None:
-        """Pictures are done."""
-        self.done = min(self.done + count, self.total)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=self.done)
-            return
-        part = 20 * (self.done + self.skipped) // max(self.total, 1)
-        if self.enabled and part > self.said:
-            self.said = part
-            left = (time.monotonic() - self.started) / self.done * (self.total - self.skipped - self.done)
-            print(f"{self.what} {self.done + self.skipped}/{self.total} left {max(left, 0):.0f}s", file=sys.stderr)
+            self.text = _terms(line)
+        self.advance(1, quiet=line is None)
 
 
 def _named(tables: Any) -> list[tuple[str, Any]]:
@@ -144,5 +116,7 @@ def _terms(line: dict[str, float]) -> str:
     text = f"labeled {line['labeled_loss']:.3f}"
     if line["relaxed_contrastive"]:
         text += f" contrastive {line['relaxed_contrastive']:.3f} distillation {line['self_distillation']:.4f}"
-    bad = f", {line['bad_images']:.0f} bad images" if line["bad_images"] else ""
-    return f"{text} {line['images_per_second']:.0f} images/s{bad}"
+    text += f" {line['images_per_second']:.0f} images/s, data wait {line['data_wait']:.0%}"
+    if "gpu_memory_gib" in line:
+        text += f", GPU memory {line['gpu_memory_gib']:.1f} GiB"
+    return text + (f", {line['bad_images']:.0f} bad images" if line["bad_images"] else "")

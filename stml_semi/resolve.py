@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from stml_semi.config import TrainConfig, flag, read_recipe
 from stml_semi.data.benchmarks import BENCHMARKS, benchmark_of
+from stml_semi.trackers import check_installed
 
 Command = Literal["semi", "unsup", "sup"]
 
@@ -55,6 +56,7 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
     if values.get("augment", "auto") == "auto":
         values["augment"] = (benchmark and benchmark.augment) or "paper"
     config = TrainConfig.build(values)
+    check_installed(config.trackers)
     if config.labeled and config.unlabeled:
         # Written down, so that a run that is resumed for longer keeps its warm-up.
         config = config.model_copy(update={"label_warmup_steps": config.warmup_steps})

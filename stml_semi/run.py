@@ -32,6 +32,7 @@ from stml_semi.report.page import ReportedRun
 from stml_semi.report.run_end import write_or_explain
 from stml_semi.run_folder import RunFolder
 from stml_semi.survey import Tables
+from stml_semi.trackers import Trackers
 from stml_semi.trainer import Trainer
 
 
@@ -97,7 +98,8 @@ def run(config: TrainConfig) -> Result:
         accelerator.end_training()
         return Result(folder, [], claim(tables), plan)
     with RunProgress(config, tables, processes=world, enabled=main) as progress:
-        trainer = Trainer(config, accelerator, embedder, backbone.processor, tables, views, folder, progress)
+        trackers = Trackers(config, folder.path, progress.note, enabled=main)
+        trainer = Trainer(config, accelerator, embedder, backbone.processor, tables, views, folder, trackers, progress)
         start = _together(trainer.restore) if config.resume else 0
         kept = tables.evaluation.classes if config.test_classes and tables.evaluation else ()
         # Nothing is written or deleted before all input was found good.
@@ -110,7 +112,7 @@ def run(config: TrainConfig) -> Result:
                 "number of processes"
             )
         sitting = folder.sitting(describe_start(processes=world, first_step=start), gpu_joules)
-        with explained(trainer.stream.rows, config.micro_batch_size), sitting:
+        with explained(trainer.stream.rows, config.micro_batch_size), sitting, trackers.started(start):
             trainer.train(start)
             if accelerator.is_main_process:
                 progress.note(f"exporting the model to {folder.model}")
@@ -167,7 +169,7 @@ def _together(step: Callable[[], T]) -> T:
 
 # What may change when a run goes on: how long and how often, how much at once, where; not what is computed.
 _MAY_CHANGE = {"max_steps", "eval_every", "save_every", "keep_checkpoints", "log_every", "micro_batch_size"}
-_MAY_CHANGE |= {"num_workers", "gradient_checkpointing", "compile", "mixed_precision", "stop_on_collapse"}
+_MAY_CHANGE |= {"num_workers", "gradient_checkpointing", "compile", "mixed_precision", "stop_on_collapse", "report_to"}
 _MAY_CHANGE |= {"output_dir", "data_root", "resume", "overwrite", "dry_run"}
 _MAY_CHANGE |= {"push_to_hub", "hub_model_id", "hub_private", "license"}
 

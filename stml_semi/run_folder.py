@@ -17,6 +17,8 @@ _OWN = (
     "model",
     "non_finite",
     "report.html",
+    "tensorboard",
+    "wandb",
     "run.json",
     "test_classes.json",
     "bad_images.jsonl",

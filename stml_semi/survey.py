@@ -12,12 +12,17 @@ from stml_semi.data.plan import Rows
 from stml_semi.data.pool import Neighborhoods
 from stml_semi.data.tables import ImageTable
 from stml_semi.errors import RunFailed
-from stml_semi.evaluation import Encode, TableEncoder, score
+from stml_semi.evaluation import EmbeddedTable, Encode, TableEncoder, score
 from stml_semi.failures import check_bad
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.teacher import Teacher
 from stml_semi.refresh import find_neighborhoods, most_relevant
 from stml_semi.run_folder import RunFolder
+from stml_semi.sheet import draw, find
+from stml_semi.trackers import Trackers
+
+_SHOWN = 8
+"""Queries, and neighbors of each, in the pictures for trackers."""
 
 
 class Tables(NamedTuple):
@@ -54,9 +59,11 @@ class Survey:
         embedder: Embedder,
         teacher: Teacher,
         folder: RunFolder,
+        trackers: Trackers,
         progress: Progress,
     ) -> None:
         self.config, self.tables, self.embed, self.folder, self.progress = config, tables, embed, folder, progress
+        self.trackers = trackers
         self.embedder, self.teacher = embedder, teacher
         self.num_images = sum(len(table) for table in tables[:3] if table is not None)
 
@@ -81,7 +88,19 @@ class Survey:
         self.embedder.train(training)
         self.list_bad(embedded.bad)
         scores = score(table, embedded, self.tables.recall_at)
-        self.folder.log({"step": step, "data": table.name, "model": model, **scores})
+        line = {"step": step, "data": table.name, "model": model, **scores}
+        self.folder.log(line)
+        self.trackers.log(line)
+        if self.trackers.show_pictures and model != "teacher":
+            self._show(step, model, table, embedded)
+
+    def _show(self, step: int, model: str, table: ImageTable, embedded: EmbeddedTable) -> None:
+        """Some queries with what is nearest to them, the same ones at every evaluation."""
+        asks = embedded.readable if table.queries is None else embedded.readable & table.queries
+        queries = np.random.default_rng(self.config.seed).permutation(np.flatnonzero(asks))[:_SHOWN]
+        found = find(table, embedded.embeddings, queries, _SHOWN, usable=embedded.readable, title=model)
+        # One name for the backbone and what becomes of it: the slider over steps starts before training.
+        self.trackers.show("eval/neighbors", draw(table, queries, [found], cell=96), step)
 
     def neighbors(self, rows: Rows, refresh: int) -> Neighborhoods:
         """Neighborhoods within the pool by the teacher's g, among candidate rows of the unlabeled table."""

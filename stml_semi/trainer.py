@@ -22,6 +22,7 @@ from stml_semi.objective import LOGGED, Labeled, Objective, Terms, Unlabeled
 from stml_semi.optimization import learning_rate_factor, make_optimizer, set_learning_rate
 from stml_semi.run_folder import RunFolder
 from stml_semi.survey import Progress, Survey, Tables
+from stml_semi.trackers import Trackers
 
 
 class Trainer:
@@ -36,10 +37,11 @@ class Trainer:
         tables: Tables,
         views: ViewSettings,
         folder: RunFolder,
+        trackers: Trackers,
         progress: Progress,
     ) -> None:
         self.config, self.accelerator, self.folder, self.progress = config, accelerator, folder, progress
-        self.tables = tables
+        self.tables, self.trackers = tables, trackers
         self.device = accelerator.device
         self._bad: list[BadPicture] = []
         self.stream = BatchStream(
@@ -58,7 +60,7 @@ class Trainer:
         self.teacher = Teacher(self.embedder, momentum=config.momentum)
         workers = self.stream.num_workers
         embed = TableEncoder(accelerator, processor, batch_size=config.micro_batch_size or 256, num_workers=workers)
-        self.survey = Survey(config, tables, embed, self.embedder, self.teacher, folder, progress)
+        self.survey = Survey(config, tables, embed, self.embedder, self.teacher, folder, trackers, progress)
         num_classes = 0 if tables.labeled is None else len(tables.labeled.classes)
         self.objective = Objective(config, num_classes=num_classes).to(self.device)
         self.proxies = list(self.objective.parameters())
@@ -82,7 +84,7 @@ class Trainer:
     def _loop(self, start: int, stop: StopSignal) -> None:
         config = self.config
         self.model.train()
-        seconds, images = time.perf_counter(), 0
+        seconds, images, waited = time.perf_counter(), 0, 0.0
         batches = self.stream.batches(start)
         for step in range(start, config.max_steps):
             batch = next(batches)
@@ -106,10 +108,15 @@ class Trainer:
             line, asked = None, stop.number if distributed.world_size() == 1 else 0
             if done % config.log_every == 0 or done == config.max_steps:
                 elapsed = time.perf_counter() - seconds
-                line = self._line(done, terms, images * distributed.world_size() / elapsed)
+                line = self._line(done, terms)
+                line["images_per_second"] = images * distributed.world_size() / elapsed
+                line["data_wait"] = (self.stream.waited - waited) / elapsed
+                if self.device.type == "cuda":
+                    line["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
                 self._log_bad()
                 self.folder.log({**line, **affinity_histogram(terms.affinity)})
-                seconds, images = time.perf_counter(), 0
+                self.trackers.log(line)
+                seconds, images, waited = time.perf_counter(), 0, self.stream.waited
                 # All processes have to leave after the same step: they agree where they talk anyway.
                 asked = max(distributed.gather_objects(stop.number))
             self.progress.step(done, line)
@@ -169,7 +176,7 @@ class Trainer:
 
     # ------------------------------------------------------------------ logs, checkpoints
 
-    def _line(self, step: int, terms: Terms, images_per_second: float) -> dict[str, float]:
+    def _line(self, step: int, terms: Terms) -> dict[str, float]:
         config = self.config
         self._stop_if_not_finite(step)
         values = torch.stack([getattr(terms, name).float() for name in LOGGED]).tolist()
@@ -184,7 +191,6 @@ class Trainer:
             "step": step,
             **line,
             "lr": config.learning_rate * learning_rate_factor(config, step - 1),
-            "images_per_second": images_per_second,
             "bad_images": self.folder.num_bad,
             "labeled_passes": labeled_seen / max(labeled_size, 1),
             "unlabeled_passes": unlabeled_seen / unlabeled_size if unlabeled_size else 0.0,

@@ -140,6 +140,7 @@ def test_train_evaluate_and_load_as_a_user_does(folders):
         "mean_similarity",
         "lr",
         "images_per_second",
+        "data_wait",
         "bad_images",
         "labeled_passes",
         "unlabeled_passes",

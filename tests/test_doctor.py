@@ -47,8 +47,8 @@ def test_a_sound_setup_passes_and_leaves_nothing_behind(pictures):
     assert not [finding for finding in found if finding.level == "broken"]
     assert sorted(pictures.rglob("*")) == before
     said = {finding.what for finding in found}
-    parts = {"versions", "hardware", "precision", "--output-dir", "--labeled", "--unlabeled"}
-    assert parts | {"--backbone", "memory", "speed"} <= said
+    parts = {"versions", "hardware", "precision", "--output-dir", "disk", "hub", "--labeled", "--unlabeled"}
+    assert parts | {"--backbone", "evaluation", "memory", "speed"} <= said
 
 
 def test_every_problem_is_named_at_once(pictures):
@@ -84,7 +84,43 @@ def test_a_full_disk_and_a_file_in_the_way_are_named(pictures, monkeypatch):
     assert "is a file" in broken({"output_dir": str(pictures / "file" / "run")})["--output-dir"]
     usage = shutil.disk_usage(pictures)._replace(free=2**29)
     monkeypatch.setattr("stml_semi.doctor.shutil.disk_usage", lambda _: usage)
-    assert "0.5 GiB are free, too little" in broken({"output_dir": str(pictures)})["--output-dir"]
+    assert "0.5 GiB are free where runs are written" in broken({"output_dir": str(pictures)})["disk"]
+
+
+def test_a_disk_that_holds_too_few_checkpoints_is_named(pictures, monkeypatch):
+    usage = shutil.disk_usage(pictures)._replace(free=2**32)
+    monkeypatch.setattr("stml_semi.doctor.shutil.disk_usage", lambda _: usage)
+    assert "disk" not in broken(small(pictures))
+    said = broken({**small(pictures), "embedding_dim": 2**16, "auxiliary_dim": 2**16, "keep_checkpoints": 50})["disk"]
+    assert "4.0 GiB are free" in said
+    assert "lower --keep-checkpoints" in said
+
+
+def test_all_problems_of_a_broken_setup_are_named_by_one_call(pictures, monkeypatch, capsys):
+    """A column that is not there, a folder that may not be written, half a disk; then the exit code."""
+    from stml_semi import cli
+
+    (pictures / "table.csv").write_text("file,kind of\nlabeled/a/0.png,1\n")
+    usage = shutil.disk_usage(pictures)._replace(free=2**29)
+    monkeypatch.setattr("stml_semi.doctor.shutil.disk_usage", lambda _: usage)
+
+    def refuse(dir: Path) -> None:  # Root may write everywhere.
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("stml_semi.doctor.tempfile.TemporaryFile", refuse)
+    table = str(pictures / "table.csv")
+    flags = ["--labeled", table, "--labeled-label-column", "species", "--output-dir", str(pictures)]
+    monkeypatch.setattr(sys, "argv", ["cli.py", "doctor", *flags])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    lines = [line.removeprefix("broken").strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1] == "3 problems to mend."
+    said = dict(line.split(": ", 1) for line in lines[:-1])
+    assert "cannot be written (Permission denied); choose another folder" in said["--output-dir"]
+    assert "0.5 GiB are free" in said["disk"]
+    assert "species" in said["--labeled"]
+    assert "kind of" in said["--labeled"]
 
 
 def test_too_little_memory_is_met_with_a_micro_batch_that_fits(pictures, monkeypatch):
