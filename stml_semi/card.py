@@ -8,25 +8,23 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from stml_semi.card_curves import FILE as CURVES
+from stml_semi.card_curves import draw_curves
 from stml_semi.config import TrainConfig, flag
 from stml_semi.data.benchmarks import BENCHMARKS
 from stml_semi.models.backbone import resolve_backbone
 
 Weights = Literal["student", "teacher"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 PLACE = "path/to/this/folder"
 """Stands for the model in the card's examples until it has a name: `push` puts the repository's id here."""
 
-_TAGS = [
-    "image-retrieval",
-    "metric-learning",
-    "semi-supervised",
-    "stml",
-    "sentence-transformers",
-    "generated_from_trainer",
-]
+_TAGS = ["image-retrieval", "metric-learning", "sentence-transformers", "generated_from_trainer"]
+_METHODS = {"semi": ["semi-supervised", "stml"], "unsup": ["self-supervised", "stml"], "sup": ["supervised"]}
 # How a run was started and where it went says nothing about the model.
 _PRIVATE = {"output_dir", "resume", "overwrite", "dry_run", "push_to_hub", "hub_model_id", "hub_private", "license"}
+_COMMAND_WIDTH = 84  # What a card shows without scrolling.
 _SOURCES = ("labeled", "unlabeled", "eval")
 _ROWS = {"frozen": "frozen backbone, before training", "student": "student", "teacher": "teacher"}
 _POOLING = {
@@ -53,7 +51,7 @@ class CardFacts(NamedTuple):
 
     config: TrainConfig
     lines: Sequence[dict[str, Any]]
-    """Evaluation lines of metrics.jsonl."""
+    """Lines of metrics.jsonl: evaluations, and losses for the curves."""
     weights: Weights
     step: int
     """Steps that the weights have taken."""
@@ -64,19 +62,23 @@ class CardFacts(NamedTuple):
     claim: str
     """What may be said of the classes that were evaluated on."""
     origin: Origin
+    dtype: Dtype = "float32"
+    """Of the stored weights."""
     onnx: bool = False
     """Whether embedder.onnx lies beside the card."""
 
 
-def card_files(facts: CardFacts) -> dict[str, str]:
-    """README.md and training_config.yaml of an exported model: file name -> text.
+def card_files(facts: CardFacts) -> dict[str, bytes]:
+    """README.md, its picture and training_config.yaml of an exported model: file name -> content.
 
     Raises:
         ValueError: the metadata are not what the hub accepts (a license that is no identifier).
     """
-    card = _card(facts)
+    curves = draw_curves([line for line in facts.lines if line.get("step", 0) <= facts.step])
+    card = _card(facts, curves=curves is not None)
     check_card(card)
-    return {"README.md": card, "training_config.yaml": training_yaml(facts.config)}
+    files = {"README.md": card.encode(), "training_config.yaml": training_yaml(facts.config).encode()}
+    return files if curves is None else files | {CURVES: curves}
 
 
 def find_origin(config: TrainConfig) -> Origin:
@@ -155,12 +157,14 @@ def training_yaml(config: TrainConfig) -> str:
 
 def command_line(config: TrainConfig) -> str:
     """The command that repeats the run; what has its default is left out."""
-    words = ["accelerate", "launch", "cli.py", _command(config)]
+    parts = [f"accelerate launch cli.py {_command(config)}"]
     for name, value in _public(config).items():
         if value is None or value == TrainConfig.model_fields[name].default:
             continue
-        words += [flag(name)] if value is True else [flag(name), str(value)]
-    return shlex.join(words)
+        part = flag(name) if value is True else shlex.join([flag(name), str(value)])
+        fits = len(parts[-1]) + len(part) < _COMMAND_WIDTH
+        parts[-1:] = [f"{parts[-1]} {part}"] if fits else [parts[-1], f"    {part}"]
+    return " \\\n".join(parts)
 
 
 def _command(config: TrainConfig) -> str:
@@ -208,7 +212,7 @@ def _metadata(facts: CardFacts) -> str:
         metrics=[key for line in own for key in _keys(line)] or None,
         model_name=_name(config),
         pipeline_tag="image-feature-extraction",
-        tags=_TAGS,
+        tags=[*_TAGS, *_METHODS[_command(config)]],
     )
     values = data.to_dict()
     values.pop("model_name", None)  # It names the entry of model-index; by itself it is no key of the hub.
@@ -226,7 +230,7 @@ def _name(config: TrainConfig) -> str:
     return f"{Path(config.backbone).name}-stml-{_command(config)}"
 
 
-def _card(facts: CardFacts) -> str:
+def _card(facts: CardFacts, *, curves: bool) -> str:
     from stml_semi.card_text import body
 
     config = facts.config
@@ -246,7 +250,9 @@ def _card(facts: CardFacts) -> str:
         results=_results(lines, facts),
         command=command_line(config),
         kind=_command(config),
+        dtype=facts.dtype,
         onnx=facts.onnx,
+        curves=CURVES if curves else None,
     )
 
 
@@ -258,9 +264,9 @@ def _data(config: TrainConfig) -> list[str]:
             known = BENCHMARKS.get(spec.split(":")[0])
             if not spec:
                 continue
-            note = f"{known.title}. {known.license}" if known else "license: see its source; none is claimed here"
-            use = "evaluated on" if name == "eval" else name
-            text.append(f"- {use}: `{_without_folders(spec)}` ({note.strip()})")
+            note = f"{known.title}. {known.license}" if known else "Its license: see its source; none is claimed here."
+            use = "Evaluated on" if name == "eval" else name.capitalize()
+            text.append(f"- {use}: `{_without_folders(spec)}`. {note.strip()}")
     return text
 
 

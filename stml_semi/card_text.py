@@ -44,11 +44,14 @@ def body(
     results: str,
     command: str,
     kind: str,
+    dtype: str,
     onnx: bool,
+    curves: str | None,
 ) -> str:
     """The card below its metadata, as Markdown."""
     origin = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{backbone}`"
     average = ", an exponential moving average of the trained weights" if weights == "teacher" else ""
+    stored = "" if dtype == "float32" else f", stored as {dtype}: half the size, computed with in float32"
     terms = (
         f"Stated license: {license}. Terms of the images it learned from may apply as well."
         if license
@@ -56,6 +59,7 @@ def body(
         "before you share or sell the model, and state one with `--license`."
     )
     sources = "\n".join(data)
+    picture = f"\n![Scores and losses over the steps of the training]({curves})\n" if curves else ""
     without_torch = _ONNX.format(place=place) if onnx else ""
     return f"""# {name}
 
@@ -65,7 +69,7 @@ and nearest-neighbor labels.
 
 - Backbone: {origin}, input {size[0]} x {size[1]} pixels, pooled by {pooling}, then a linear head and unit length
 - Trained on {_TRAINING[kind]}
-- Weights: the **{weights}**{average}, after {steps} steps
+- Weights: the **{weights}**{average}, after {steps} steps{stored}
 
 ## How to use it
 
@@ -75,7 +79,8 @@ With [sentence-transformers](https://sbert.net):
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("{place}")
-embeddings = model.encode(["a.jpg", "b.jpg"])  # or PIL pictures, any mode, upright (ImageOps.exif_transpose)
+# Files, or PIL pictures of any mode; those have to be upright (PIL.ImageOps.exif_transpose).
+embeddings = model.encode(["a.jpg", "b.jpg"])
 print(model.similarity(embeddings, embeddings))
 ```
 
@@ -91,7 +96,7 @@ pixels = processor(images=ImageOps.exif_transpose(Image.open("a.jpg")), return_t
 features = backbone(**pixels).last_hidden_state
 ```
 
-With stml-semi, which trained it:
+With stml-semi, which trained it, in its folder:
 
 ```python
 from PIL import Image
@@ -125,7 +130,7 @@ among the R nearest, where R is its number of other images. MAP@R also counts ho
 ```
 
 All settings are in [training_config.yaml](training_config.yaml): `cli.py {kind} --recipe training_config.yaml`.
-
+{picture}
 ## Limits and intended use
 
 - The embedding is made for images like those it was trained and evaluated on. On others expect no more than the

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -15,8 +15,11 @@ DATA_ROOT = "Folder of the benchmarks. Default: $STML_DATA."
 def evaluate(
     model: Annotated[str, typer.Option(help="A run folder, an exported model, a hub id, or a bare backbone.")],
     data: Annotated[str, typer.Option(help="Labeled images: like --labeled of `semi`, e.g. kanji:test.")],
-    image_column: Annotated[str | None, typer.Option(help="Column of --data with the images.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of --data with the class.")] = None,
+    gallery: Annotated[
+        str | None, typer.Option(help="Labeled images to look those of --data up in. Default: in one another.")
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of both with the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of both with the class.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
     num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
     data_root: Annotated[str | None, typer.Option(help=DATA_ROOT)] = None,
@@ -28,7 +31,8 @@ def evaluate(
     per_class: Annotated[bool, typer.Option("--per-class", help="Add a table of the worst classes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Score a model on labeled images: recall@k, R-precision and MAP@R, each image against all others.
+    """Score a model on labeled images: recall@k, R-precision and MAP@R, each image against all others, or against
+    those of --gallery.
 
     Example: python cli.py evaluate --model runs/demo --data kanji:test
     """
@@ -39,6 +43,7 @@ def evaluate(
         line = evaluate_model(
             model,
             data,
+            gallery=gallery,
             image_column=image_column,
             label_column=label_column,
             batch_size=batch_size,
@@ -56,7 +61,8 @@ def evaluate(
     else:
         from stml_semi.tables import print_scores, print_worst_classes
 
-        print_scores(f"{data}, {line['num_queries']} queries", {model: line})
+        title = f"{line['data']}: {line['num_queries']} queries among {line['num_gallery']} images"
+        print_scores(title, {model: line})
         if per_class:
             print_worst_classes(line["per_class"])
 
@@ -66,6 +72,9 @@ def export(
     output: Annotated[str, typer.Option(help="Folder of the model; an older model there is replaced.")],
     weights: Annotated[str, typer.Option(help="student, or teacher: its moving average.")] = "student",
     license: Annotated[str | None, typer.Option(help="For the card. Default: the base model's, if known.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the stored weights: float32; bfloat16 or float16 for half.")] = (
+        "float32"
+    ),
     format: Annotated[str, typer.Option(help="safetensors, or onnx: embedder.onnx beside it.")] = "safetensors",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
 ) -> None:
@@ -77,13 +86,16 @@ def export(
         among("--weights", weights, "student", "teacher")
         among("--format", format, "safetensors", "onnx")
         quiet_libraries()
+        from stml_semi.card import Dtype
         from stml_semi.run_export import export_run
 
+        among("--dtype", dtype, *get_args(Dtype))
         made = export_run(
             run,
             output,
             weights="teacher" if weights == "teacher" else "student",
             license=license,
+            dtype=cast(Dtype, dtype),
             onnx=format == "onnx",
         )
     say(f"{made.folder}: the {made.weights} after {made.step} steps", {**made._asdict(), "folder": output}, as_json)
@@ -155,6 +167,7 @@ def search(
     row: Annotated[list[int] | None, typer.Option(help="A row of the index as a query; may be repeated.")] = None,
     model: Annotated[str | None, typer.Option(help="Default: the one that made the index.")] = None,
     k: Annotated[int, typer.Option("--k", help="Answers per query.", min=1)] = 10,
+    backend: Annotated[str, typer.Option(help="exact, or faiss where that is installed.")] = "exact",
     html: Annotated[str | None, typer.Option(help="Write a page with pictures to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of tables.")] = False,
 ) -> None:
@@ -164,9 +177,11 @@ def search(
     """
     with one_line_errors():
         quiet_libraries()
+        from stml_semi.search import Backend
         from stml_semi.search import search as find
 
-        answers = find(index, images or (), rows=row or (), model=model, k=k)
+        among("--backend", backend, *get_args(Backend))
+        answers = find(index, images or (), rows=row or (), model=model, k=k, backend=cast(Backend, backend))
         if html:
             from stml_semi.search_page import write_page
 

@@ -1,6 +1,7 @@
 """The exported model: a sentence-transformers folder that opens without this project."""
 
 import copy
+import json
 import logging
 import shutil
 import tempfile
@@ -18,7 +19,14 @@ from stml_semi.models.embedder import Embedder, Pool
 PoolingMode = Literal["cls", "mean", "max"]
 
 
-def export_model(embedder: Embedder, processor: Any, folder: Path, texts: Mapping[str, str] | None = None) -> None:
+def export_model(
+    embedder: Embedder,
+    processor: Any,
+    folder: Path,
+    files: Mapping[str, bytes] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Writes backbone, pooling, head f and normalization as standard modules of sentence-transformers.
 
     The backbone lies at the root in plain transformers format, so `AutoModel.from_pretrained(folder)` opens it too.
@@ -28,7 +36,9 @@ def export_model(embedder: Embedder, processor: Any, folder: Path, texts: Mappin
         embedder: the bare model, without wrappers.
         processor: its image processor; its output for a picture is what the model was evaluated on.
         folder: replaced if it exists.
-        texts: further files at the root (the card): name -> content.
+        files: further ones at the root (the card): name -> content.
+        dtype: of the stored weights. Whoever opens the folder computes in float32 unless told otherwise: half precision
+            is slow on many processors, and a ResNet in it refuses the image processor's float32 pixels.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
@@ -40,6 +50,8 @@ def export_model(embedder: Embedder, processor: Any, folder: Path, texts: Mappin
     with _quiet(), _scratch_beside(folder) as scratch, torch.random.fork_rng(devices=[]):
         backbone = Path(scratch) / "backbone"
         plain = merged(embedder.backbone)
+        if dtype != torch.float32:
+            plain = copy.deepcopy(plain).to(dtype)
         plain.save_pretrained(backbone, state_dict={k: v.contiguous() for k, v in plain.state_dict().items()})
         _for_any_picture(processor).save_pretrained(backbone)
         output = "pooler_output" if pooled else "last_hidden_state"
@@ -63,12 +75,14 @@ def export_model(embedder: Embedder, processor: Any, folder: Path, texts: Mappin
             init_bias=embedder.head_f.bias.detach().cpu(),
         )
         target = Path(scratch) / "model"
-        SentenceTransformer(modules=[*modules, dense, Normalize()], device="cpu").save_pretrained(
-            str(target), create_model_card=False
-        )
-        for name, text in (texts or {}).items():
-            (target / name).write_text(text, encoding="utf-8")
-        target.chmod(0o755)
+        served = SentenceTransformer(modules=[*modules, dense, Normalize()], device="cpu").to(dtype)
+        served.save_pretrained(str(target), create_model_card=False)
+        config = json.loads((target / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}
+        (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for name, content in (files or {}).items():
+            (target / name).write_bytes(content)
+        for path in (target, *target.rglob("*")):  # Others may read it, too: temporary folders are private.
+            path.chmod(0o755 if path.is_dir() else 0o644)
         shutil.rmtree(folder, ignore_errors=True)
         target.rename(folder)
 

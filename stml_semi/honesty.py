@@ -1,7 +1,8 @@
 """What may be said of a run's results, given the data it saw."""
 
 from stml_semi.config import TrainConfig
-from stml_semi.data.benchmarks import benchmark_of
+from stml_semi.data.benchmarks import Benchmark, benchmark_of
+from stml_semi.data.overlap import Dropped
 from stml_semi.trainer import Tables
 
 
@@ -25,10 +26,20 @@ def claim(tables: Tables) -> str:
         strange = [benchmark for _, benchmark in used if benchmark and benchmark.eval != tables.evaluation.name]
         if not strange:
             return "classes never trained on"
-        known = [benchmark.shares[tested] for benchmark in strange if tested in benchmark.shares]
+        known = [_shared(benchmark, tested, tables.excluded) for benchmark in strange if tested in benchmark.shares]
         if not any(labeled and benchmark in strange for labeled, benchmark in used):
             return "; ".join(["no label of its classes was used", *known])
     return "" if tables.labeled is None else "no class shares its name with a trained one"
+
+
+def _shared(benchmark: Benchmark, tested: str, excluded: tuple[Dropped, ...] | None) -> str:
+    """What is known of test classes in a foreign pool."""
+    if excluded is None:
+        return benchmark.shares[tested]
+    own = {one.test_class for one in excluded if one.test_class and benchmark_of(one.source) is benchmark}
+    if own:
+        return f"{len(own)} of its classes were taken out of {benchmark.name} by name"
+    return f"{benchmark.shares[tested]}, of which none could be told by name"
 
 
 def terms_of_use(config: TrainConfig) -> list[str]:

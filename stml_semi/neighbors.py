@@ -89,7 +89,7 @@ class Gallery:
         # Apple's GPUs have no float64: the CPU searches for them.
         self.rows = embeddings.detach().to("cpu" if embeddings.device.type == "mps" else embeddings.device)
         self.lengths = check_embeddings(self.rows, "embeddings")
-        self.matmul_dtype = matmul_dtype or (torch.bfloat16 if _bfloat16_is_fast(self.rows.device) else torch.float32)
+        self.matmul_dtype = matmul_dtype or (torch.bfloat16 if bfloat16_is_fast(self.rows.device) else torch.float32)
         self.chunk_size, self.tile_size = chunk_size, tile_size
 
     def __len__(self) -> int:
@@ -289,7 +289,8 @@ def _float32_is_exact() -> bool:
         return False
 
 
-def _bfloat16_is_fast(device: torch.device) -> bool:
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():

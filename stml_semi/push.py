@@ -1,9 +1,11 @@
 """`push`: a model folder to the Hugging Face hub, in one commit, with the login that is there."""
 
+import os
 import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +18,14 @@ _UPLOADED = (
     r"model(-\d+-of-\d+)?\.safetensors",
     r"README\.md",
     r"training_config\.yaml",
-    r"[\w.-]+\.svg",
+    r"training_curves\.png",
 )
 _ONNX = r"embedder\.onnx(\.data)?"
 _MODULE = r"\d+_\w+/(config\.json|model\.safetensors)"
 # Seconds before each further attempt.
 _PAUSES = (1.0, 5.0, 20.0)
+# By itself the hub's client waits many minutes for a Xet storage that a firewall keeps away.
+_XET_PATIENCE = "30s"
 
 
 class Pushed(NamedTuple):
@@ -61,17 +65,43 @@ def push(
     again += " --private" * private + (f" --license {license}" if license else "")
     check_login("push")
     tell = note or (lambda message: None)
-    for attempt, pause in enumerate((*_PAUSES, None)):
-        try:
-            return _upload(files, repo, private=private, note=tell)
-        except Exception as error:
-            problem = _explain(error, repo)
-            if pause is None or not _is_transient(error):
-                kept = f"the model is complete in {folder}; try again with: {again}"
-                raise ValueError(f"push {repo}: {problem}; {kept}") from None
-            tell(f"attempt {attempt + 1} failed ({problem}); trying again in {pause:.0f} s")
-            time.sleep(pause)
+    with _xet_may_be_left() as leave_xet:
+        for attempt, pause in enumerate((*_PAUSES, None)):
+            try:
+                return _upload(files, repo, private=private, note=tell)
+            except Exception as error:
+                problem = _explain(error, repo)
+                if pause is None or not _is_transient(error):
+                    kept = f"the model is complete in {folder}; try again with: {again}"
+                    raise ValueError(f"push {repo}: {problem}; {kept}") from None
+                way = " by plain HTTP, without Xet" if leave_xet(error) else ""
+                tell(f"attempt {attempt + 1} failed ({problem}); trying again{way} in {pause:.0f} s")
+                time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
+
+
+@contextmanager
+def _xet_may_be_left() -> Iterator[Callable[[Exception], bool]]:
+    """Gives a function that has the client use LFS from then on if an error is one of the Xet storage.
+
+    The client takes Xet wherever it is installed and never falls back by itself.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_XET
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", _XET_PATIENCE)
+
+    def leave(error: Exception) -> bool:
+        # Other lost connections have classes of the HTTP client.
+        if constants.HF_HUB_DISABLE_XET or not isinstance(error, ConnectionError):
+            return False
+        constants.HF_HUB_DISABLE_XET = True
+        return True
+
+    try:
+        yield leave
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
 
 
 def check_login(flag: str) -> None:

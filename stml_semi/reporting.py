@@ -7,6 +7,7 @@ import torch
 
 from stml_semi.config import TrainConfig, read_recipe
 from stml_semi.honesty import claim
+from stml_semi.inputs import restore_excluded
 from stml_semi.report.page import ReportedRun, write_report
 from stml_semi.run import open_tables
 from stml_semi.run_folder import RunFolder
@@ -44,7 +45,7 @@ def _open(path: str) -> ReportedRun:
         raise ValueError(f"{path}: no run folder (config.yaml and metrics.jsonl are missing); check the path")
     config = TrainConfig.build(read_recipe(folder.config), origin=str(folder.config))
     try:
-        tables = open_tables(config)
+        tables = restore_excluded(open_tables(config), folder.read_overlap())
     except ValueError as error:
         # Moved or deleted since: curves and configuration can still be shown.
         return ReportedRun(folder, config, None, problem=f"{path}: its pictures cannot be opened ({error}).")

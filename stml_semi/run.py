@@ -14,6 +14,7 @@ from stml_semi.card import CardFacts, card_files, find_origin
 from stml_semi.config import TrainConfig, flag, read_recipe
 from stml_semi.data.classes import split_by_classes
 from stml_semi.data.loading import ViewSettings
+from stml_semi.data.overlap import Dropped
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.sources import open_source
 from stml_semi.data.views import view_size
@@ -22,6 +23,7 @@ from stml_semi.energy import gpu_joules
 from stml_semi.export import export_model
 from stml_semi.failures import explained
 from stml_semi.honesty import check_honest, claim, terms_of_use
+from stml_semi.inputs import cache_tables, describe_excluded, exclude_overlap, overlapping_classes
 from stml_semi.losses.proxy import LabeledLoss
 from stml_semi.machine import describe_start
 from stml_semi.models.build import build_embedder, open_configured_backbone
@@ -62,6 +64,8 @@ def run(config: TrainConfig) -> Result:
     config = config.model_copy(update={"mixed_precision": accelerator.mixed_precision})
     folder = RunFolder(str(config.output_dir), writes=accelerator.is_main_process)
 
+    overlap: list[Dropped] = []
+
     def check() -> Tables:
         folder.check(resume=config.resume, overwrite=config.overwrite)
         if config.resume:
@@ -74,13 +78,22 @@ def run(config: TrainConfig) -> Result:
         _check_outside(config, folder)
         if config.test_classes and tables.evaluation and config.resume:
             folder.check_classes(tables.evaluation.classes)
+        if config.exclude_overlap:
+            overlap.extend(overlapping_classes(config, tables, folder))
         return tables
 
     def build() -> Embedder:
         set_seed(config.seed)
         return build_embedder(config, backbone)
 
+    def exclude() -> Tables:
+        kept = exclude_overlap(config, tables, overlap, folder)
+        _check_sizes(config, kept)
+        return kept
+
     tables = _together(check)
+    if config.exclude_overlap:
+        tables = _together(exclude)
     backbone = _together(lambda: open_configured_backbone(config))
     embedder = _together(build)
     views = ViewSettings(config.augment, view_size(backbone.processor), config.num_views, config.seed)
@@ -95,15 +108,21 @@ def run(config: TrainConfig) -> Result:
             evaluation=tables.evaluation,
             claim=claim(tables),
         )
+        if tables.excluded is not None:
+            plan["overlap"] = f"{describe_excluded(tables)} (pictures are compared when the run starts)"
         accelerator.end_training()
         return Result(folder, [], claim(tables), plan)
+    trained = cache_tables(config, tables, views.size)
     with RunProgress(config, tables, processes=world, enabled=main) as progress:
         trackers = Trackers(config, folder.path, progress.note, enabled=main)
-        trainer = Trainer(config, accelerator, embedder, backbone.processor, tables, views, folder, trackers, progress)
+        trainer = Trainer(config, accelerator, embedder, backbone.processor, trained, views, folder, trackers, progress)
         start = _together(trainer.restore) if config.resume else 0
         kept = tables.evaluation.classes if config.test_classes and tables.evaluation else ()
         # Nothing is written or deleted before all input was found good.
         _together(lambda: folder.prepare(config, kept))
+        if tables.excluded is not None:
+            folder.write_overlap(tables.excluded)
+            progress.note(f"{describe_excluded(tables)}; listed in {folder.overlap}")
         for text in terms_of_use(config):
             progress.note(text)
         if config.batchnorm == "batch":

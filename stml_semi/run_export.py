@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError
 
-from stml_semi.card import CardFacts, Origin, Weights, card_files, find_origin
+from stml_semi.card import CardFacts, Dtype, Origin, Weights, card_files, find_origin
 from stml_semi.checkpoint import TEACHER, list_checkpoints, read_module
 from stml_semi.config import TrainConfig, read_recipe
 from stml_semi.data.benchmarks import BENCHMARKS
@@ -28,7 +28,13 @@ class Exported(NamedTuple):
 
 
 def export_run(
-    run: str, output: str, *, weights: Weights = "student", license: str | None = None, onnx: bool = False
+    run: str,
+    output: str,
+    *,
+    weights: Weights = "student",
+    license: str | None = None,
+    dtype: Dtype = "float32",
+    onnx: bool = False,
 ) -> Exported:
     """Writes the student or the teacher of a run's newest checkpoint as a model folder, with its card.
 
@@ -37,7 +43,8 @@ def export_run(
         output: new or empty, or a model folder, which is replaced.
         weights: which of the two.
         license: for the card; default: what the run was told, else the base model's.
-        onnx: write embedder.onnx beside the usual files.
+        dtype: of the stored weights.
+        onnx: write embedder.onnx (always float32) beside the usual files.
 
     Raises:
         ValueError: no run, no checkpoint, a damaged one, or an output folder that holds something else.
@@ -73,13 +80,14 @@ def export_run(
         pooling=embedder.pool.kind,
         claim=_claim(config),
         origin=_origin(config, folder),
+        dtype=dtype,
     )
     with torch.inference_mode():
-        export_model(embedder.eval(), backbone.processor, target, card_files(facts))
+        export_model(embedder.eval(), backbone.processor, target, card_files(facts), dtype=getattr(torch, dtype))
     if onnx:
         export_onnx(target)
         card = card_files(facts._replace(onnx=True))["README.md"]  # Told of only when it is there.
-        (target / "README.md").write_text(card, encoding="utf-8")
+        (target / "README.md").write_bytes(card)
     return Exported(target, weights, step)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from stml_semi.config import TrainConfig, read_recipe
 from stml_semi.data.loading import BadPicture
+from stml_semi.data.overlap import Dropped
 
 # What a run writes, and what --overwrite therefore may delete; the configuration, by which a run is known, goes last.
 _OWN = (
@@ -21,6 +22,7 @@ _OWN = (
     "wandb",
     "run.json",
     "test_classes.json",
+    "overlap.jsonl",
     "bad_images.jsonl",
     "metrics.jsonl",
     "config.yaml",
@@ -37,6 +39,7 @@ class RunFolder:
         self.bad_images = self.path / "bad_images.jsonl"
         self.config = self.path / "config.yaml"
         self.test_classes = self.path / "test_classes.json"
+        self.overlap = self.path / "overlap.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.report = self.path / "report.html"
@@ -111,6 +114,17 @@ class RunFolder:
         if self.writes:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def write_overlap(self, dropped: Iterable[Dropped]) -> None:
+        """Lists unlabeled images that are not used."""
+        if self.writes:
+            _write_lines(self.overlap, [one._asdict() for one in dropped])
+
+    def read_overlap(self) -> list[Dropped] | None:
+        """Those that were listed, if anybody looked for them."""
+        if not self.overlap.is_file():
+            return None
+        return [Dropped(**line) for line in _read_lines(self.overlap)]
 
     def lines(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds."""

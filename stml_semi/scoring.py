@@ -8,11 +8,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stml_semi import distributed
+from stml_semi.data.classes import looked_up_in
 from stml_semi.data.loading import default_num_workers
 from stml_semi.data.sources import open_source
 from stml_semi.evaluation import embed_table, score_queries
 from stml_semi.hub import load
 from stml_semi.metrics import ClassScores, bootstrap_intervals, class_scores, summarize
+from stml_semi.progress import Counter
 from stml_semi.run_folder import RunFolder
 
 
@@ -20,6 +22,7 @@ def evaluate_model(
     model: str,
     data: str,
     *,
+    gallery: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     batch_size: int = 256,
@@ -34,9 +37,10 @@ def evaluate_model(
 
     Args:
         model: what `load` opens.
-        data: labeled pictures.
-        image_column: of `data`.
-        label_column: of `data`.
+        data: labeled pictures: each is looked up in all others, unless there is a gallery.
+        gallery: labeled pictures that those of `data` are looked up in; classes are the same where their names are.
+        image_column: of both.
+        label_column: of both.
         batch_size: pictures per forward pass.
         num_workers: decoding processes.
         recall_at: numbers of neighbors, joined by commas; default: what is customary with the data.
@@ -50,14 +54,12 @@ def evaluate_model(
     wanted = _recall_at(recall_at)
     if confidence is not None and not 0 < confidence < 100:
         raise ValueError(f"--confidence {confidence}: is in percent; give a number between 0 and 100, such as 95")
-    table = open_source(
-        data,
-        flag="--data",
-        labels="required",
-        image_column=image_column,
-        label_column=label_column,
-        data_root=data_root,
-    )
+    columns = {"image_column": image_column, "label_column": label_column, "data_root": data_root}
+    table = open_source(data, flag="--data", labels="required", **columns)
+    if gallery is not None:
+        if gallery == data:
+            raise ValueError(f"--gallery {gallery}: is --data itself, where every picture finds itself; leave it out")
+        table = looked_up_in(table, open_source(gallery, flag="--gallery", labels="required", **columns))
     wanted = wanted or table.recall_at
     accelerator = Accelerator()
     retriever = load(model, device=accelerator.device)
@@ -67,9 +69,16 @@ def evaluate_model(
         with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
             return retriever(pixels)
 
-    embedded = embed_table(
-        table, encode, retriever.processor, batch_size=batch_size, num_workers=workers, device=accelerator.device
-    )
+    with Counter("embed", len(table), enabled=accelerator.is_main_process) as counter:
+        embedded = embed_table(
+            table,
+            encode,
+            retriever.processor,
+            batch_size=batch_size,
+            num_workers=workers,
+            device=accelerator.device,
+            progress=lambda count: counter.advance(count * distributed.world_size()),
+        )
     found = score_queries(table, embedded, wanted)
     scores = summarize(found.scores, recall_at=wanted, num_gallery=found.num_gallery)
     line: dict[str, Any] = {"step": _step(model), "data": table.name, "model": model, **scores}

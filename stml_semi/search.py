@@ -1,7 +1,8 @@
 """`search` and `dedup`: exact answers from an index on disk, one part in memory at a time."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +14,14 @@ from stml_semi.data.tables import ImageTable
 from stml_semi.embed import fingerprint
 from stml_semi.hub import Retriever, load
 from stml_semi.index import Index, Part
-from stml_semi.neighbors import Gallery
+from stml_semi.neighbors import Gallery, Neighbors, bfloat16_is_fast
+from stml_semi.progress import Counter
 
-_TILE = 2**24  # Cosines that are looked at together.
+Backend = Literal["exact", "faiss"]
+
+_TILE = 2**22  # Cosines that are looked at together.
+# Of a cosine: both operands and the result are rounded to 8 bits, 2^-9 each; sums are float32.
+_BFLOAT16_ERROR = 2**-7
 
 
 class Hit(NamedTuple):
@@ -35,7 +41,13 @@ class Answer(NamedTuple):
 
 
 def search(
-    folder: str, images: Sequence[str] = (), *, rows: Sequence[int] = (), model: str | None = None, k: int = 10
+    folder: str,
+    images: Sequence[str] = (),
+    *,
+    rows: Sequence[int] = (),
+    model: str | None = None,
+    k: int = 10,
+    backend: Backend = "exact",
 ) -> list[Answer]:
     """The k nearest rows of an index for picture files, and for rows of the index (those without themselves).
 
@@ -45,11 +57,14 @@ def search(
         rows: rows of the indexed source.
         model: default: the one that made the index.
         k: answers per query; all there are, if fewer.
+        backend: "exact", or "faiss": its flat search, exact up to the rounding of float32.
 
     Raises:
-        ValueError: no index, a picture that cannot be read, a row that is not there, or another model than the
-            index's.
+        ValueError: no index, a picture that cannot be read, a row that is not there, another model than the index's,
+            or faiss is not installed.
     """
+    if backend == "faiss" and find_spec("faiss") is None:
+        raise ValueError("--backend faiss: it is not installed; pip install 'stml-semi[faiss]', or leave the flag out")
     index = Index.open(folder)
     if not images and not rows:
         raise ValueError("search: nothing to search for; name image files, or --row with rows of the index")
@@ -62,7 +77,7 @@ def search(
         queries.append(torch.stack([found[row].embedding for row in rows]))
         names.extend(f"{found[row].image} (row {row})" for row in rows)
     own = torch.tensor([*[-1] * len(images), *rows])
-    nearest = nearest_rows(index.parts(), torch.cat(queries), own, k)
+    nearest = nearest_rows(index.parts(), torch.cat(queries), own, k, backend)
     return [Answer(name, hits) for name, hits in zip(names, nearest, strict=True)]
 
 
@@ -131,7 +146,9 @@ def find_rows(index: Index, rows: Sequence[int]) -> dict[int, Row]:
     return found
 
 
-def nearest_rows(parts: Iterable[Part], queries: Tensor, own: Tensor, k: int) -> list[list[Hit]]:
+def nearest_rows(
+    parts: Iterable[Part], queries: Tensor, own: Tensor, k: int, backend: Backend = "exact"
+) -> list[list[Hit]]:
     """The best k of every part, merged, nearest first.
 
     Args:
@@ -139,15 +156,17 @@ def nearest_rows(parts: Iterable[Part], queries: Tensor, own: Tensor, k: int) ->
         queries: (Q, d) float32, unit length.
         own: (Q,) rows to leave out, -1 for none.
         k: hits per query; all there are, if fewer.
+        backend: what searches a part.
 
     Returns:
         Q lists.
     """
     best: list[list[Hit]] = [[] for _ in queries]
+    find = _by_faiss if backend == "faiss" else _exactly
     for part in parts:
         rows = torch.from_numpy(part.rows)
         # One more, because a query that is a row of this part finds itself.
-        found = Gallery(part.embeddings).search(queries, min(k + 1, len(rows)))
+        found = find(part.embeddings, queries, min(k + 1, len(rows)))
         for i, (columns, similarities) in enumerate(
             zip(found.indices.tolist(), found.similarities.tolist(), strict=True)
         ):
@@ -156,6 +175,17 @@ def nearest_rows(parts: Iterable[Part], queries: Tensor, own: Tensor, k: int) ->
             hits = [Hit(int(rows[c]), part.images[int(c)], s) for s, c in pairs if s > worst]
             best[i] = sorted([*best[i], *hits], key=lambda hit: (-hit.similarity, hit.row))[:k]
     return best
+
+
+def _exactly(gallery: Tensor, queries: Tensor, k: int) -> Neighbors:
+    return Gallery(gallery).search(queries, k)
+
+
+def _by_faiss(gallery: Tensor, queries: Tensor, k: int) -> Neighbors:
+    import faiss  # pyright: ignore[reportMissingImports]
+
+    similarities, rows = faiss.knn(queries.numpy(), gallery.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+    return Neighbors(torch.from_numpy(rows), torch.from_numpy(similarities))
 
 
 class Group(NamedTuple):
@@ -180,17 +210,15 @@ def find_duplicates(folder: str, *, threshold: float = 0.97) -> list[Group]:
     if not 0 < threshold <= 1:
         raise ValueError(f"--threshold {threshold}: is a cosine; give a number above 0, up to 1")
     index = Index.open(folder)
+    parts = index.info.num_parts
     label = np.arange(index.info.num_rows)
-    for first in range(index.info.num_parts):
-        left = index.part(first)
-        for second in range(first, index.info.num_parts):
-            right = left if second == first else index.part(second)
-            height = max(1, _TILE // max(len(right.rows), 1))
-            for start in range(0, len(left.rows), height):
-                # A float32 product of identical rows may miss 1 by a few roundings.
-                close = left.embeddings[start : start + height] @ right.embeddings.T >= threshold - 1e-6
-                a, b = (places.numpy() for places in close.nonzero(as_tuple=True))
-                _unite(label, left.rows[a + start], right.rows[b])
+    with Counter("compare parts", parts * (parts + 1) // 2, enabled=parts > 1) as counter:
+        for first in range(parts):
+            left = index.part(first)
+            for second in range(first, parts):
+                right = left if second == first else index.part(second)
+                _unite_close(label, left, right, threshold)
+                counter.advance(1)
     counts = np.bincount(label, minlength=len(label))
     members: dict[int, list[int]] = {}
     for row in np.flatnonzero(counts[label] > 1).tolist():
@@ -198,6 +226,27 @@ def find_duplicates(folder: str, *, threshold: float = 0.97) -> list[Group]:
     names = _names(index, {row for rows in members.values() for row in rows})
     groups = [Group(rows, [names[row] for row in rows]) for rows in members.values()]
     return sorted(groups, key=lambda group: (-len(group.rows), group.rows[0]))
+
+
+def _unite_close(label: np.ndarray[Any, Any], left: Part, right: Part, threshold: float) -> None:
+    """Joins the groups of all rows of two parts that are near-duplicates. `label` changes in place."""
+    if not len(left.rows) or not len(right.rows):
+        return
+    # A float32 product of identical rows may miss 1 by a few roundings.
+    least, device = threshold - 1e-6, left.embeddings.device
+    fast = torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
+    operands = left.embeddings.to(fast), right.embeddings.to(fast).T
+    height = max(1, _TILE // len(right.rows))
+    # Written into again and again: fresh memory for every product costs a third of its time.
+    buffer = torch.empty(min(height, len(left.rows)), len(right.rows), dtype=fast)
+    for start in range(0, len(left.rows), height):
+        own = operands[0][start : start + height]
+        # Most rows have no duplicate: only those that may have one are multiplied again in float32.
+        highest = torch.mm(own, operands[1], out=buffer[: len(own)]).amax(1)
+        places = (highest.float() >= least - _BFLOAT16_ERROR).nonzero().flatten() + start
+        for part in places.split(height):
+            a, b = (left.embeddings[part] @ right.embeddings.T >= least).nonzero(as_tuple=True)
+            _unite(label, left.rows[part[a].numpy()], right.rows[b.numpy()])
 
 
 def _unite(label: np.ndarray[Any, Any], a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> None:

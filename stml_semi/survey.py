@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stml_semi.config import TrainConfig
 from stml_semi.data.loading import BadPicture
+from stml_semi.data.overlap import Dropped
 from stml_semi.data.plan import Rows
 from stml_semi.data.pool import Neighborhoods
 from stml_semi.data.tables import ImageTable
@@ -32,6 +33,8 @@ class Tables(NamedTuple):
     unlabeled: ImageTable | None
     evaluation: ImageTable | None
     recall_at: tuple[int, ...]
+    excluded: tuple[Dropped, ...] | None = None
+    """What --exclude-overlap took out of the unlabeled ones; None if nobody looked."""
 
 
 class Progress(Protocol):

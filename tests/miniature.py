@@ -166,6 +166,8 @@ def _nabirds(folder: Path, form: str) -> None:
 
 def _compcars(folder: Path, form: str) -> None:
     """Two models with a hundred images in the lists, one with few; lists name a file that is not there."""
+    from scipy.io import savemat
+
     lists: dict[str, list[str]] = {"train": [], "test": []}
     for make, model, count in ((78, 1, 100), (78, 2, 104), (81, 5, 7)):
         for i in range(count):
@@ -175,7 +177,13 @@ def _compcars(folder: Path, form: str) -> None:
                 write(folder / "data" / "image", {path: jpeg(make + model, i, side=16)})
     for part, lines in lists.items():
         write(folder, {f"data/train_test_split/classification/{part}.txt": "\n".join(lines) + "\n"})
-    write(folder, {"data/misc/make_model_name.mat": b""})
+    names = {"make_names": (163, {78: "Audi", 81: "BWM"}), "model_names": (2004, {1: "Audi A3", 2: "Audi TTS coupe"})}
+    (folder / "data" / "misc").mkdir(parents=True)
+    columns = {
+        key: np.array([known.get(n, f"{key} {n}") for n in range(1, count + 1)], dtype=object)[:, None]
+        for key, (count, known) in names.items()
+    }
+    savemat(folder / "data" / "misc" / "make_model_name.mat", columns)
 
 
 def _fashion200k(folder: Path, form: str) -> None:

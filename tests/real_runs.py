@@ -24,6 +24,11 @@ def train(folder: Path, *flags: str, processes: int = 1, command: str = "semi") 
 
 
 def start(folder: Path, *flags: str, processes: int = 1, command: str = "semi") -> subprocess.Popen[str]:
+    return cli(command, *flags, "--output-dir", str(folder), processes=processes)
+
+
+def cli(*arguments: str, processes: int = 1) -> subprocess.Popen[str]:
+    """Starts cli.py with these arguments."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable]
     if processes > 1:
@@ -35,7 +40,7 @@ def start(folder: Path, *flags: str, processes: int = 1, command: str = "semi") 
         launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
         launch += ["--dynamo_backend", "no", "--num_processes", str(processes), "--main_process_port", str(port)]
     return subprocess.Popen(
-        [*launch, str(ROOT / "cli.py"), command, *flags, "--output-dir", str(folder)],
+        [*launch, str(ROOT / "cli.py"), *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,6 +1,8 @@
 """The model card: metadata that the hub accepts, numbers that the run measured, nothing that is private."""
 
+import io
 import json
+import re
 import shlex
 from typing import Any
 
@@ -8,9 +10,12 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
+from test_cli import call
 
 from stml_semi import card as cards
 from stml_semi.card import CardFacts, Origin, Weights, card_files, check_card, command_line, find_origin, training_yaml
+from stml_semi.card_curves import draw_curves
 from stml_semi.config import TrainConfig
 
 SCORES = {"recall@1": 0.5, "recall@2": 0.6, "r_precision": 0.4, "map@r": 0.3, "num_queries": 1200, "num_gallery": 1200}
@@ -39,7 +44,7 @@ def metadata(text: str) -> dict[str, Any]:
 
 def test_metadata_are_what_the_hub_reads():
     files = card_files(facts(build(backbone="facebook/dinov2-small")))
-    data: Any = ModelCard(files["README.md"]).data
+    data: Any = ModelCard(files["README.md"].decode()).data
     assert data.library_name == "sentence-transformers"
     assert data.pipeline_tag == "image-feature-extraction"
     assert data.base_model == "facebook/dinov2-small"
@@ -47,22 +52,22 @@ def test_metadata_are_what_the_hub_reads():
     assert data.datasets == ["user/birds"]
     assert data.metrics == ["recall@1", "recall@2", "r_precision", "map@r"]
     assert {result.metric_type: result.metric_value for result in data.eval_results}["recall@1"] == 0.6
-    raw = metadata(files["README.md"])
+    raw = metadata(files["README.md"].decode())
     assert None not in raw.values()
     assert raw["model-index"][0]["results"][0]["dataset"] == {"name": "kanji:test", "type": "kanji"}
 
 
 def test_nothing_unknown_is_claimed():
     files = card_files(facts(build(), origin=Origin(None, (), None)))
-    raw = metadata(files["README.md"])
+    raw = metadata(files["README.md"].decode())
     assert not raw.keys() & {"license", "base_model", "datasets"}
-    assert "No license is stated" in files["README.md"]
+    assert "No license is stated" in files["README.md"].decode()
     asked = card_files(facts(build(license="mit"), origin=Origin(None, (), "apache-2.0")))
-    assert metadata(asked["README.md"])["license"] == "mit"
+    assert metadata(asked["README.md"].decode())["license"] == "mit"
 
 
 def test_frozen_beside_trained_and_which_weights():
-    text = card_files(facts(build(), weights="teacher", step=50))["README.md"]
+    text = card_files(facts(build(), weights="teacher", step=50))["README.md"].decode()
     assert "| frozen backbone, before training | 50.0 | 60.0 | 40.0 | 30.0 |" in text
     assert "| teacher (these weights) | 55.0 |" in text
     assert "| student | 55.0 |" in text
@@ -75,9 +80,8 @@ def test_frozen_beside_trained_and_which_weights():
 
 
 def test_a_run_without_evaluation_has_a_card_too():
-    text = card_files(CardFacts(build(eval=None), [], "student", 100, (8, 8), "cls", "", Origin(None, (), None)))[
-        "README.md"
-    ]
+    files = card_files(CardFacts(build(eval=None), [], "student", 100, (8, 8), "cls", "", Origin(None, (), None)))
+    text = files["README.md"].decode()
     assert "was not evaluated" in text
     assert "model-index" not in text
 
@@ -85,8 +89,8 @@ def test_a_run_without_evaluation_has_a_card_too():
 def test_folders_of_this_machine_stay_here(tmp_path):
     config = build(labeled=str(tmp_path / "birds"), output_dir=str(tmp_path / "run"), backbone=str(tmp_path / "vit"))
     files = card_files(facts(config)._replace(lines=lines(str(tmp_path / "birds"))))
-    assert str(tmp_path) not in "".join(files.values())
-    assert "--labeled birds" in files["README.md"]
+    assert str(tmp_path) not in b"".join(files.values()).decode(errors="replace")
+    assert "--labeled birds" in files["README.md"].decode()
 
 
 def test_command_and_configuration_repeat_the_run():
@@ -153,6 +157,69 @@ def test_a_run_leaves_its_card(run):
     assert f"| {100 * student['recall@1']:.1f} |" in text
     assert metadata(text)["license"] == "apache-2.0"
     assert TrainConfig.build(yaml.safe_load((run / "model" / "training_config.yaml").read_text())).max_steps == 2
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # How others read files.
+def test_every_way_to_use_it_works_as_the_card_says(run, tmp_path, monkeypatch, capsys, pictures):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "path" / "to" / "images").mkdir(parents=True)
+    for place, picture in zip(("a.jpg", "b.jpg", "query.jpg", "path/to/images/1.jpg"), pictures, strict=False):
+        picture.save(tmp_path / place)
+    text = (run / "model" / "README.md").read_text().replace(cards.PLACE, str(run / "model"))
+    found = []
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        names: dict[str, Any] = {}
+        exec(code, names)
+        found.append(names)
+    served, backbone, own = found
+    assert served["embeddings"].shape == (2, 8)
+    assert torch.allclose(torch.tensor(served["embeddings"]), torch.tensor(own["embeddings"]), atol=1e-5)
+    assert backbone["features"].shape[0] == 1
+    commands = next(b for b in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "cli.py embed" in b).splitlines()
+    ended = [call(monkeypatch, capsys, *shlex.split(command)[2:]) for command in commands]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert "path/to/images/1.jpg" in ended[1][1]
+
+
+def test_the_curves_are_a_picture_beside_the_card(run):
+    with Image.open(run / "model" / "training_curves.png") as picture:
+        assert picture.format == "PNG"
+        assert 400 < picture.width < 2000
+    assert (
+        "![Scores and losses over the steps of the training](training_curves.png)"
+        in (run / "model" / "README.md").read_text()
+    )
+    scored = draw_curves(lines())
+    assert scored is not None
+    losses = [{"step": step, "labeled_loss": 10 / step, "relaxed_contrastive": 0.0} for step in (10, 20, 30)]
+    with_losses = draw_curves([*lines(), *losses])
+    assert with_losses is not None
+    sizes = [Image.open(io.BytesIO(picture)).width for picture in (scored, with_losses)]
+    assert sizes[1] == 2 * sizes[0]  # No panel for a term that was not trained.
+    assert draw_curves([*lines(), *losses]) == with_losses
+    assert draw_curves(losses[:1]) is None
+
+
+def test_half_the_size(run, tmp_path, pictures):
+    from safetensors.torch import load_file
+    from sentence_transformers import SentenceTransformer
+
+    from stml_semi import load
+    from stml_semi.run_export import export_run
+
+    export_run(str(run), str(tmp_path / "full"))
+    export_run(str(run), str(tmp_path / "half"), dtype="bfloat16")
+    for part in ("model.safetensors", "2_Dense/model.safetensors"):
+        stored = load_file(tmp_path / "half" / part)
+        assert {v.dtype for v in stored.values() if v.is_floating_point()} == {torch.bfloat16}
+        assert (tmp_path / "half" / part).stat().st_size < 0.6 * (tmp_path / "full" / part).stat().st_size
+    assert "stored as bfloat16" in (tmp_path / "half" / "README.md").read_text()
+    assert "stored as" not in (tmp_path / "full" / "README.md").read_text()
+    expected = torch.tensor(load(tmp_path / "full").encode(pictures))
+    ours = torch.tensor(load(tmp_path / "half").encode(pictures))
+    served: Any = SentenceTransformer(str(tmp_path / "half"), device="cpu").encode(pictures)  # pyright: ignore[reportArgumentType]
+    assert 0 < float((ours - expected).abs().max()) < 0.05
+    torch.testing.assert_close(torch.tensor(served), ours, rtol=0, atol=1e-5)
 
 
 def test_export_writes_student_or_teacher(run, tmp_path, pictures):

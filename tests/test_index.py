@@ -1,6 +1,10 @@
 """embed, search, dedup: exact over all parts, resumable, and honest about what they cannot read."""
 
 import json
+import signal
+import time
+import weakref
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +12,14 @@ import pytest
 import torch
 from conftest import write_pictures
 from PIL import Image
+from real_runs import cli
 from test_cli import call
 
 from stml_semi import load
 from stml_semi.embed import embed_source
 from stml_semi.index import FORMATS, Index, IndexInfo, Part
 from stml_semi.neighbors import nearest_neighbors
+from stml_semi.scoring import evaluate_model
 from stml_semi.search import find_duplicates, search
 
 
@@ -74,6 +80,72 @@ def test_an_interrupted_embed_goes_on(photos, tmp_path, monkeypatch):
     assert embed_source("tiny-resnet", str(photos), str(folder), num_workers=0, part_size=6).num_embedded == 0
 
 
+def test_a_killed_embed_goes_on_to_the_same_files(tmp_path):
+    flags = ["--model", "tiny-resnet", "--data", "kanji:train", "--batch-size", "4", "--part-size", "40"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    running = cli("embed", *flags, "--num-workers", "0", "--output", str(killed))
+    deadline = time.monotonic() + 120
+    while not (killed / "part-00001.safetensors").exists():
+        assert time.monotonic() < deadline
+        assert running.poll() is None, running.communicate()[1]
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    with pytest.raises(ValueError, match="is not finished"):
+        Index.open(killed)
+    made = embed_source("tiny-resnet", "kanji:train", str(killed), batch_size=4, num_workers=0, part_size=40)
+    assert 0 < made.num_embedded <= made.num_rows - 80
+    embed_source("tiny-resnet", "kanji:train", str(whole), batch_size=4, num_workers=0, part_size=40)
+    assert contents(killed) == contents(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_embed_and_evaluate_as_one_does(photos, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = ["--model", "tiny-resnet", "--data", str(photos), "--num-workers", "0"]
+    running = [
+        cli("embed", *flags, "--part-size", "6", "--output", str(two), processes=2),
+        cli("evaluate", *flags, "--confidence", "90", "--json", processes=2),
+    ]
+    ended = [(process.communicate(timeout=400), process.returncode) for process in running]
+    assert [code for _, code in ended] == [0, 0], ended
+    embed_source("tiny-resnet", str(photos), str(one), num_workers=0, part_size=6)
+    found, expected = whole(Index.open(two)), whole(Index.open(one))
+    torch.testing.assert_close(found.embeddings, expected.embeddings, rtol=0, atol=1e-5)
+    assert found.rows.tolist() == expected.rows.tolist()
+    assert found.images == expected.images
+    assert (two / "bad_images.jsonl").read_text() == (one / "bad_images.jsonl").read_text()
+    line = json.loads(ended[1][0][0])
+    alone = evaluate_model("tiny-resnet", str(photos), num_workers=0, confidence=90)
+    assert line.keys() == alone.keys()
+    assert line["map@r"] == pytest.approx(alone["map@r"], abs=1e-6)
+    assert line["num_queries"] == alone["num_queries"] == 20
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_few_parts_are_in_memory_at_a_time(photos, tmp_path, monkeypatch):
+    alive, most = weakref.WeakSet(), [0]
+    read, write = Index.part, Index.write
+
+    def watch(part):
+        alive.add(part.embeddings)
+        most[0] = max(most[0], len(alive))
+        return part
+
+    monkeypatch.setattr(Index, "part", lambda self, number: watch(read(self, number)))
+    monkeypatch.setattr(Index, "write", lambda self, number, part: write(self, number, watch(part)))
+    embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), num_workers=0, part_size=2)
+    assert Index.open(tmp_path / "index").info.num_parts == 11
+    assert most[0] in (1, 2)  # The last one, and the one that takes its place.
+    search(str(tmp_path / "index"), rows=[0, 20])
+    assert most[0] <= 2
+    find_duplicates(str(tmp_path / "index"))
+    assert most[0] <= 3
+
+
 def test_parts_of_different_models_or_data_never_mix(photos, tmp_path, make_backbone):
     folder = str(tmp_path / "index")
     embed_source("tiny-resnet", str(photos), folder, num_workers=0)
@@ -113,6 +185,26 @@ def test_search_over_parts_is_the_search_over_all(tmp_path, part_size):
     found = torch.tensor([[hit.similarity for hit in answer.hits] for answer in answers])
     torch.testing.assert_close(found, expected.similarities, rtol=0, atol=1e-6)
     assert len(search(folder, rows=[3], k=1000)[0].hits) == 149
+
+
+@pytest.mark.skipif(find_spec("faiss") is None, reason="the extra `faiss` is not installed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_faiss_finds_the_same(tmp_path):
+    torch.manual_seed(0)
+    folder = made_up(tmp_path / "index", torch.randn(150, 8), 64)
+    expected = search(folder, rows=range(150), k=12)
+    found = search(folder, rows=range(150), k=12, backend="faiss")
+    assert [[hit.row for hit in answer.hits] for answer in found] == [
+        [hit.row for hit in answer.hits] for answer in expected
+    ]
+    assert found[3].hits[0].similarity == pytest.approx(expected[3].hits[0].similarity, abs=1e-6)
+
+
+def test_missing_faiss_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("stml_semi.search.find_spec", lambda name: None)
+    folder = made_up(tmp_path / "index", torch.eye(4), 2)
+    with pytest.raises(ValueError, match=r"--backend faiss: it is not installed; pip install 'stml-semi\[faiss\]'"):
+        search(folder, rows=[0], backend="faiss")
 
 
 @pytest.mark.parametrize("part_size", [1, 7, 1000])
@@ -183,6 +275,7 @@ def test_a_page_without_its_pictures_still_names_them(photos, tmp_path):
         (["search", "--index", "{}"], "search: nothing to search for"),
         (["search", "--index", "{}", "--row", "99"], "--row 99: the index has no such row"),
         (["search", "--index", "{}", "missing.png"], "search missing.png: no such file"),
+        (["search", "--index", "{}", "--row", "0", "--backend", "x"], "--backend x: choose one of exact, faiss"),
         (["dedup", "--index", "{}", "--threshold", "2"], "--threshold 2.0"),
         (["embed", "--model", "m", "--data", "d", "--output", "o", "--format", "csv"], "--format csv: choose one of"),
     ],

@@ -30,8 +30,8 @@ def exported(make_backbone, tmp_path_factory):
     exported(folder, make_backbone("vit"), "auto")
     config = TrainConfig.build({"labeled": "kanji", "max_steps": 1})
     facts = CardFacts(config, [], "student", 1, (32, 32), "cls", "", Origin(None, (), None))
-    for name, text in card_files(facts).items():
-        (folder / name).write_text(text)
+    for name, content in card_files(facts).items():
+        (folder / name).write_bytes(content)
     return folder
 
 
@@ -123,6 +123,18 @@ def test_a_passing_failure_is_tried_again(hub, model, failures, monkeypatch):
     assert not any(hub.failures.values())
     assert "model.safetensors" in files(hub)
     assert len(hub.commits) == 1
+
+
+def test_where_xet_is_blocked_lfs_takes_over(hub, model, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    notes = []
+    push.push(str(model), "me/birds", note=notes.append)
+    assert any("xet-write-token" in request for request in hub.requests)
+    assert any("/v1/xorb" in request for request in hub.requests)
+    assert files(hub)["model.safetensors"] == (model / "model" / "model.safetensors").read_bytes()
+    assert len(hub.commits) == 1
+    assert sum("trying again by plain HTTP, without Xet" in note for note in notes) == 1
+    assert constants.HF_HUB_DISABLE_XET is False
 
 
 @pytest.mark.parametrize(

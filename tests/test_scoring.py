@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_pictures
+from PIL import Image
 from test_cli import call
 
+from stml_semi import load
 from stml_semi.metrics import bootstrap_intervals, class_scores, query_scores, summarize
 
 
@@ -77,6 +79,39 @@ def test_everything_at_once(monkeypatch, capsys, birds):
     code, out, _ = call(monkeypatch, capsys, *more)
     for text in ("recall@10", "90% interval", "worst 3 of 3 classes", "robin"):
         assert text in out
+
+
+def test_a_gallery_of_its_own(monkeypatch, capsys, birds, tmp_path):
+    for i, name in enumerate(["robin", "owl", "crane"]):
+        write_pictures(tmp_path / "museum" / name, 3, seed={"robin": 0, "owl": 2}.get(name, 7 + i))
+    flags = ["evaluate", "--model", "tiny-resnet", "--data", birds, "--num-workers", 0]
+    code, out, err = call(monkeypatch, capsys, *flags, "--gallery", tmp_path / "museum", "--json", "--per-class")
+    assert code == 0, err
+    line = json.loads(out)
+    assert (line["num_queries"], line["num_gallery"]) == (8, 9)  # Wren and single have nothing to find.
+    assert line["data"] == f"{birds} in {tmp_path / 'museum'}"
+    assert {row["class"] for row in line["per_class"]} == {"robin", "owl"}
+    # The same by hand.
+    model = load("tiny-resnet")
+    queries, gallery = (
+        [(path.parent.name, model.encode([Image.open(path)])[0]) for path in sorted(folder.rglob("*.png"))]
+        for folder in (birds, tmp_path / "museum")
+    )
+    right = [gallery[int(np.argmax([g @ q for _, g in gallery]))][0] == name for name, q in queries]
+    scored = [r for r, (name, _) in zip(right, queries, strict=True) if name in ("robin", "owl")]
+    assert line["recall@1"] == pytest.approx(np.mean(scored))
+    code, out, _ = call(monkeypatch, capsys, *flags, "--gallery", tmp_path / "museum")
+    assert "8 queries among 9 images" in " ".join(out.split())
+
+
+def test_a_gallery_that_cannot_be_searched(monkeypatch, capsys, birds, tmp_path):
+    for name in ("tit", "rook"):
+        write_pictures(tmp_path / "others" / name, 2)
+    flags = ["evaluate", "--model", "tiny-resnet", "--data", birds, "--num-workers", 0, "--gallery"]
+    for gallery, problem in ((tmp_path / "others", "has no class of --data"), (birds, "is --data itself")):
+        code, _, err = call(monkeypatch, capsys, *flags, gallery)
+        assert code == 2
+        assert err.startswith(f"error: --gallery {gallery}: {problem}")
 
 
 def test_bf16_is_close_to_float32(monkeypatch, capsys, birds):

@@ -162,27 +162,45 @@ def _nabirds(folder: Path, split: str) -> Iterator[Row]:
 
 
 def _compcars(folder: Path, split: str) -> Iterator[Row]:
+    names = _car_names(folder / "data" / "misc" / "make_model_name.mat")
     if split == "all":
         pictures = folder / "data" / "image"
-        for place, inner, names in os.walk(pictures):
+        for place, inner, files in os.walk(pictures):
             inner.sort()
-            for name in sorted(names):
+            for name in sorted(files):
                 if name.lower().endswith((".jpg", ".jpeg")):
                     path = Path(place, name).relative_to(pictures).as_posix()
-                    yield _car(folder, path)
+                    yield _car(path, names)
         return
     lists = [folder / "data" / "train_test_split" / "classification" / f"{part}.txt" for part in ("train", "test")]
-    listed = [_car(folder, line) for path in lists for line in _lines(path)]
+    listed = [_car(line, names) for path in lists for line in _lines(path)]
     lost = set(absent(folder, listed))  # The publisher's lists name files that the archive lacks.
     rows = [row for row in listed if row.path not in lost]
     counts = Counter(row.label for row in rows)
     yield from (row for row in rows if counts[row.label] >= 100)
 
 
-def _car(folder: Path, path: str) -> Row:
-    """`<make>/<model>/<year>/<name>.jpg`; a class is a model of a make."""
+class _CarNames(NamedTuple):
+    makes: list[str]
+    models: list[str]
+
+
+def _car_names(path: Path) -> _CarNames:
+    """Names of makes and models, by number from 1; none where the list is not there."""
+    if not path.is_file():
+        return _CarNames([], [])
+    known = _mat(path)
+    makes, models = (
+        [name if isinstance(name, str) else "" for name in known[f"{kind}_names"]] for kind in ("make", "model")
+    )
+    return _CarNames(makes, models)
+
+
+def _car(path: str, names: _CarNames) -> Row:
+    """`<make>/<model>/<year>/<name>.jpg`, in numbers; a class is a model of a make."""
     make, model = path.split("/")[:2]
-    return Row(f"data/image/{path}", f"{make}/{model}")
+    known = [names.makes[int(make) - 1], names.models[int(model) - 1]] if names.models else []
+    return Row(f"data/image/{path}", " ".join([f"{make}/{model}", *filter(None, known)]))
 
 
 def _fashion200k(folder: Path, split: str) -> Iterator[Row]:

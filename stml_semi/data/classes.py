@@ -62,3 +62,39 @@ def _part(table: ImageTable, classes: NDArray[np.int64], rows: NDArray[np.int64]
         queries=None,
         rows=rows if table.rows is None else table.rows[rows],
     )
+
+
+def looked_up_in(queries: ImageTable, gallery: ImageTable) -> ImageTable:
+    """One table whose queries are the images of the first and whose gallery are those of the second.
+
+    Classes are the same where their names are.
+
+    Raises:
+        ValueError: one of them is split into queries and gallery already, or they share no class.
+    """
+    from datasets import concatenate_datasets
+
+    assert queries.labels is not None
+    assert gallery.labels is not None
+    for flag, table in (("--data", queries), ("--gallery", gallery)):
+        if table.queries is not None:
+            raise ValueError(f"{flag} {table.name}: says itself which images are looked up in which; drop --gallery")
+    if not set(queries.classes) & set(gallery.classes):
+        raise ValueError(
+            f"--gallery {gallery.name}: has no class of --data {queries.name} ({gallery.classes[0]}, ... but not "
+            f"{queries.classes[0]}, ...); classes are compared by name"
+        )
+    classes = tuple(sorted({*queries.classes, *gallery.classes}))
+    place = {name: number for number, name in enumerate(classes)}
+    labels = [np.array([place[name] for name in table.classes])[table.labels] for table in (queries, gallery)]
+    first = queries.parts or ((queries.name, 0),)
+    second = [(name, start + len(queries)) for name, start in gallery.parts or ((gallery.name, 0),)]
+    return ImageTable(
+        f"{queries.name} in {gallery.name}",
+        concatenate_datasets([queries.images, gallery.images]),
+        np.concatenate(labels),
+        classes,
+        queries.recall_at,
+        (*first, *second),
+        np.arange(len(queries) + len(gallery)) < len(queries),
+    )

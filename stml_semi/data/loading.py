@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from stml_semi.data.images import BadImage, read_image, read_pixels
 from stml_semi.data.plan import LabeledPlan, Rows, UnlabeledPlan
 from stml_semi.data.tables import ImageTable
-from stml_semi.data.views import augment, eval_views, view_rng
+from stml_semi.data.views import augment, blank_views, eval_views, view_rng
 from stml_semi.errors import RunFailed
 
 # A run of unreadable neighbors this long is no accident any more.
@@ -72,10 +72,9 @@ class Steps(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         bad: list[BadPicture] = []
-        height, width = self.views.size
-        labeled_pixels = torch.empty((0, 3, height, width), dtype=torch.uint8)
+        labeled_pixels = blank_views(0, size=self.views.size)
         labels = torch.empty(0, dtype=torch.int64)
-        unlabeled_pixels = torch.empty((0, self.views.num_views, 3, height, width), dtype=torch.uint8)
+        unlabeled_pixels = blank_views(0, self.views.num_views, size=self.views.size)
         index = torch.empty(0, dtype=torch.int64)
         if self.labeled:
             table, plan = self.labeled
@@ -99,15 +98,15 @@ class Steps(Dataset[Batch]):
         self, table: ImageTable, rows: Rows, share: slice, step: int, first: int, num_views: int, bad: list[BadPicture]
     ) -> tuple[Tensor, Rows]:
         """Views (n, num_views, 3, H, W) of a share of rows, and the rows that were really used, (n,)."""
-        preset, (height, width), _, seed = self.views
+        preset, size, _, seed = self.views
         own = rows[share]
-        pixels = torch.empty((len(own), num_views, 3, height, width), dtype=torch.uint8)
+        pixels = blank_views(len(own), num_views, size=size)
         used = own.copy()
         for i, row in enumerate(own):
             used[i], picture = _read_or_replace(table, int(row), bad)
             for view in range(num_views):
                 rng = view_rng(seed, step, first + share.start + i, view)
-                pixels[i, view] = augment(picture, preset=preset, size=(height, width), rng=rng)
+                pixels[i, view] = augment(picture, preset=preset, size=size, rng=rng)
         return pixels, used
 
 
@@ -185,6 +184,7 @@ def step_batches(dataset: Steps, steps: range, *, num_workers: int, pin_memory: 
     try:
         yield from _loader(dataset, steps, num_workers, pin_memory)
     except RunFailed as error:
+        error.__traceback__ = None  # Its frames would keep the workers, and the interpreter waits for those at its end.
         # From a worker the message comes wrapped into its traceback: the last line is what we said.
         raise RunFailed(
             str(error).strip().splitlines()[-1].removeprefix(f"{RunFailed.__module__}.RunFailed: ")
@@ -198,7 +198,7 @@ def _loader(dataset: Steps, steps: range, num_workers: int, pin_memory: bool) ->
         sampler=steps,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        **_HANDLING,
+        **HANDLING,
     )
 
 
@@ -210,7 +210,7 @@ def eval_batches(dataset: EvalChunks, *, num_workers: int, pin_memory: bool) -> 
         shuffle=False,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        **_HANDLING,
+        **HANDLING,
     )
 
 
@@ -231,4 +231,4 @@ def _as_is(batch: Any) -> Any:
 
 
 # Batches come as the dataset makes them.
-_HANDLING: dict[str, Any] = {"collate_fn": _as_is, "worker_init_fn": _ignore_signals}
+HANDLING: dict[str, Any] = {"collate_fn": _as_is, "worker_init_fn": _ignore_signals}

@@ -56,17 +56,23 @@ class ImageTable:
     """(N,) rows that are looked up in the others; None: every row is looked up in all others."""
     rows: NDArray[np.int64] | None = None
     """(N,) rows of the source that these are; None: all of them."""
+    cache: "Callable[[int], ImageSource | None] | None" = None
+    """What `source` gives in place of the original of a row, if anything: pictures that were decoded before."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def source(self, row: int) -> "ImageSource":
         """What `read_image` and `read_pixels` take."""
+        kept = self.cache(int(row)) if self.cache is not None else None
+        return self._original(row) if kept is None else kept
+
+    def _original(self, row: int) -> "ImageSource":
         return self.images[int(row)]["image"]
 
     def describe(self, row: int) -> str:
         """How a user finds the picture: its path, or `name[row]` of the source that holds its bytes."""
-        source = self.source(row)
+        source = self._original(row)
         if source["bytes"] is None and source["path"]:
             return source["path"]
         if self.rows is not None:

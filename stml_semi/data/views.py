@@ -55,7 +55,7 @@ def augment(pixels: Tensor, *, preset: str, size: tuple[int, int], rng: np.rando
         rng: source of all randomness.
 
     Returns:
-        (3, *size) uint8.
+        (3, *size) uint8; those of crops are channels-last in memory, as `blank_views`.
     """
     match preset:
         case "paper":
@@ -69,17 +69,24 @@ def augment(pixels: Tensor, *, preset: str, size: tuple[int, int], rng: np.rando
     raise ValueError(f"--augment '{preset}' is unknown: choose one of {', '.join(AUGMENTS)}")
 
 
+def blank_views(*shape: int, size: tuple[int, int]) -> Tensor:
+    """Room for views, (*shape, 3, *size) uint8, channels-last in memory as views and convolutions are."""
+    return torch.empty((*shape, *size, 3), dtype=torch.uint8).movedim(-1, -3)
+
+
 def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[1:]) == tuple(size):
         return pixels.clone()
-    return F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
+    # Whole and channels-last, resizing needs no conversion on either side; numpy copies such parts fastest.
+    part = torch.from_numpy(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()[None])).permute(0, 3, 1, 2)
+    return F.interpolate(part, size=size, mode="bilinear", antialias=True)[0]
 
 
 def _crop_and_flip(pixels: Tensor, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
     height, width = pixels.shape[1:]
     top, left, box_height, box_width = _random_box(height, width, rng)
     view = _resize(pixels[:, top : top + box_height, left : left + box_width], size)
-    return view.flip(-1) if rng.random() < 0.5 else view
+    return view[None].flip(-1)[0] if rng.random() < 0.5 else view
 
 
 def _random_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -149,8 +149,8 @@ class Embedder(nn.Module):
         """Pooled backbone features (B, num_features), before the heads: what the frozen backbone offers."""
         if pixels.dtype == torch.uint8:
             pixels = (pixels.float() / 255 - self.mean) / self.std
-        if self.channels_last:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        pixels = pixels.contiguous(memory_format=layout)
         return pool_output(self.backbone(pixel_values=pixels), self.pool)
 
     def _embed(self, pixels: Tensor, keys: Tensor | None = None) -> Embeddings:

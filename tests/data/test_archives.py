@@ -136,7 +136,10 @@ def test_counts_of_third_parties_refuse_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(BENCHMARKS, "compcars", OFFICIAL["compcars"])
     table = open_split("compcars", tmp_path)
     assert table.name == "compcars:frequent"
-    assert table.classes == ("78/1", "78/2")  # The third has few images, and a listed file is not there.
+    assert table.classes == (
+        "78/1 Audi Audi A3",
+        "78/2 Audi Audi TTS coupe",
+    )  # The third has few images, and a listed file is not there.
     assert "210 images instead of 136,726" in refusal("compcars:all", tmp_path)
 
 

@@ -14,6 +14,7 @@ from PIL import Image, features
 from stml_semi.data.images import (
     BadImage,
     ImageSource,
+    raw,
     read_image,
     read_pixels,
     readable_extensions,
@@ -290,3 +291,28 @@ def test_extensions_are_those_of_readable_formats():
     extensions = readable_extensions()
     assert {".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff", ".bmp"} <= extensions
     assert not {".eps", ".pdf", ".mpg", ".h5", ".csv"} & extensions
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 40}, {"subsampling": 0}])
+def test_the_faster_decoder_gives_the_same_pixels(options, monkeypatch):
+    pytest.importorskip("simplejpeg")
+    source = encode(photo(61, 47), "JPEG", **options)
+    fast = read_pixels(source)
+    monkeypatch.setattr("stml_semi.data.images.simplejpeg", None)
+    assert torch.equal(fast, read_pixels(source))
+
+
+def test_raw_pictures_are_read_as_pillow_reads_them():
+    data = raw(photo(31, 17))
+    assert (read_pixels({"bytes": data, "path": None}).permute(1, 2, 0).numpy() == as_array(photo(31, 17))).all()
+    assert difference(read_image({"bytes": data, "path": None}), photo(31, 17)) == 0
+    with pytest.raises(BadImage, match="trunc"):
+        read_pixels({"bytes": data[:-5], "path": None})
+    with pytest.raises(BadImage, match="too narrow"):
+        read_pixels({"bytes": b"P6 1 5000 255\n" + bytes(15000), "path": None})
+
+
+def test_large_jpegs_may_come_smaller():
+    source = encode(photo(400, 300), "JPEG")
+    assert read_image(source, at_least=70).size == (100, 75)
+    assert read_image(source, at_least=200).size == (400, 300)
