@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stml_semi.data.pool import PoolTable
+
+TEACHER = "teacher.model."
+"""Prefix of the averaged model among the tensors of a checkpoint."""
 
 
 class TrainState(NamedTuple):
@@ -95,6 +98,34 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def read_module(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
+    """One module's tensors of a checkpoint, such as "embedder." or "teacher.model.", named without the prefix.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+    """
+    stored = load_file(checkpoint / "modules.safetensors")
+    return {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+
+
+def read_pool(checkpoint: Path) -> PoolTable | None:
+    """The pool of a checkpoint, if it has one.
+
+    Raises:
+        OSError, ValueError, SafetensorError: it cannot be read.
+    """
+    summary = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if summary["pool_refresh"] is None:
+        return None
+    return _pool_table(summary, load_file(checkpoint / "pool.safetensors"))
+
+
+def _pool_table(summary: dict[str, Any], pool: dict[str, Tensor]) -> PoolTable:
+    rows, neighbors, compared = (pool[n].numpy().astype(np.int64) for n in ("rows", "neighbors", "compared"))
+    refresh, sigma, stream = (summary.get(f"pool_{name}") for name in ("refresh", "sigma", "stream"))
+    return PoolTable(refresh, rows, neighbors, compared, sigma, stream)
+
+
 class Restored(NamedTuple):
     """Where a run goes on."""
 
@@ -139,12 +170,7 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
     _load_optimizer(state.optimizer, optimizer)
     if state.scaler is not None and summary["scaler"] is not None:
         state.scaler.load_state_dict(summary["scaler"])
-    table = None
-    if pool is not None:
-        rows, neighbors, compared = (pool[n].numpy().astype(np.int64) for n in ("rows", "neighbors", "compared"))
-        refresh, sigma = cast(int, summary["pool_refresh"]), cast(float, summary["pool_sigma"])
-        table = PoolTable(refresh, rows, neighbors, compared, sigma, summary.get("pool_stream"))
-    return Restored(summary["step"], table)
+    return Restored(summary["step"], None if pool is None else _pool_table(summary, pool))
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -122,7 +122,9 @@ _add(
 )
 
 
-for _command in (commands.evaluate, commands.export, commands.push, commands.embed, commands.search, commands.dedup):
+_used = (commands.evaluate, commands.export, commands.push)
+_used += (commands.embed, commands.search, commands.browse, commands.dedup)
+for _command in _used:
     app.command()(_command)
 
 

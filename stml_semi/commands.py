@@ -1,5 +1,6 @@
 """The commands that use a trained model: parse and call. Heavy imports stay inside."""
 
+import contextlib
 import json
 import sys
 from typing import Annotated, cast, get_args
@@ -191,6 +192,34 @@ def search(
     from stml_semi.tables import print_answers
 
     print_answers(answers)
+
+
+def browse(
+    index: Annotated[str, typer.Option(help="Folder that `embed` wrote.")],
+    model: Annotated[str | None, typer.Option(help="Default: the one that made the index.")] = None,
+    k: Annotated[int, typer.Option("--k", help="Neighbors per picture.", min=1, max=1000)] = 20,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. The default can be reached from this machine only.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8765,
+) -> None:
+    """Open a page on this machine where one drops a picture and sees its neighbors.
+
+    Example: python cli.py browse --model runs/demo --index index
+
+    Pictures that are dropped are looked at in memory and not kept. Ctrl+C ends it.
+    """
+    with one_line_errors():
+        quiet_libraries()
+        from stml_semi.browse.finder import Finder
+        from stml_semi.browse.server import is_loopback, serve
+
+        server = serve(Finder(index, model, k=k), host, port)
+    if not is_loopback(host):
+        print("warning: whoever reaches this address can look through the indexed pictures", file=sys.stderr)
+    print(f"{server.url} (Ctrl+C ends it)", flush=True)
+    with contextlib.suppress(KeyboardInterrupt), server:
+        server.serve_forever()
 
 
 def dedup(

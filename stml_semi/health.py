@@ -6,6 +6,7 @@ from torch import Tensor
 from stml_semi.errors import RunFailed
 from stml_semi.losses.distances import normalize
 
+AFFINITY_BINS = 20
 _QUANTILES = {"affinity_p50": 0.5, "affinity_p90": 0.9, "affinity_p99": 0.99}
 
 
@@ -43,6 +44,17 @@ def spread(f: Tensor, affinity: Tensor | None) -> dict[str, float]:
         order = affinity[~torch.eye(len(affinity), dtype=torch.bool, device=affinity.device)].sort().values
         line |= {name: float(order[int(q * (len(order) - 1))]) for name, q in _QUANTILES.items()}
     return line
+
+
+def affinity_histogram(affinity: Tensor | None) -> dict[str, list[int]]:
+    """What metrics.jsonl says of the distribution of a step's affinities (M, M): pairs in 20 equal parts of 0..1.
+
+    The diagonal is left out. Nothing without affinities.
+    """
+    if affinity is None:
+        return {}
+    pairs = affinity[~torch.eye(len(affinity), dtype=torch.bool, device=affinity.device)]
+    return {"affinity_histogram": torch.histc(pairs, AFFINITY_BINS, 0, 1).int().tolist()}
 
 
 def is_collapsed(line: dict[str, float]) -> bool:

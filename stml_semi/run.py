@@ -22,6 +22,7 @@ from stml_semi.data.specs import specs_of
 from stml_semi.data.streams import open_unlabeled
 from stml_semi.data.views import view_size
 from stml_semi.dry_run import describe_run
+from stml_semi.energy import gpu_joules
 from stml_semi.export import export_model
 from stml_semi.failures import explained
 from stml_semi.honesty import check_honest, claim, terms_of_use
@@ -134,7 +135,7 @@ def run(config: TrainConfig) -> Result:
                 "--batchnorm batch: each process normalizes by its own share of the batch, so results depend on the "
                 "number of processes"
             )
-        sitting = folder.sitting(describe_start(processes=world, first_step=start))
+        sitting = folder.sitting(describe_start(processes=world, first_step=start), gpu_joules)
         with explained(trainer.stream.rows, config.micro_batch_size), sitting, trackers.started(start):
             trainer.train(start)
             if accelerator.is_main_process:

@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from stml_semi.card import CardFacts, Dtype, Origin, Weights, card_files, find_origin
-from stml_semi.checkpoint import list_checkpoints
+from stml_semi.checkpoint import TEACHER, list_checkpoints, read_module
 from stml_semi.config import TrainConfig, read_recipe
 from stml_semi.data.benchmarks import BENCHMARKS
 from stml_semi.data.views import view_size
@@ -17,7 +16,7 @@ from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.onnx_export import check_onnx, export_onnx
 from stml_semi.run_folder import RunFolder
 
-_PREFIXES: dict[Weights, str] = {"student": "embedder.", "teacher": "teacher.model."}
+_PREFIXES: dict[Weights, str] = {"student": "embedder.", "teacher": TEACHER}
 
 
 class Exported(NamedTuple):
@@ -65,10 +64,8 @@ def export_run(
     step = int(found[-1].name.removeprefix("step-"))
     backbone = open_configured_backbone(config)
     embedder = build_embedder(config.model_copy(update={"compile": False}), backbone)
-    prefix = _PREFIXES[weights]
     try:
-        stored = load_file(found[-1] / "modules.safetensors")
-        embedder.load_state_dict({k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)})
+        embedder.load_state_dict(read_module(found[-1], _PREFIXES[weights]))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(

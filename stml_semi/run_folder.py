@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,8 @@ class RunFolder:
         return _read_lines(self.metrics)
 
     def sittings(self) -> list[dict[str, Any]]:
-        """How the run was started each time (see `machine.describe_start`), and for how many "seconds" it worked.
+        """How the run was started each time (see `machine.describe_start`), for how many "seconds" it worked, and
+        what its GPUs used ("gpu_joules", those of the main process's machine; None where that is not known).
 
         The time of a sitting that was killed is None.
         """
@@ -142,12 +143,19 @@ class RunFolder:
         return json.loads(self.sitting_file.read_text(encoding="utf-8"))
 
     @contextlib.contextmanager
-    def sitting(self, about: dict[str, Any]) -> Iterator[None]:
-        """Writes down how a sitting was started, and at its end how long it took."""
-        earlier, started = self.sittings(), time.monotonic()
-        self._write_sittings([*earlier, {**about, "seconds": None}])
+    def sitting(self, about: dict[str, Any], gpu_joules: Callable[[], float | None] = lambda: None) -> Iterator[None]:
+        """Writes down how a sitting was started, and at its end how long it took, and what energy.
+
+        Args:
+            about: how it was started.
+            gpu_joules: reads a counter of energy; None where there is none.
+        """
+        earlier, started, before = self.sittings(), time.monotonic(), gpu_joules()
+        self._write_sittings([*earlier, {**about, "seconds": None, "gpu_joules": None}])
         yield
-        self._write_sittings([*earlier, {**about, "seconds": time.monotonic() - started}])
+        seconds, after = time.monotonic() - started, gpu_joules()
+        used = None if before is None or after is None else after - before
+        self._write_sittings([*earlier, {**about, "seconds": seconds, "gpu_joules": used}])
 
     def _write_sittings(self, sittings: list[dict[str, Any]]) -> None:
         if self.writes:

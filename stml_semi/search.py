@@ -1,6 +1,6 @@
 """`search` and `dedup`: exact answers from an index on disk, one part in memory at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from stml_semi.data.images import BadImage, read_image
+from stml_semi.data.sources import open_source
+from stml_semi.data.tables import ImageTable
 from stml_semi.embed import fingerprint
-from stml_semi.hub import load
+from stml_semi.hub import Retriever, load
 from stml_semi.index import Index, Part
 from stml_semi.neighbors import Gallery, Neighbors, bfloat16_is_fast
 from stml_semi.progress import Counter
@@ -71,11 +73,11 @@ def search(
         queries.append(_embed(index, images, model))
         names.extend(images)
     if rows:
-        found = _rows(index, rows)
+        found = find_rows(index, rows)
         queries.append(torch.stack([found[row].embedding for row in rows]))
         names.extend(f"{found[row].image} (row {row})" for row in rows)
     own = torch.tensor([*[-1] * len(images), *rows])
-    nearest = _nearest(index, torch.cat(queries), own, k, backend)
+    nearest = nearest_rows(index.parts(), torch.cat(queries), own, k, backend)
     return [Answer(name, hits) for name, hits in zip(names, nearest, strict=True)]
 
 
@@ -86,26 +88,56 @@ def _embed(index: Index, images: Sequence[str], model: str | None) -> Tensor:
             pictures.append(read_image({"bytes": None, "path": path}))
         except BadImage as error:
             raise ValueError(f"search {path}: {error}; give picture files") from None
+    return torch.from_numpy(open_model(index, model).encode(pictures))
+
+
+def open_model(index: Index, model: str | None = None) -> Retriever:
+    """The model of an index.
+
+    Args:
+        index: whose embeddings new ones shall compare with.
+        model: default: the one that made the index.
+
+    Raises:
+        ValueError: no such model, or another than the index's.
+    """
     retriever = load(model or index.info.model)
     if fingerprint(retriever) != index.info.fingerprint:
         raise ValueError(
             f"--model {model or index.info.model}: the index was made with other weights ({index.info.model}), whose "
             f"embeddings do not compare; give that model, or embed again"
         )
-    return torch.from_numpy(retriever.encode(pictures))
+    return retriever
 
 
-class _Row(NamedTuple):
+def open_indexed(index: Index) -> ImageTable | None:
+    """The indexed pictures, if they are still where they were."""
+    try:
+        table = open_source(index.info.data, flag="--index", labels="ignored", image_column=index.info.image_column)
+    except ValueError:
+        return None
+    return table if len(table) == index.info.num_rows else None
+
+
+class Row(NamedTuple):
+    """A row of an index."""
+
     embedding: Tensor
+    """(d,) float32, unit length."""
     image: str
 
 
-def _rows(index: Index, rows: Sequence[int]) -> dict[int, _Row]:
+def find_rows(index: Index, rows: Sequence[int]) -> dict[int, Row]:
+    """Rows of an index by their number.
+
+    Raises:
+        ValueError: a row that is not there, or that could not be read when the index was made.
+    """
     found = {}
     for number in {row // index.info.part_size for row in rows if 0 <= row < index.info.num_rows}:
         part = index.part(number)
         places = {int(row): i for i, row in enumerate(part.rows)}
-        found |= {row: _Row(part.embeddings[places[row]], part.images[places[row]]) for row in rows if row in places}
+        found |= {row: Row(part.embeddings[places[row]], part.images[places[row]]) for row in rows if row in places}
     missing = [row for row in rows if row not in found]
     if missing:
         raise ValueError(
@@ -114,11 +146,24 @@ def _rows(index: Index, rows: Sequence[int]) -> dict[int, _Row]:
     return found
 
 
-def _nearest(index: Index, queries: Tensor, own: Tensor, k: int, backend: Backend) -> list[list[Hit]]:
-    """The best k of every part, merged: queries (Q, d), own (Q,) rows to leave out -> Q lists."""
+def nearest_rows(
+    parts: Iterable[Part], queries: Tensor, own: Tensor, k: int, backend: Backend = "exact"
+) -> list[list[Hit]]:
+    """The best k of every part, merged, nearest first.
+
+    Args:
+        parts: of an index.
+        queries: (Q, d) float32, unit length.
+        own: (Q,) rows to leave out, -1 for none.
+        k: hits per query; all there are, if fewer.
+        backend: what searches a part.
+
+    Returns:
+        Q lists.
+    """
     best: list[list[Hit]] = [[] for _ in queries]
     find = _by_faiss if backend == "faiss" else _exactly
-    for part in index.parts():
+    for part in parts:
         rows = torch.from_numpy(part.rows)
         # One more, because a query that is a row of this part finds itself.
         found = find(part.embeddings, queries, min(k + 1, len(rows)))

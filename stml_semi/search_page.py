@@ -1,27 +1,32 @@
 """The answers of a search as one self-contained HTML page with pictures."""
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image
-
-from stml_semi.data.images import BadImage, read_image
-from stml_semi.data.sources import open_source
+from stml_semi.data.images import BadImage, ImageSource, read_image
 from stml_semi.data.tables import ImageTable
 from stml_semi.index import Index
-from stml_semi.search import Answer
+from stml_semi.search import Answer, open_indexed
 
 _SIDE = 160
-_STYLE = """
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }
-h1 { font-size: 1.2rem } section { display: flex; flex-wrap: wrap; gap: 12px; margin: 1.5rem 0 }
-figure { margin: 0; width: 168px } figcaption { overflow-wrap: anywhere; font-size: 12px; color: #555 }
-img, .none { display: block; width: 160px; height: 160px; object-fit: contain; background: #f3f3f3; padding: 4px }
-.none { color: #999; text-align: center; line-height: 160px } .query img { background: #dde8ff }
-"""
+
+
+class Shown(NamedTuple):
+    """A picture of the page."""
+
+    uri: str | None
+    """None if it cannot be read."""
+    text: str
+
+
+class Section(NamedTuple):
+    """A query and its answers."""
+
+    query: Shown
+    hits: list[Shown]
 
 
 def write_page(path: str, folder: str, answers: Sequence[Answer], images: Sequence[str]) -> None:
@@ -36,23 +41,24 @@ def write_page(path: str, folder: str, answers: Sequence[Answer], images: Sequen
     Raises:
         ValueError: the file cannot be written.
     """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     index = Index.open(folder)
-    table = _source(index)
+    table = open_indexed(index)
     sections = []
     for i, answer in enumerate(answers):
-        file = _thumbnail_of_file(images[i]) if i < len(images) else None
         row = None if i < len(images) else int(answer.query.rsplit(" ", 1)[1].rstrip(")"))
-        query = file if row is None else _thumbnail(table, row)
-        figures = [_figure(query, f"query: {answer.query}", "query")]
-        for rank, hit in enumerate(answer.hits, 1):
-            text = f"{rank}. {hit.similarity:.3f} {hit.image} (row {hit.row})"
-            figures.append(_figure(_thumbnail(table, hit.row), text))
-        sections.append(f"<section>{''.join(figures)}</section>")
-    title = html.escape(f"{index.info.data}, {index.info.num_rows:,} pictures")
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"<h1>{title}</h1><p>Nearest pictures by cosine, model {html.escape(index.info.model)}</p>"
-        f"{''.join(sections)}</html>\n"
+        uri = _thumbnail({"bytes": None, "path": images[i]}) if row is None else _thumbnail_of_row(table, row)
+        hits = [
+            Shown(_thumbnail_of_row(table, hit.row), f"{hit.similarity:.3f} {hit.image} (row {hit.row})")
+            for hit in answer.hits
+        ]
+        sections.append(Section(Shown(uri, answer.query), hits))
+    environment = Environment(
+        loader=PackageLoader("stml_semi", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("browse/answers.html").render(
+        title=f"{index.info.data}, {index.info.num_rows:,} pictures", model=index.info.model, sections=sections
     )
     try:
         Path(path).write_text(page, encoding="utf-8")
@@ -60,37 +66,16 @@ def write_page(path: str, folder: str, answers: Sequence[Answer], images: Sequen
         raise ValueError(f"--html {path}: {error.strerror or error}; name a file that can be written") from None
 
 
-def _source(index: Index) -> ImageTable | None:
-    """The indexed pictures, if they are still where they were."""
+def _thumbnail_of_row(table: ImageTable | None, row: int) -> str | None:
+    return None if table is None else _thumbnail(table.source(row))
+
+
+def _thumbnail(source: ImageSource) -> str | None:
+    """A small picture as a data URI; None if it cannot be read."""
     try:
-        table = open_source(index.info.data, flag="--index", labels="ignored", image_column=index.info.image_column)
-    except ValueError:
-        return None
-    return table if len(table) == index.info.num_rows else None
-
-
-def _figure(picture: str | None, text: str, kind: str = "") -> str:
-    shown = f'<img src="{picture}" alt="">' if picture else '<div class="none">no picture</div>'
-    return f'<figure class="{kind}">{shown}<figcaption>{html.escape(text)}</figcaption></figure>'
-
-
-def _thumbnail(table: ImageTable | None, row: int) -> str | None:
-    if table is None:
-        return None
-    try:
-        return _encoded(read_image(table.source(row)))
+        image = read_image(source)
     except BadImage:
         return None
-
-
-def _thumbnail_of_file(path: str) -> str | None:
-    try:
-        return _encoded(read_image({"bytes": None, "path": path}))
-    except BadImage:
-        return None
-
-
-def _encoded(image: Image.Image) -> str:
     image.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)

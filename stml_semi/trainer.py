@@ -13,7 +13,7 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.loading import BadPicture, Batch, ViewSettings
 from stml_semi.evaluation import TableEncoder
 from stml_semi.failures import FiniteWatch, report_non_finite
-from stml_semi.health import collapse, is_collapsed, spread
+from stml_semi.health import affinity_histogram, collapse, is_collapsed, spread
 from stml_semi.interruption import Interrupted, StopSignal
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.noise import row_keys
@@ -119,7 +119,7 @@ class Trainer:
                 if self.device.type == "cuda":
                     line["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
                 self._log_bad()
-                self.folder.log(line)
+                self.folder.log({**line, **affinity_histogram(terms.affinity)})
                 self.trackers.log(line)
                 seconds, images, waited = time.perf_counter(), 0, self.stream.waited
                 # All processes have to leave after the same step: they agree where they talk anyway.

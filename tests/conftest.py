@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from real_runs import train
 
 torch.set_num_threads(1)
 
@@ -110,3 +111,21 @@ def write_pictures(folder: Path, count: int, *, seed: int = 0, side: int = 24) -
         paths.append(folder / f"{i}.png")
         Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(paths[-1])
     return paths
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A real run on two folders beside it, `labeled` and `loose`: one picture cannot be read, one is there twice."""
+    folder = tmp_path_factory.mktemp("report")
+    for name in "abcdefgh":
+        write_pictures(folder / "labeled" / name, 6, seed=ord(name))
+    loose = write_pictures(folder / "loose", 30)
+    loose[4].write_bytes(b"no picture")
+    loose[7].write_bytes(loose[6].read_bytes())
+    flags = ["--labeled", str(folder / "labeled"), "--unlabeled", str(folder / "loose"), "--max-bad-fraction", "0.1"]
+    flags += ["--eval", str(folder / "labeled"), "--backbone", "tiny-resnet", "--labeled-batch-size", "8"]
+    flags += ["--images-per-class", "2", "--unlabeled-batch-size", "20", "--max-steps", "6", "--log-every", "1"]
+    done = train(folder / "run", *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"report: {folder / 'run' / 'report.html'}" in done.stderr
+    return folder / "run"

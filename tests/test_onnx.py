@@ -40,7 +40,7 @@ def test_onnxruntime_gives_the_same_embeddings(make_backbone, tmp_path, pictures
     for count in (1, 3, 8):
         pixels = eval_views(pictures[:count], retriever.processor).numpy()
         found = session.run(None, {"pixel_values": pixels})[0]
-        np.testing.assert_allclose(found, retriever.encode(pictures[:count]), atol=1e-4)
+        np.testing.assert_allclose(np.asarray(found), retriever.encode(pictures[:count]), atol=1e-4)
 
 
 @needs_onnx

@@ -55,9 +55,10 @@ def cache_folder(table: ImageTable, form: Form, side: int) -> Path:
     Pictures in a table count with all their bytes; files with path, size and time of change, since reading a million
     of them takes long.
     """
-    import datasets
+    from datasets import config as datasets_config
 
     seen = hashlib.blake2b(f"{_VERSION} {form} {side}\n".encode(), digest_size=16)
+    block: Any
     for block in table.images.with_format("arrow").iter(1000):
         pictures = block["image"].combine_chunks()
         for data, path in zip(pictures.field("bytes"), pictures.field("path").to_pylist(), strict=True):
@@ -66,7 +67,7 @@ def cache_folder(table: ImageTable, form: Form, side: int) -> Path:
                 seen.update(data.as_buffer())
             else:
                 seen.update(f"{path} {_stamp(path)}\n".encode(errors="surrogateescape"))
-    return Path(datasets.config.HF_DATASETS_CACHE) / "stml-semi-pictures" / seen.hexdigest()
+    return Path(datasets_config.HF_DATASETS_CACHE) / "stml-semi-pictures" / seen.hexdigest()
 
 
 def _stamp(path: str | None) -> str:
@@ -136,7 +137,8 @@ class _Parts(Dataset[int | str]):
     """Item i writes the i-th part of this process: how many pictures are in it, or what went wrong."""
 
     def __init__(self, table: ImageTable, files: list[Path], own: list[int], form: Form, side: int) -> None:
-        self.table, self.files, self.own, self.form, self.side = table, files, own, form, side
+        self.table, self.files, self.own, self.side = table, files, own, side
+        self.form: Form = form
 
     def __len__(self) -> int:
         return len(self.own)

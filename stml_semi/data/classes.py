@@ -95,6 +95,6 @@ def looked_up_in(queries: ImageTable, gallery: ImageTable) -> ImageTable:
         np.concatenate(labels),
         classes,
         queries.recall_at,
-        (*first, *second),
-        np.arange(len(queries) + len(gallery)) < len(queries),
+        parts=(*first, *second),
+        queries=np.arange(len(queries) + len(gallery)) < len(queries),
     )

@@ -31,7 +31,8 @@ def plain_name(name: str) -> str:
     text = re.sub(r"\([^)]*\)", " ", text).replace("_", " ")
     text = re.sub(r"['`]s\b|['`]", "", text)
     text = re.sub(r"^[\d\W]+(?=.*[a-z])", "", text)
-    words = [_SPELLINGS.get(word, word) for word in re.findall(r"[a-z0-9]+", text)]
+    found: list[str] = re.findall(r"[a-z0-9]+", text)
+    words = [_SPELLINGS.get(word, word) for word in found]
     text = " ".join(words)
     return _SYNONYMS.get(text, text) if re.search("[a-z]{2}", text) else ""
 

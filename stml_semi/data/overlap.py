@@ -114,7 +114,8 @@ def perceptual_hash(image: Image.Image) -> NDArray[np.uint8]:
     from scipy.fft import dctn
 
     gray = image.convert("L").resize((_GRAY_SIDE, _GRAY_SIDE), Image.Resampling.BILINEAR)
-    low = dctn(np.asarray(gray, dtype=np.float64), norm="ortho")[:16, :16].round(6)
+    frequencies = np.asarray(dctn(np.asarray(gray, dtype=np.float64), norm="ortho"))
+    low = frequencies[:16, :16].round(6)
     return np.packbits(low > np.median(low))
 
 

@@ -121,7 +121,11 @@ class UnlabeledPool:
             self.table = PoolTable(refresh, found.rows, drawn, compared, found.sigma, self._drawn.record)
         elif self._drawn is None:  # The run goes on, and its table was restored.
             self._drawn = self.live.again(refresh, self.table.stream)
-        return self._plan(self.table)
+        return self.plan_of(self.table)
+
+    def plan_of(self, table: PoolTable) -> UnlabeledPlan:
+        """The plan that is in force while a table is."""
+        return UnlabeledPlan(table.rows, table.neighbors, self.queries_per_batch, self.num_neighbors)
 
     def relations(self, step: int, image_index: Tensor, *, num_views: int) -> Relations:
         """What the pool knows of the images of a batch.
@@ -138,7 +142,7 @@ class UnlabeledPool:
         if not self.table.compared.shape[1]:
             return Relations(self.table.sigma, None)
         device = image_index.device
-        planned = self._plan(self.table).batch(self.seed, step)
+        planned = self.plan_of(self.table).batch(self.seed, step)
         positions = torch.from_numpy(np.searchsorted(self.table.rows, planned))
         lists = torch.from_numpy(self.table.compared)
         overlap = neighborhood_overlap(lists, positions, expand=self.num_neighbors).to(device, non_blocking=True)
@@ -146,6 +150,3 @@ class UnlabeledPool:
         same = image_index[:, None] == image_index
         overlap = torch.where(as_planned[:, None] & as_planned, overlap, same.float())
         return Relations(self.table.sigma, overlap.repeat(num_views, num_views))
-
-    def _plan(self, table: PoolTable) -> UnlabeledPlan:
-        return UnlabeledPlan(table.rows, table.neighbors, self.queries_per_batch, self.num_neighbors)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stml_semi.report.projection import Projected
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -130,8 +132,7 @@ def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None) -> C
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    settings: Any = {**_SETTINGS, "svg.hashsalt": title}
-    with rc_context(settings):
+    with rc_context(settings(title)):
         figure = Figure(figsize=(4.6, 2.5), layout="constrained")
         axes = figure.add_subplot()
         for curve in curves:
@@ -141,7 +142,7 @@ def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None) -> C
         axes.set_xlabel("step")
         if len(curves) > 1:
             figure.legend(loc="outside upper right", ncols=min(len(curves), 4))
-        svg = _svg(figure)
+        svg = page_svg(figure)
     words = [
         f"{c.name} from {c.values[0]:.3g} at step {c.steps[0]:.0f} to {c.values[-1]:.3g} at step {c.steps[-1]:.0f}"
         for c in curves
@@ -149,32 +150,36 @@ def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None) -> C
     return Chart(title, svg, f"{title}: {'; '.join(words)}.")
 
 
-def draw_map(name: str, plane: NDArray[np.float64], right: NDArray[np.bool_]) -> str:
+def draw_map(name: str, projected: Projected, right: NDArray[np.bool_]) -> str:
     """Points of a map as SVG, in two groups `<name>-right` and `<name>-wrong`, each in the order of the points.
 
     Args:
         name: unique on the page.
-        plane: (P, 2).
+        projected: P points.
         right: (P,) whether a point's nearest neighbor is of its class.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    settings: Any = {**_SETTINGS, "svg.hashsalt": name, "axes.grid": False}
-    with rc_context(settings):
+    with rc_context({**settings(name), "axes.grid": False}):
         figure = Figure(figsize=(4.6, 4.0), layout="constrained")
         axes = figure.add_subplot()
         for mask, kind, marker, color in ((right, "right", "o", _SERIES[0]), (~right, "wrong", "X", _SERIES[1])):
-            points = axes.scatter(*plane[mask].T, s=34, marker=marker, color=color, edgecolor="none")
+            points = axes.scatter(*projected.plane[mask].T, s=34, marker=marker, color=color, edgecolor="none")
             points.set_gid(f"{name}-{kind}")
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_xlabel("first principal component")
-        axes.set_ylabel("second principal component")
-        return _svg(figure)
+        axes.set_xlabel(projected.axes[0])
+        axes.set_ylabel(projected.axes[1])
+        return page_svg(figure)
 
 
-def _svg(figure: "Figure") -> str:
+def settings(name: str) -> Any:
+    """How charts look; names of parts of a picture are made from its own."""
+    return {**_SETTINGS, "svg.hashsalt": name}
+
+
+def page_svg(figure: "Figure") -> str:
     """The figure for use inside HTML: no prolog, no metadata, no fixed size, colors of the page."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -193,6 +198,7 @@ def _svg(figure: "Figure") -> str:
         body = body.replace(stand_in, color)
     # Names of groups repeat from figure to figure, as do styles for the whole page; those of the points are ours.
     body = re.sub(r'<g id="(?![^"]*-(?:right|wrong)")[^"]*"', "<g", body)
+    body = re.sub(r'(<image [^>]*?) id="[^"]*"', r"\1", body)
     body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r'="[^"]*"', lambda value: re.sub(r"(\.\d\d)\d+", r"\1", value[0]), body)
     body = re.sub(r"\n\s*", "\n", body)

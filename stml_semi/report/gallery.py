@@ -81,7 +81,8 @@ class Gallery(NamedTuple):
     """Of the queries, sorted."""
     points: list[Point]
     maps: list[str]
-    explained: list[float]
+    seen: list[str]
+    """By model: what its map shows."""
 
 
 def build_gallery(
@@ -109,7 +110,9 @@ def build_gallery(
         Point(pictures.add(table, int(found.rows[place])), str(names[place]), [bool(r[place]) for r in right])
         for place in found.points
     ]
-    maps = [draw_map(f"{anchor}-map-{i}", look.plane, right[i][found.points]) for i, look in enumerate(found.models)]
+    maps = [
+        draw_map(f"{anchor}-map-{i}", look.projected, right[i][found.points]) for i, look in enumerate(found.models)
+    ]
     return Gallery(
         table.name,
         anchor,
@@ -121,7 +124,7 @@ def build_gallery(
         sorted({query.label for query in queries}),
         points,
         maps,
-        [look.explained for look in found.models],
+        [look.projected.words for look in found.models],
     )
 
 

@@ -35,6 +35,8 @@ class Headline(NamedTuple):
 
     name: str
     num_queries: int
+    num_gallery: int
+    """Pictures that are searched; the queries themselves, unless the table keeps them apart."""
     columns: list[str]
     rows: list[Row]
     has_intervals: bool
@@ -78,6 +80,7 @@ def _headline(name: str, evaluations: Sequence[Sequence[dict[str, Any]]], galler
     return Headline(
         name,
         first["num_queries"],
+        first.get("num_gallery", first["num_queries"]),
         columns,
         rows,
         any(c.interval for row in rows for c in row.cells),

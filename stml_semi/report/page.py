@@ -12,10 +12,12 @@ from stml_semi.config import TrainConfig, flag
 from stml_semi.data.loading import default_num_workers
 from stml_semi.data.streams import ImageStream
 from stml_semi.hub import load
+from stml_semi.report.affinities import affinity_charts
 from stml_semi.report.charts import letter, score_charts, training_charts
 from stml_semi.report.gallery import Gallery, Model, build_gallery, score_columns
 from stml_semi.report.headline import headlines, percent
 from stml_semi.report.pictures import Pictures
+from stml_semi.report.pool_sample import DUPLICATE
 from stml_semi.report.retrieval import frozen_backbone
 from stml_semi.report.unlabeled import PoolView, view_pool
 from stml_semi.run_folder import RunFolder
@@ -57,6 +59,8 @@ class RunView(NamedTuple):
     claim: str
     sittings: list[dict[str, Any]]
     duration: str
+    energy: str
+    """Empty where it is not known."""
     pool: PoolView | None
     num_bad: int
     bad: list[dict[str, str]]
@@ -77,7 +81,7 @@ def write_report(runs: Sequence[ReportedRun], target: Path, *, device: torch.dev
     pictures, notes = Pictures(), [run.problem for run in runs if run.problem]
     galleries = _galleries(runs, pictures, notes, device)
     lines = [run.folder.lines() for run in runs]
-    views = [_view(place, run, pictures, notes, len(runs)) for place, run in enumerate(runs)]
+    views = [_view(place, run, pictures, notes, len(runs), device) for place, run in enumerate(runs)]
     text = (
         _environment()
         .get_template("page.html")
@@ -87,11 +91,12 @@ def write_report(runs: Sequence[ReportedRun], target: Path, *, device: torch.dev
             many=len(runs) > 1,
             notes=notes,
             headlines=headlines(lines, galleries),
-            charts=score_charts(lines) + training_charts(lines),
+            charts=score_charts(lines) + training_charts(lines) + affinity_charts(lines),
             galleries=galleries,
             settings=_settings([run.config for run in runs]),
             pictures=pictures.uris,
             letter=letter,
+            duplicate=DUPLICATE,
         )
     )
     partial = target.with_suffix(".partial")
@@ -165,14 +170,29 @@ def _models(
 # ------------------------------------------------------------------ one run
 
 
-def _view(place: int, run: ReportedRun, pictures: Pictures, notes: list[str], total: int) -> RunView:
+def _view(
+    place: int,
+    run: ReportedRun,
+    pictures: Pictures,
+    notes: list[str],
+    total: int,
+    device: torch.device | str,
+) -> RunView:
     pool = None
-    unlabeled = None if run.tables is None else run.tables.unlabeled
+    unlabeled, labeled = (None, None) if run.tables is None else (run.tables.unlabeled, run.tables.labeled)
     if isinstance(unlabeled, ImageStream):
         notes.append(f"{run.folder.path}: unlabeled pictures of a stream are not kept, so they are not shown.")
     elif unlabeled is not None:
         try:
-            pool = view_pool(run.folder.checkpoints, unlabeled, pictures)
+            pool = view_pool(
+                run.config,
+                run.folder.checkpoints,
+                unlabeled,
+                labeled,
+                pictures,
+                device=device,
+                num_workers=default_num_workers(distributed.local_world_size()),
+            )
         except ValueError as error:
             notes.append(f"{run.folder.path}: the unlabeled pictures are not shown: {error}.")
     bad = run.folder.bad_lines()
@@ -187,6 +207,7 @@ def _view(place: int, run: ReportedRun, pictures: Pictures, notes: list[str], to
         claim=run.claim,
         sittings=sittings,
         duration=_duration(sum(seconds)) if seconds else "not known",
+        energy=_energy(sittings),
         pool=pool,
         num_bad=len(bad),
         bad=bad[:_MOST_BAD],
@@ -197,6 +218,12 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _energy(sittings: Sequence[dict[str, Any]]) -> str:
+    """Of all sittings together; what a sitting that was killed used is not known, so neither is the sum."""
+    known = [sitting["gpu_joules"] for sitting in sittings if sitting.get("gpu_joules") is not None]
+    return f"{sum(known) / 3.6e6:.3g} kWh" if known and len(known) == len(sittings) else ""
 
 
 def _settings(configs: Sequence[TrainConfig]) -> list[Setting]:

@@ -16,8 +16,13 @@ class Pictures:
     """Hands out numbers for pictures; the page keeps their data in one list."""
 
     def __init__(self) -> None:
-        self.uris: list[str] = []
         self._known: dict[tuple[str, int], int | None] = {}
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def uris(self) -> list[str]:
+        """By number."""
+        return list(self._numbers)
 
     def add(self, table: ImageTable, row: int) -> int | None:
         """The number of a picture of a table; None if it cannot be read."""
@@ -28,8 +33,7 @@ class Pictures:
             except BadImage:
                 self._known[key] = None
             else:
-                self._known[key] = len(self.uris)
-                self.uris.append(uri)
+                self._known[key] = self._numbers.setdefault(uri, len(self._numbers))
         return self._known[key]
 
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,9 +14,10 @@ from stml_semi.data.views import view_size
 from stml_semi.evaluation import embed_table
 from stml_semi.hub import Retriever
 from stml_semi.metrics import QueryScores, query_scores
-from stml_semi.models.backbone import open_backbone
+from stml_semi.models.build import open_configured_backbone
 from stml_semi.models.embedder import pool_output, resolve_pooling
 from stml_semi.neighbors import nearest_neighbors
+from stml_semi.report.projection import Projected, project
 
 MOST_ROWS = 5000
 _MOST_ROWS_CPU = 1000
@@ -46,10 +46,8 @@ class Searched(NamedTuple):
     """(Q, <= NUM_NEIGHBORS) places in the sample, for the queries of the page."""
     right: NDArray[np.bool_]
     """(N,) whether the nearest neighbor is of the picture's class."""
-    plane: NDArray[np.float64]
-    """(P, 2): the map's points on the first two principal components."""
-    explained: float
-    """Share of the variance that the map shows."""
+    projected: Projected
+    """The P points of the map."""
 
 
 class Retrieval(NamedTuple):
@@ -73,15 +71,15 @@ def frozen_backbone(config: TrainConfig, device: torch.device | str) -> Retrieve
     Raises:
         ValueError: it cannot be opened any more.
     """
-    backbone = open_backbone(config.backbone, image_size=config.image_size)
+    backbone = open_configured_backbone(config)
     pool = resolve_pooling(config.pooling, backbone.model, view_size(backbone.processor))
     return Retriever(backbone.model, backbone.processor, partial(pool_output, pool=pool)).to(device)
 
 
-def most_rows(retriever: Retriever) -> int:
-    """How many pictures a model embeds in a time that one waits for."""
-    height, width = view_size(retriever.processor)
-    slow = next(retriever.parameters()).device.type == "cpu" and height * width > 128 * 128
+def most_rows(processor: Any, device: torch.device | str) -> int:
+    """How many pictures are embedded in a time that one waits for."""
+    height, width = view_size(processor)
+    slow = torch.device(device).type == "cpu" and height * width > 128 * 128
     return _MOST_ROWS_CPU if slow else MOST_ROWS
 
 
@@ -123,7 +121,9 @@ def search(
         ValueError: nothing to find, or embeddings that are not finite.
     """
     assert table.labels is not None
-    sample = choose_rows(table.labels, min(map(most_rows, retrievers)), seed=seed)
+    sample = choose_rows(
+        table.labels, min(most_rows(r.processor, next(r.parameters()).device) for r in retrievers), seed=seed
+    )
     embedded = [_embed(table, retriever, sample.rows, num_workers) for retriever in retrievers]
     readable = embedded[0].readable
     rows = sample.rows[readable]
@@ -162,12 +162,4 @@ def _look(
     k = min(NUM_NEIGHBORS, len(vectors) - 1)
     found = nearest_neighbors(vectors, k, queries=vectors[places], exclude=places).indices.numpy()
     right = labels[nearest_neighbors(vectors, 1).indices[:, 0]] == labels
-    x = F.normalize(vectors.double(), dim=1)
-    x = F.pad(x - x.mean(0), (0, max(2 - x.shape[1], 0)))
-    values, axes = torch.linalg.eigh(x.T @ x)
-    axes = axes[:, -2:].flip(1)
-    # An axis has no direction of its own: pictures stay where they are from one page to the next.
-    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-    explained = float(values[-2:].sum() / values.sum().clamp_min(1e-12))
-    plane = (x[torch.from_numpy(points)] @ axes).numpy()
-    return Searched(scores, found, right.numpy(), plane, explained)
+    return Searched(scores, found, right.numpy(), project(vectors, points))

@@ -79,3 +79,37 @@ for (const part of document.querySelectorAll(".map-part")) {
     });
   }
 }
+
+// Affinities: the pair of a cell, by pointer or by arrow keys.
+for (const part of document.querySelectorAll(".relations")) {
+  const { pictures: shown, names, percent } = JSON.parse(part.querySelector("script").textContent);
+  const images = part.querySelectorAll(".pointed img"), text = part.querySelector(".pointed span");
+  const matrix = part.querySelector(".matrix"), cells = part.querySelector(".cells"), frame = cells.querySelector("i");
+  let at = null;
+  const choose = (row, column) => {
+    if (at && at[0] === row && at[1] === column) return;
+    at = [row, column];
+    frame.hidden = false;
+    frame.style.setProperty("--row", row);
+    frame.style.setProperty("--column", column);
+    at.forEach((place, i) => {
+      images[i].hidden = shown[place] === null;
+      images[i].src = images[i].hidden ? "" : pictures[shown[place]];
+    });
+    text.textContent = row === column ? `${names[row]} and itself`
+      : `Affinity ${(percent[row][column] / 100).toFixed(2)}: ${names[row]} and ${names[column]}`;
+  };
+  const within = number => Math.min(Math.max(number, 0), names.length - 1);
+  cells.addEventListener("pointermove", event => {
+    const box = cells.getBoundingClientRect();
+    choose(within(Math.floor((event.clientY - box.top) / box.height * names.length)),
+      within(Math.floor((event.clientX - box.left) / box.width * names.length)));
+  });
+  matrix.addEventListener("keydown", event => {
+    const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    if (at) choose(within(at[0] + step[0]), within(at[1] + step[1]));
+    else choose(0, Math.min(1, names.length - 1));
+  });
+}

@@ -1,17 +1,22 @@
-"""What unlabeled pictures a run used: neighborhoods of its last pool, as its newest checkpoint kept them."""
+"""What unlabeled pictures a run used, and how: its last pool, as its newest checkpoint kept it."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
-from stml_semi.checkpoint import list_checkpoints
+from stml_semi.config import TrainConfig
 from stml_semi.data.tables import ImageTable
 from stml_semi.report.pictures import Pictures
+from stml_semi.report.pool_sample import PoolSample, sample_pool
+from stml_semi.report.relations import Relations, view_relations
+from stml_semi.report.retrieval import most_rows
+from stml_semi.report.teacher import LastPool, open_last_pool
 
 _NEIGHBORHOODS, _NEIGHBORS = 6, 9
+_MOST_EMBEDDED = 1800
 
 
 class Neighborhood(NamedTuple):
@@ -22,6 +27,8 @@ class Neighborhood(NamedTuple):
     neighbors: list[int | None]
     asked_for: int
     """In how many neighborhoods of the pool it is."""
+    drawn: int
+    """How often since the last refresh."""
 
 
 class PoolView(NamedTuple):
@@ -29,50 +36,86 @@ class PoolView(NamedTuple):
 
     step: int
     """Of the checkpoint."""
+    refreshed: int
+    """Steps taken when the pool was renewed for the last time: draws are counted from there."""
     num_live: int
     num_images: int
-    popular: list[Neighborhood]
-    """Those that most other pictures have for a neighbor."""
-    random: list[Neighborhood]
     num_alone: int
     """Pictures that are in nobody's neighborhood."""
+    num_undrawn: int
+    """Live pictures that have not been drawn since the last refresh."""
+    often: list[Neighborhood]
+    """Those drawn most often."""
+    random: list[Neighborhood]
+    relations: Relations | None
+    sample: PoolSample
 
 
-def view_pool(checkpoints: Path, table: ImageTable, pictures: Pictures, *, seed: int = 0) -> PoolView | None:
-    """Some neighborhoods of the newest checkpoint's pool; None without a pool.
+def view_pool(
+    config: TrainConfig,
+    checkpoints: Path,
+    table: ImageTable,
+    labeled: ImageTable | None,
+    pictures: Pictures,
+    *,
+    device: torch.device | str,
+    num_workers: int,
+) -> PoolView | None:
+    """What the newest checkpoint's pool was used for; None without a pool.
 
     Args:
+        config: of the run.
         checkpoints: the run's folder of them.
         table: unlabeled pictures.
+        labeled: labeled pictures, if the run had any.
         pictures: gets what is shown.
-        seed: of the random neighborhoods.
+        device: where the teacher embeds.
+        num_workers: decoding processes.
 
     Raises:
-        ValueError: the pool names rows that the table does not have, so it is of another source.
+        ValueError: the pool is of another source, or the checkpoint cannot be read.
     """
-    found = list_checkpoints(checkpoints)
-    if not found or not (found[-1] / "pool.safetensors").is_file():
+    last = open_last_pool(config, checkpoints, table, device=device, num_workers=num_workers)
+    if last is None or last.pool.table is None or not last.pool.table.neighbors.shape[1]:
         return None
-    pool = load_file(found[-1] / "pool.safetensors")
-    rows, neighbors = pool["rows"].astype(np.int64), pool["neighbors"].astype(np.int64)
-    if not len(rows) or not neighbors.shape[1]:
-        return None
-    if rows.max() >= len(table):
-        raise ValueError(f"the pool names row {rows.max()}, and {table.name} has {len(table)} pictures now")
-    asked_for = np.bincount(neighbors.ravel(), minlength=len(rows))
+    pool = last.pool.table
+    refreshed = last.pool.first_step + pool.refresh * last.pool.refresh_every
+    drawn = _draws(config, last, refreshed)
+    asked_for = np.bincount(pool.neighbors.ravel(), minlength=len(pool.rows))
 
     def show(places: NDArray[np.int64]) -> list[Neighborhood]:
         return [
             Neighborhood(
-                pictures.add(table, int(rows[place])),
-                table.describe(int(rows[place])),
-                [pictures.add(table, int(rows[near])) for near in neighbors[place, :_NEIGHBORS]],
+                pictures.add(table, int(pool.rows[place])),
+                table.describe(int(pool.rows[place])),
+                [pictures.add(table, int(pool.rows[near])) for near in pool.neighbors[place, :_NEIGHBORS]],
                 int(asked_for[place]),
+                int(drawn[place]),
             )
             for place in places
         ]
 
-    step = int(found[-1].name.removeprefix("step-"))
-    popular = np.argsort(-asked_for, kind="stable")[: _NEIGHBORHOODS // 2]
-    drawn = np.random.default_rng(seed).permutation(len(rows))[:_NEIGHBORHOODS]
-    return PoolView(step, len(rows), len(table), show(popular), show(drawn), int((asked_for == 0).sum()))
+    chosen = np.random.default_rng(config.seed).permutation(len(pool.rows))[:_NEIGHBORHOODS]
+    most = min(most_rows(last.processor, device), _MOST_EMBEDDED)
+    return PoolView(
+        last.step,
+        refreshed,
+        len(pool.rows),
+        len(table),
+        int((asked_for == 0).sum()),
+        int((drawn == 0).sum()),
+        show(np.argsort(-drawn, kind="stable")[:_NEIGHBORHOODS]),
+        show(chosen),
+        view_relations(config, last, table, pictures),
+        sample_pool(config, last, table, labeled, pictures, most=most),
+    )
+
+
+def _draws(config: TrainConfig, last: LastPool, refreshed: int) -> NDArray[np.int64]:
+    """(P,) how often each picture of the pool was drawn since the last refresh: the plan tells, nothing is logged."""
+    assert last.pool.table is not None
+    rows, plan = last.pool.table.rows, last.pool.plan_of(last.pool.table)
+    counts = np.zeros(len(rows), dtype=np.int64)
+    for step in range(refreshed, min(last.step, refreshed + config.refresh_every)):
+        counts += np.bincount(np.searchsorted(rows, plan.batch(config.seed, step)), minlength=len(rows))
+    return counts

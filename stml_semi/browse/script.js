@@ -1,0 +1,76 @@
+"use strict";
+const file = document.getElementById("file"), drop = document.querySelector(".drop");
+const status = document.querySelector("[role=status]"), list = document.querySelector(".answers");
+const query = document.querySelector("figure.query"), heading = document.getElementById("answers");
+const rowForm = document.querySelector(".by-row"), item = document.querySelector("template");
+let latest = 0;
+
+const say = (text, failed = false) => {
+  status.textContent = text;
+  status.classList.toggle("failed", failed);
+};
+
+// What was asked last counts: an answer that comes late is dropped.
+const ask = async (name, picture, request, move) => {
+  const number = ++latest;
+  say("Searching …");
+  let hits;
+  try {
+    const response = await request();
+    const answer = await response.json();
+    if (!response.ok) throw new Error(answer.error);
+    hits = answer.hits;
+  } catch (error) {
+    if (number === latest) {
+      heading.parentElement.hidden = query.hidden = true;
+      say(`${name}: ${error instanceof TypeError ? "the server does not answer; is it still running?" : error.message}`, true);
+    }
+    return;
+  }
+  if (number !== latest) return;
+  const image = query.querySelector("img");
+  if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
+  image.src = picture();
+  query.querySelector("figcaption").textContent = name;
+  query.hidden = heading.parentElement.hidden = false;
+  list.replaceChildren(...hits.map(show));
+  say(`${hits.length} neighbors of ${name}`);
+  if (move) heading.focus();
+};
+
+const show = (hit, place) => {
+  const entry = item.content.cloneNode(true);
+  const image = entry.querySelector("img");
+  image.src = `/picture/${hit.row}`;
+  image.alt = `neighbor ${place + 1}: ${hit.name}`;
+  entry.querySelector("strong").textContent = `${place + 1} · cosine ${hit.similarity.toFixed(3)}`;
+  entry.querySelector("span").textContent = `${hit.name}, row ${hit.row}`;
+  const button = entry.querySelector("button");
+  button.setAttribute("aria-label", `More like neighbor ${place + 1}, row ${hit.row}`);
+  button.addEventListener("click", () => askRow(hit.row));
+  return entry;
+};
+
+const askRow = row => ask(`row ${row}`, () => `/picture/${row}`, () => fetch(`/row/${row}`), true);
+
+const askFile = chosen => {
+  if (!chosen) return;
+  const most = Number(file.dataset.maxBytes);
+  const request = async () => {
+    if (chosen.size > most) throw new Error(`the file has ${Math.ceil(chosen.size / 2 ** 20)} MiB; at most ${most / 2 ** 20} are taken`);
+    return fetch("/search", { method: "POST", body: chosen, headers: { "Content-Type": chosen.type || "application/octet-stream" } });
+  };
+  ask(chosen.name || "the pasted picture", () => URL.createObjectURL(chosen), request, false);
+};
+
+file.addEventListener("change", () => askFile(file.files[0]));
+rowForm.addEventListener("submit", event => {
+  event.preventDefault();
+  askRow(rowForm.querySelector("input").valueAsNumber);
+});
+// A picture that misses the frame must not make the browser leave the page.
+for (const kind of ["dragover", "drop"]) document.addEventListener(kind, event => event.preventDefault());
+document.addEventListener("dragover", () => drop.classList.add("over"));
+for (const kind of ["dragleave", "drop"]) document.addEventListener(kind, () => drop.classList.remove("over"));
+document.addEventListener("drop", event => askFile(event.dataTransfer.files[0]));
+document.addEventListener("paste", event => askFile(event.clipboardData.files[0]));

@@ -1,0 +1,98 @@
+"""The teacher of a run's newest checkpoint, and the pool it was training with."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+
+from stml_semi.checkpoint import TEACHER, list_checkpoints, read_module, read_pool
+from stml_semi.config import TrainConfig
+from stml_semi.data.live import live_images
+from stml_semi.data.pool import UnlabeledPool
+from stml_semi.data.tables import ImageTable
+from stml_semi.evaluation import embed_table
+from stml_semi.models.build import build_embedder, open_configured_backbone
+from stml_semi.models.embedder import Embedder
+
+
+class Seen(NamedTuple):
+    """Pictures through the teacher's eyes."""
+
+    rows: NDArray[np.int64]
+    """(N,) those of the asked rows that can be read."""
+    vectors: Tensor
+    """(N, auxiliary_dim) float32 on the CPU: g, by which training judges relations."""
+
+
+class LastPool(NamedTuple):
+    """What the newest checkpoint knows of unlabeled pictures."""
+
+    step: int
+    """Steps taken."""
+    pool: UnlabeledPool
+    embedder: Embedder
+    processor: Any
+    device: torch.device | str
+    num_workers: int
+
+    def look(self, table: ImageTable, rows: NDArray[np.int64]) -> Seen:
+        """Embeds rows of a table with the evaluation view."""
+        found = embed_table(
+            table,
+            lambda pixels: self.embedder(pixels).g,
+            self.processor,
+            rows=rows,
+            batch_size=64,
+            num_workers=self.num_workers,
+            device=self.device,
+        )
+        return Seen(rows[found.readable], found.embeddings.cpu()[torch.from_numpy(found.readable)])
+
+
+def open_last_pool(
+    config: TrainConfig, checkpoints: Path, table: ImageTable, *, device: torch.device | str, num_workers: int
+) -> LastPool | None:
+    """The newest checkpoint's pool and teacher; None without a checkpoint, or before the first pool.
+
+    Args:
+        config: of the run.
+        checkpoints: the run's folder of them.
+        table: unlabeled pictures.
+        device: where the teacher embeds.
+        num_workers: decoding processes.
+
+    Raises:
+        ValueError: the pool names rows that the table does not have, so it is of another source; or the checkpoint
+            cannot be read.
+    """
+    found = list_checkpoints(checkpoints)
+    if not found:
+        return None
+    pool = UnlabeledPool(
+        live_images(table, seed=config.seed, pool_size=config.live_images, folder=checkpoints),
+        seed=config.seed,
+        queries_per_batch=config.queries_per_batch,
+        num_neighbors=config.num_neighbors,
+        refresh_every=config.refresh_every,
+        first_step=config.warmup_steps,
+    )
+    try:
+        pool.table = read_pool(found[-1])
+        if pool.table is None:
+            return None
+        if pool.table.rows.max() >= len(table):
+            raise ValueError(
+                f"the pool names row {pool.table.rows.max()}, and {table.name} has {len(table)} pictures now"
+            )
+        backbone = open_configured_backbone(config)
+        embedder = build_embedder(config.model_copy(update={"compile": False}), backbone)
+        embedder.load_state_dict(read_module(found[-1], TEACHER))
+    except (OSError, KeyError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{found[-1].name} cannot be read ({reason})") from None
+    step = int(found[-1].name.removeprefix("step-"))
+    return LastPool(step, pool, embedder.eval().to(device), backbone.processor, device, num_workers)
