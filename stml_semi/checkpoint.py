@@ -122,8 +122,8 @@ def read_pool(checkpoint: Path) -> PoolTable | None:
 
 def _pool_table(summary: dict[str, Any], pool: dict[str, Tensor]) -> PoolTable:
     rows, neighbors, compared = (pool[n].numpy().astype(np.int64) for n in ("rows", "neighbors", "compared"))
-    refresh, sigma, stream = (summary.get(f"pool_{name}") for name in ("refresh", "sigma", "stream"))
-    return PoolTable(refresh, rows, neighbors, compared, sigma, stream)
+    refresh, sigma = summary["pool_refresh"], summary["pool_sigma"]
+    return PoolTable(refresh, rows, neighbors, compared, sigma, summary.get("pool_stream"))
 
 
 class Restored(NamedTuple):

@@ -61,6 +61,9 @@ class TrainConfig(BaseModel):
     """Column of --labeled that holds the images or their paths. Default: found by type and name."""
     labeled_label_column: Data[str | None] = None
     """Column of --labeled that holds the class. Default: found by type and name."""
+    unlabeled_label_column: Data[str | None] = None
+    """Column of --unlabeled that holds the class, where it is known: metrics.jsonl then says how far the teacher's
+    relations are right (affinity_precision, affinity_recall). Nothing is trained on it. Default: none is read."""
     unlabeled_image_column: Data[str | None] = None
     """Column of --unlabeled that holds the images or their paths. Default: found by type and name."""
     eval_image_column: Data[str | None] = None

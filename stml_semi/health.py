@@ -57,6 +57,32 @@ def affinity_histogram(affinity: Tensor | None) -> dict[str, list[int]]:
     return {"affinity_histogram": torch.histc(pairs, AFFINITY_BINS, 0, 1).int().tolist()}
 
 
+def agreement(affinity: Tensor, image_index: Tensor, labels: Tensor) -> dict[str, float]:
+    """How far affinities are right, where somebody knows: what metrics.jsonl says of pairs of different images.
+
+    Args:
+        affinity: (M, M); above 0.5 two images are taken for the same class.
+        image_index: (M,) which image a row shows.
+        labels: (N,) class of every image, on the CPU.
+
+    Returns:
+        affinity_precision: share of one class among the pairs that are taken for it; affinity_recall: share of the
+        pairs of one class that are. What has no pairs is left out.
+    """
+    index = image_index.cpu()
+    classes = labels[index]
+    pair = index[:, None] != index
+    same = (classes[:, None] == classes) & pair
+    held = (affinity > 0.5).cpu() & pair
+    right = int((held & same).sum())
+    line = {}
+    if held.any():
+        line["affinity_precision"] = right / int(held.sum())
+    if same.any():
+        line["affinity_recall"] = right / int(same.sum())
+    return line
+
+
 def is_collapsed(line: dict[str, float]) -> bool:
     """Whether embeddings have lost what tells images apart: (nearly) one point, or one line."""
     return line["effective_rank"] < 2 or line["mean_similarity"] > 0.999

@@ -51,6 +51,8 @@ class Terms(NamedTuple):
     grad_ratio: Tensor
     affinity: Tensor | None
     """(V U, V U) of the unlabeled part: what the teacher thinks belongs together."""
+    image_index: Tensor | None
+    """(V U,) of the unlabeled part: which image a row shows."""
     f: Tensor
     """(N, embedding_dim) of the unlabeled part, or of the labeled one without it."""
 
@@ -110,6 +112,7 @@ class Objective(nn.Module):
             balanced.unlabeled_weight,
             balanced.grad_ratio,
             affinity,
+            None if unlabeled is None else unlabeled.image_index,
             part.f.detach(),
         )
 

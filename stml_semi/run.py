@@ -245,6 +245,7 @@ def open_tables(config: TrainConfig) -> Tables:
             config.unlabeled,
             stream=config.unlabeled_stream,
             image_column=config.unlabeled_image_column,
+            label_column=config.unlabeled_label_column,
             data_root=config.data_root,
             seed=config.seed,
         )

@@ -11,9 +11,10 @@ from stml_semi.batches import BatchStream
 from stml_semi.checkpoint import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
 from stml_semi.config import TrainConfig
 from stml_semi.data.loading import BadPicture, Batch, ViewSettings
+from stml_semi.data.tables import ImageTable
 from stml_semi.evaluation import TableEncoder
 from stml_semi.failures import FiniteWatch, report_non_finite
-from stml_semi.health import affinity_histogram, collapse, is_collapsed, spread
+from stml_semi.health import affinity_histogram, agreement, collapse, is_collapsed, spread
 from stml_semi.interruption import Interrupted, StopSignal
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.noise import row_keys
@@ -67,6 +68,10 @@ class Trainer:
         self.proxies = list(self.objective.parameters())
         self.finite = FiniteWatch(self.device)
         self.collapsed = False
+        self.known = None
+        """Classes of the unlabeled images, if the user told them: for the log alone."""
+        if isinstance(tables.unlabeled, ImageTable) and tables.unlabeled.labels is not None:
+            self.known = torch.from_numpy(tables.unlabeled.labels)
         if config.compile:
             self.embedder.compile_steps()
             self.teacher.model.compile_steps()
@@ -187,6 +192,8 @@ class Trainer:
         values = torch.stack([getattr(terms, name).float() for name in LOGGED]).tolist()
         line = dict(zip(LOGGED, values, strict=True))
         line |= spread(terms.f, terms.affinity)
+        if self.known is not None and terms.affinity is not None and terms.image_index is not None:
+            line |= agreement(terms.affinity, terms.image_index, self.known)
         self._look_for_collapse(step, line)
         labeled_size = 0 if self.tables.labeled is None else len(self.tables.labeled)
         unlabeled_size = 0 if self.pool is None else self.pool.num_known

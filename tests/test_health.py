@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stml_semi.health import collapse, effective_rank, is_collapsed, mean_similarity, spread
+from stml_semi.health import agreement, collapse, effective_rank, is_collapsed, mean_similarity, spread
 
 
 def test_effective_rank_counts_directions():
@@ -37,3 +37,15 @@ def test_affinity_quantiles_leave_the_diagonal_out():
     affinity = torch.eye(11) + 0.25 * (1 - torch.eye(11))
     line = spread(torch.randn(11, 4), affinity)
     assert (line["affinity_p50"], line["affinity_p90"], line["affinity_p99"]) == (0.25, 0.25, 0.25)
+
+
+def test_agreement_of_affinities_with_classes_counts_pairs_of_different_images():
+    # Rows 0 and 1 show one image; 2 is of its class, 3 and 4 are of another one.
+    index, labels = torch.tensor([7, 7, 2, 5, 1]), torch.zeros(8, dtype=torch.int64)
+    labels[[5, 1]] = 1
+    affinity = torch.eye(5)
+    affinity[0, 1] = affinity[1, 0] = 1
+    affinity[0, 2] = affinity[2, 0] = 0.8  # Right.
+    affinity[1, 3] = affinity[3, 1] = 0.6  # Wrong.
+    assert agreement(affinity, index, labels) == {"affinity_precision": 0.5, "affinity_recall": 2 / 6}
+    assert agreement(torch.eye(2), torch.tensor([0, 1]), torch.tensor([0, 1])) == {}

@@ -56,7 +56,8 @@ def without(table: ImageTable, dropped: list[Dropped]) -> ImageTable:
     if len(rows) and (rows.max() >= len(table) or any(table.describe(one.row) != one.image for one in dropped[:100])):
         raise ValueError("--unlabeled has other images than when overlap.jsonl was written; bring the old ones back")
     kept = np.setdiff1d(np.arange(len(table)), rows)
-    return replace(table, images=table.images.select(kept), rows=kept)
+    labels = None if table.labels is None else table.labels[kept]
+    return replace(table, images=table.images.select(kept), labels=labels, rows=kept)
 
 
 def find_by_class(

@@ -217,7 +217,7 @@ class ImageStream:
 
 
 def open_unlabeled(
-    spec: str, *, stream: bool, image_column: str | None, data_root: str | None, seed: int
+    spec: str, *, stream: bool, image_column: str | None, label_column: str | None, data_root: str | None, seed: int
 ) -> ImageTable | ImageStream:
     """The pictures of --unlabeled.
 
@@ -226,6 +226,7 @@ def open_unlabeled(
         stream: whether what can be read as a stream is: webdataset shards, parquet and jsonl files, hub ids. Folders of
             pictures, benchmarks and lists of paths are small without their pictures: they stay tables.
         image_column: column of the images or their paths. Default: found by type, then by name.
+        label_column: column of classes that are known; None looks for none.
         data_root: folder of the benchmarks.
         seed: of the order of shards.
 
@@ -234,7 +235,16 @@ def open_unlabeled(
     """
     flag = "--unlabeled"
     if not stream:
-        return open_source(spec, flag=flag, labels="ignored", image_column=image_column, data_root=data_root)
+        return open_source(
+            spec,
+            flag=flag,
+            labels="ignored" if label_column is None else "required",
+            image_column=image_column,
+            label_column=label_column,
+            data_root=data_root,
+        )
+    if label_column is not None:
+        raise ValueError("--unlabeled-label-column is for tables: leave it or --unlabeled-stream out")
     whole = Ask(spec, flag, "ignored", image_column, None, data_root)
     parts = checked_parts(whole)
     sources = tuple(_open(replace(whole, spec=part.spec), seed) for part in parts)
