@@ -52,14 +52,14 @@ class ImageTable:
     recall_at: tuple[int, ...] = DEFAULT_RECALL_AT
     parts: tuple[tuple[str, int], ...] = ()
     """Name and first row of every source, where several were joined."""
-    weights: tuple[float, ...] = ()
-    """Share of the pool that every source gives, of 1; () if that is left to their sizes."""
     queries: NDArray[np.bool_] | None = None
     """(N,) rows that are looked up in the others; None: every row is looked up in all others."""
     rows: NDArray[np.int64] | None = None
     """(N,) rows of the source that these are; None: all of them."""
     cache: "Callable[[int], ImageSource | None] | None" = None
     """What `source` gives in place of the original of a row, if anything: pictures that were decoded before."""
+    weights: tuple[float, ...] = ()
+    """Share of the pool that every source gives, of 1; () if that is left to their sizes."""
 
     def __len__(self) -> int:
         return len(self.images)
