@@ -199,6 +199,8 @@ class TrainConfig(BaseModel):
     mlflow. Default: none."""
     stop_on_collapse: Run[bool] = False
     """End the run when its embeddings collapse to a point or a line; without this the run only says so."""
+    no_report: Run[bool] = False
+    """Leave report.html out at the end of the run; `report RUN` makes it later."""
     dry_run: Run[bool] = False
     """Check all input, print what the run would do (steps, passes, memory, evaluation), and end there."""
     overwrite: Run[bool] = False

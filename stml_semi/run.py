@@ -154,7 +154,8 @@ def run(config: TrainConfig) -> Result:
             accelerator.wait_for_everyone()
         lines = [line for line in folder.lines() if "model" in line]
         accelerator.end_training()
-        if main:  # After the processes parted: none waits for the page, and embedding does not ask the others.
+        # After the processes parted: none waits for the page, and embedding does not ask the others.
+        if main and not config.no_report:
             reported = ReportedRun(folder, config, tables, claim(tables))
             progress.note(write_or_explain(reported, accelerator.device))
         # Last, because nobody should have to wait for a slow line, and because the others' patience has an end.
@@ -195,7 +196,7 @@ def _together(step: Callable[[], T]) -> T:
 _MAY_CHANGE = {"max_steps", "eval_every", "save_every", "keep_checkpoints", "log_every", "micro_batch_size"}
 _MAY_CHANGE |= {"num_workers", "gradient_checkpointing", "compile", "mixed_precision", "stop_on_collapse", "report_to"}
 _MAY_CHANGE |= {"output_dir", "data_root", "resume", "overwrite", "dry_run"}
-_MAY_CHANGE |= {"push_to_hub", "hub_model_id", "hub_private", "license"}
+_MAY_CHANGE |= {"no_report", "push_to_hub", "hub_model_id", "hub_private", "license"}
 
 
 def _check_same_run(config: TrainConfig, stored: TrainConfig) -> None:

@@ -24,7 +24,7 @@ def train(folder: Path, *flags: str, processes: int = 1, command: str = "semi") 
 
 
 def start(folder: Path, *flags: str, processes: int = 1, command: str = "semi") -> subprocess.Popen[str]:
-    return cli(command, *flags, "--output-dir", str(folder), processes=processes)
+    return cli(command, *flags, "--no-report", "--output-dir", str(folder), processes=processes)
 
 
 def cli(*arguments: str, processes: int = 1) -> subprocess.Popen[str]:

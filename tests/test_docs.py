@@ -147,7 +147,9 @@ def test_commands_are_in_fenced_blocks_and_flags_in_sentences_exist(page):
     from stml_semi.cli import app
 
     known = {"--help", *(o for c in _all_commands(get_command(app)) for p in c.params for o in p.opts)}
-    said = {flag for code in re.findall(r"`([^`]+)`", text) for flag in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", code)}
+    said = {
+        flag for code in re.findall(r"`([^`]+)`", text) for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", code)
+    }
     foreign = {
         *("--num_processes", "--machine_rank", "--num_cpu_threads_per_process"),  # accelerate
         *("--requeue", "--signal"),  # Slurm

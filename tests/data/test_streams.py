@@ -19,6 +19,14 @@ from stml_semi.errors import RunFailed
 PER_SHARD = (7, 8, 9)
 
 
+@pytest.fixture(autouse=True)
+def short_naps(monkeypatch):
+    """datasets sleeps for five seconds after reading parquet, lest Arrow's threads outlive the program."""
+    from datasets import config
+
+    monkeypatch.setattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+
+
 @pytest.fixture(params=["tar", "parquet", "jsonl"])
 def folder(request, tmp_path) -> Path:
     return write_stream(tmp_path, request.param)
