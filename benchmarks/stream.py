@@ -63,7 +63,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             folder, pool = Path(place) / "stream", Path(place) / "pool"
             write_stream(folder, kind, 10 * size)
-            stream = open_unlabeled(str(folder), stream=True, image_column=None, data_root=None, seed=0)
+            stream = open_unlabeled(
+                str(folder), stream=True, image_column=None, label_column=None, data_root=None, seed=0
+            )
             live = live_images(stream, seed=0, pool_size=size, folder=pool)
             record, memory, disk, seen = None, [], 0.0, 0
             started = time.perf_counter()
