@@ -217,7 +217,13 @@ class ImageStream:
 
 
 def open_unlabeled(
-    spec: str, *, stream: bool, image_column: str | None, label_column: str | None, data_root: str | None, seed: int
+    spec: str,
+    *,
+    stream: bool,
+    image_column: str | None,
+    data_root: str | None,
+    seed: int,
+    label_column: str | None = None,
 ) -> ImageTable | ImageStream:
     """The pictures of --unlabeled.
 
@@ -226,9 +232,9 @@ def open_unlabeled(
         stream: whether what can be read as a stream is: webdataset shards, parquet and jsonl files, hub ids. Folders of
             pictures, benchmarks and lists of paths are small without their pictures: they stay tables.
         image_column: column of the images or their paths. Default: found by type, then by name.
-        label_column: column of classes that are known; None looks for none.
         data_root: folder of the benchmarks.
         seed: of the order of shards.
+        label_column: column of classes that are known; None looks for none.
 
     Raises:
         ValueError: one line with the flag and the fix.

@@ -53,7 +53,7 @@ def write_stream(place: Path, kind: str) -> Path:
 
 
 def opened(spec: Path | str, seed: int = 0) -> ImageStream:
-    stream = open_unlabeled(str(spec), stream=True, image_column=None, label_column=None, data_root=None, seed=seed)
+    stream = open_unlabeled(str(spec), stream=True, image_column=None, data_root=None, seed=seed)
     assert isinstance(stream, ImageStream)
     return stream
 
