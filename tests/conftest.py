@@ -125,7 +125,7 @@ def finished_run(tmp_path_factory):
     flags = ["--labeled", str(folder / "labeled"), "--unlabeled", str(folder / "loose"), "--max-bad-fraction", "0.1"]
     flags += ["--eval", str(folder / "labeled"), "--backbone", "tiny-resnet", "--labeled-batch-size", "8"]
     flags += ["--images-per-class", "2", "--unlabeled-batch-size", "20", "--max-steps", "6", "--log-every", "1"]
-    done = train(folder / "run", *flags)
+    done = train(folder / "run", *flags, report=True)
     assert done.returncode == 0, done.stderr
     assert f"report: {folder / 'run' / 'report.html'}" in done.stderr
     return folder / "run"
