@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from real_runs import train
 
@@ -113,10 +114,25 @@ def write_pictures(folder: Path, count: int, *, seed: int = 0, side: int = 24) -
     return paths
 
 
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that one of several test processes fills, and all of them read."""
+    place = tmp_path_factory.getbasetemp()
+    folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.with_suffix(".done").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            make(folder)
+            folder.with_suffix(".done").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """A real run on two folders beside it, `labeled` and `loose`: one picture cannot be read, one is there twice."""
-    folder = tmp_path_factory.mktemp("report")
+    return once(tmp_path_factory, "report", _finish_run) / "run"
+
+
+def _finish_run(folder: Path) -> None:
     for name in "abcdefgh":
         write_pictures(folder / "labeled" / name, 6, seed=ord(name))
     loose = write_pictures(folder / "loose", 30)
@@ -128,4 +144,3 @@ def finished_run(tmp_path_factory):
     done = train(folder / "run", *flags, report=True)
     assert done.returncode == 0, done.stderr
     assert f"report: {folder / 'run' / 'report.html'}" in done.stderr
-    return folder / "run"

@@ -4,6 +4,7 @@
 """
 
 import pytest
+from conftest import once
 from real_runs import KANJI, TERMS, lines, train
 from safetensors.torch import load_file
 
@@ -33,10 +34,12 @@ STEPS = (
 @pytest.fixture(scope="module")
 def undivided(request, make_backbone, tmp_path_factory):
     backbone = request.param if request.param == "tiny-resnet" else str(make_backbone(request.param))
-    folder = tmp_path_factory.mktemp("undivided") / "run"
-    done = train(folder, *KANJI, *STEPS, "--backbone", backbone)
-    assert done.returncode == 0, done.stderr
-    return folder, backbone
+
+    def make(folder):
+        done = train(folder / "run", *KANJI, *STEPS, "--backbone", backbone)
+        assert done.returncode == 0, done.stderr
+
+    return once(tmp_path_factory, f"undivided-{request.param}", make) / "run", backbone
 
 
 @pytest.mark.slow

@@ -10,17 +10,18 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import write_pictures
+from conftest import once, write_pictures
 from real_runs import KANJI, ROOT, TERMS, lines, start, train, wait_for_step
 from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one") / "run"
-    done = train(folder, *KANJI, "--max-steps", "30", "--save-every", "12")
-    assert done.returncode == 0, done.stderr
-    return folder
+    def make(folder):
+        done = train(folder / "run", *KANJI, "--max-steps", "30", "--save-every", "12")
+        assert done.returncode == 0, done.stderr
+
+    return once(tmp_path_factory, "one", make) / "run"
 
 
 @pytest.mark.slow
