@@ -30,7 +30,7 @@ class Affinity(NamedTuple):
 def calibrated_sigma(embeddings: Tensor, *, seed: int, similarity: float = 0.05) -> float:
     """The bandwidth that gives an average pair of images the wanted similarity P.
 
-    Backbones differ in how far apart unrelated images lie: with sigma 3 their P is 0.8 after one and 0.5 after another.
+    Backbones differ in how far apart unrelated images lie, so no number serves them all.
 
     Args:
         embeddings: (N, d) of images that mostly do not belong together, need not have unit length.
