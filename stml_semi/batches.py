@@ -18,6 +18,24 @@ from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
 
 
+def open_pool(config: TrainConfig, unlabeled: ImageTable | ImageStream, folder: Path) -> UnlabeledPool:
+    """The pool of a run, before its first refresh.
+
+    Args:
+        config: of the run.
+        unlabeled: its pictures.
+        folder: for the live images of streams.
+    """
+    return UnlabeledPool(
+        live_images(unlabeled, seed=config.seed, pool_size=config.live_images, folder=folder),
+        seed=config.seed,
+        queries_per_batch=config.queries_per_batch,
+        num_neighbors=config.num_neighbors,
+        refresh_every=config.refresh_every,
+        first_step=config.warmup_steps,
+    )
+
+
 class BatchStream:
     """Yields this process's share of every global batch, and renews the pool of unlabeled images when it is due."""
 
@@ -58,14 +76,7 @@ class BatchStream:
             by_class = [np.flatnonzero(labeled.labels == c) for c in range(len(labeled.classes))]
             self.labeled = (labeled, LabeledPlan(by_class, config.classes_per_batch, config.images_per_class))
         if unlabeled is not None:
-            self.pool = UnlabeledPool(
-                live_images(unlabeled, seed=config.seed, pool_size=config.live_images, folder=folder),
-                seed=config.seed,
-                queries_per_batch=config.queries_per_batch,
-                num_neighbors=config.num_neighbors,
-                refresh_every=config.refresh_every,
-                first_step=config.warmup_steps,
-            )
+            self.pool = open_pool(config, unlabeled, folder)
 
     @property
     def rows(self) -> int:

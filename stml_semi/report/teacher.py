@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
+from stml_semi.batches import open_pool
 from stml_semi.checkpoint import TEACHER, list_checkpoints, read_module, read_pool
 from stml_semi.config import TrainConfig
-from stml_semi.data.live import live_images
 from stml_semi.data.pool import UnlabeledPool
 from stml_semi.data.tables import ImageTable
 from stml_semi.evaluation import embed_table
@@ -72,14 +72,7 @@ def open_last_pool(
     found = list_checkpoints(checkpoints)
     if not found:
         return None
-    pool = UnlabeledPool(
-        live_images(table, seed=config.seed, pool_size=config.live_images, folder=checkpoints),
-        seed=config.seed,
-        queries_per_batch=config.queries_per_batch,
-        num_neighbors=config.num_neighbors,
-        refresh_every=config.refresh_every,
-        first_step=config.warmup_steps,
-    )
+    pool = open_pool(config, table, checkpoints)
     try:
         pool.table = read_pool(found[-1])
         if pool.table is None:

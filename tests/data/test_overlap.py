@@ -118,6 +118,14 @@ def test_what_was_dropped_must_be_there_still(tables):
         without(pool, [dropped[0]._replace(row=4)])
 
 
+def test_classes_that_are_known_stay_with_their_images(tables):
+    pool = replace(tables[0], labels=np.arange(len(tables[0])))
+    dropped = [Dropped(row, pool.describe(row), "", "", "") for row in (0, 2)]
+    left = without(pool, dropped).labels
+    assert left is not None
+    assert left.tolist() == [1, *range(3, len(pool))]
+
+
 def test_needs_something_to_overlap(tmp_path):
     with pytest.raises(ValueError, match="--exclude-overlap drops what is evaluated on, and nothing is"):
         TrainConfig.build({"unlabeled": "x", "exclude_overlap": True})

@@ -195,6 +195,11 @@ def test_what_is_no_stream_is_told(tmp_path, spec, problem):
         opened(spec.format(**places))
 
 
+def test_classes_of_a_stream_are_not_looked_for(folder):
+    with pytest.raises(ValueError, match="--unlabeled-label-column is for tables"):
+        open_unlabeled(str(folder), stream=True, image_column=None, data_root=None, seed=0, label_column="label")
+
+
 def test_a_hub_id_is_streamed_from_its_revision(tmp_path, monkeypatch):
     import datasets
 
