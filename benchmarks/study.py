@@ -53,6 +53,10 @@ ARMS: dict[str, str] = {
     "labels on printed typefaces only: sup": "sup --labeled {printed} --eval {handwritten} --max-steps 500",
     "labels on printed typefaces only: semi": "semi --labeled {printed} --unlabeled kanji-more --eval {handwritten} "
     "--max-steps 500",
+    "labels on printed typefaces only: sup, 1,000 steps": "sup --labeled {printed} --eval {handwritten} "
+    "--max-steps 1000",
+    "labels on printed typefaces only: semi, 1,500 steps": "semi --labeled {printed} --unlabeled kanji-more "
+    "--eval {handwritten} --max-steps 1500",
     "half of the pool is foreign: semi": f"{SEMI},{{foreign}} --max-steps 500",
     "half of the pool is foreign: semi, relevance 0.5": f"{SEMI},{{foreign}} --relevance 0.5 --max-steps 500",
 }

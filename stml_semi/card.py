@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from stml_semi.best import is_validation
 from stml_semi.card_curves import FILE as CURVES
 from stml_semi.card_curves import draw_curves
 from stml_semi.config import TrainConfig, flag
@@ -274,6 +275,8 @@ def _results(lines: list[dict[str, Any]], facts: CardFacts) -> str:
         return "This run was not evaluated: it was given no labeled images of other classes."
     first, keys = lines[0], _keys(lines[0])
     claim = f" {facts.claim[:1].upper()}{facts.claim[1:]}." if facts.claim else ""
+    kept = facts.config.validation_classes if facts.weights == "student" else None
+    chosen = f": the step was chosen on {100 * kept:g}% of the labeled classes, kept out of training" if kept else ""
     rows = [f"| | {' | '.join(map(_title, keys))} |", "|---" * (len(keys) + 1) + "|"]
     for line in lines:
         here = " (these weights)" if line["model"] == facts.weights else ""
@@ -282,13 +285,14 @@ def _results(lines: list[dict[str, Any]], facts: CardFacts) -> str:
     return (
         f"`{_without_folders(first['data'])}`: each of {first['num_queries']:,} images is searched for among the "
         f"{first['num_gallery']:,} images of the gallery, without itself, by cosine; percent.{claim} No checkpoint was "
-        f"chosen on these images.\n\n" + "\n".join(rows)
+        f"chosen on these images{chosen}.\n\n" + "\n".join(rows)
     )
 
 
 def _last(lines: Sequence[dict[str, Any]], step: int) -> list[dict[str, Any]]:
     """The newest evaluation of each model that the exported weights have seen."""
-    return list({line["model"]: line for line in lines if "model" in line and line["step"] <= step}.values())
+    seen = (line for line in lines if "model" in line and line["step"] <= step and not is_validation(line))
+    return list({line["model"]: line for line in seen}.values())
 
 
 def _keys(line: dict[str, Any]) -> list[str]:

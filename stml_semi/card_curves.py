@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from stml_semi.best import is_validation
 from stml_semi.report.charts import thin
 
 FILE = "training_curves.png"
@@ -25,6 +26,8 @@ def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes | None:
     from matplotlib.figure import Figure
 
     scores = [line for line in lines if "model" in line]
+    # Where classes are kept for validation, those have a curve: what is tested on was looked at twice.
+    scores = [line for line in scores if is_validation(line)] or scores
     losses = {title: _points(lines, key) for key, title in _LOSSES.items()}
     # A single point is no curve, and a term that is always zero was not trained.
     losses = {title: points for title, points in losses.items() if len(points) > 1 and any(v for _, v in points)}
@@ -54,7 +57,7 @@ def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes | None:
 
 
 def _draw_scores(axes: Any, scores: Sequence[dict[str, Any]]) -> None:
-    axes.set_title("MAP@R, %")
+    axes.set_title("MAP@R on validation classes, %" if is_validation(scores[0]) else "MAP@R, %")
     frozen = [line for line in scores if line["model"] == "frozen"]
     for line in frozen[-1:]:
         axes.axhline(100 * line["map@r"], color=_COLORS["frozen"], linestyle=":", label="frozen backbone")

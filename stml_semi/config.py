@@ -57,6 +57,9 @@ class TrainConfig(BaseModel):
     test_classes: Data[Annotated[float, Field(gt=0, lt=1)] | None] = None
     """Share of the classes of --labeled to keep for evaluation in place of --eval, drawn by --seed; they are listed in
     test_classes.json of the run."""
+    validation_classes: Data[Annotated[float, Field(gt=0, lt=1)] | None] = None
+    """Share of the classes of --labeled to keep out of training and to choose by: of all evaluated steps, the one with
+    the best MAP@R on them is exported. What is tested on is then looked at once, at the end."""
     labeled_image_column: Data[str | None] = None
     """Column of --labeled that holds the images or their paths. Default: found by type and name."""
     labeled_label_column: Data[str | None] = None
@@ -304,6 +307,10 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "--test-classes divides the classes of --labeled: leave it out of `unsup`, and name --eval"
             )
+        if self.validation_classes and not self.labeled:
+            raise ValueError("--validation-classes keeps classes of --labeled, and there are none: leave it out")
+        if self.validation_classes and not self.eval_every:
+            raise ValueError("--validation-classes chooses among evaluated steps: give --eval-every more than 0")
         for name in self.trackers:
             if name not in TRACKERS:
                 raise ValueError(f"--report-to {self.report_to}: choose among {', '.join(TRACKERS)}, or none")

@@ -211,6 +211,7 @@ def _run(values: dict[str, Any]) -> Iterator[Finding]:
         labeled=tables.labeled,
         unlabeled=tables.unlabeled,
         evaluation=tables.evaluation,
+        validation=tables.validation,
         claim=claim(tables),
     )
     yield Finding("ok", "--backbone", plan["model"])

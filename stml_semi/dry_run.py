@@ -21,6 +21,7 @@ def describe_run(
     labeled: ImageTable | None,
     unlabeled: ImageTable | ImageStream | None,
     evaluation: ImageTable | None,
+    validation: ImageTable | None,
     claim: str,
 ) -> dict[str, str]:
     """Lines of the plan, by name.
@@ -32,6 +33,7 @@ def describe_run(
         labeled: or None.
         unlabeled: or None.
         evaluation: or None.
+        validation: or None.
         claim: what may be said of the classes that are evaluated on.
     """
     lines = {"steps": _steps(config)}
@@ -55,6 +57,11 @@ def describe_run(
     )
     lines["memory"] = _memory(estimate_memory(config, embedder, size))
     lines["evaluation"] = _evaluation(config, evaluation, claim)
+    if validation is not None:
+        lines["validation"] = (
+            f"{len(validation):,} images of {len(validation.classes)} classes ({validation.name}) every "
+            f"{config.eval_every} steps and after training: the best of these steps is exported"
+        )
     lines["processes"] = f"{distributed.world_size()}, precision {config.mixed_precision}"
     return lines
 
@@ -148,7 +155,7 @@ def _bytes_kept(embedder: Embedder, size: tuple[int, int]) -> float:
 def _evaluation(config: TrainConfig, table: ImageTable | None, claim: str) -> str:
     if table is None:
         return "none: --eval names labeled images of other classes, --test-classes 0.5 keeps half of those of --labeled"
-    every = f"every {config.eval_every} steps and " if config.eval_every else ""
+    every = f"every {config.eval_every} steps and " if config.eval_every and not config.validation_classes else ""
     recalls = ", ".join(map(str, table.recall_at))
     protocol = "each against all others"
     if table.queries is not None:

@@ -109,7 +109,8 @@ class RunProgress(Counter):
 
 
 def _named(tables: Any) -> list[tuple[str, Any]]:
-    return [("labeled", tables.labeled), ("unlabeled", tables.unlabeled), ("evaluation", tables.evaluation)]
+    kinds = ("labeled", "unlabeled", "validation", "evaluation")
+    return [(kind, getattr(tables, kind)) for kind in kinds]
 
 
 def _size(table: Any) -> str:

@@ -35,7 +35,7 @@ from stml_semi.progress import RunProgress
 from stml_semi.push import check_login, push
 from stml_semi.report.page import ReportedRun
 from stml_semi.report.run_end import write_or_explain
-from stml_semi.run_folder import RunFolder
+from stml_semi.run_folder import KeptClasses, RunFolder
 from stml_semi.survey import Tables
 from stml_semi.trackers import Trackers
 from stml_semi.trainer import Trainer
@@ -79,8 +79,8 @@ def run(config: TrainConfig) -> Result:
         _check_sizes(config, tables)
         check_honest(config)
         _check_outside(config, folder)
-        if config.test_classes and tables.evaluation and config.resume:
-            folder.check_classes(tables.evaluation.classes)
+        if config.resume:
+            folder.check_classes(_kept_classes(config, tables))
         if config.exclude_overlap:
             overlap.extend(overlapping_classes(config, tables, folder))
         return tables
@@ -109,6 +109,7 @@ def run(config: TrainConfig) -> Result:
             labeled=tables.labeled,
             unlabeled=tables.unlabeled,
             evaluation=tables.evaluation,
+            validation=tables.validation,
             claim=claim(tables),
         )
         if tables.excluded is not None:
@@ -120,9 +121,8 @@ def run(config: TrainConfig) -> Result:
         trackers = Trackers(config, folder.path, progress.note, enabled=main)
         trainer = Trainer(config, accelerator, embedder, backbone.processor, trained, views, folder, trackers, progress)
         start = _together(trainer.restore) if config.resume else 0
-        kept = tables.evaluation.classes if config.test_classes and tables.evaluation else ()
         # Nothing is written or deleted before all input was found good.
-        _together(lambda: folder.prepare(config, kept))
+        _together(lambda: folder.prepare(config, _kept_classes(config, tables)))
         if tables.excluded is not None:
             folder.write_overlap(tables.excluded)
             progress.note(f"{describe_excluded(tables)}; listed in {folder.overlap}")
@@ -144,7 +144,7 @@ def run(config: TrainConfig) -> Result:
                     config,
                     folder.lines(),
                     weights="student",
-                    step=config.max_steps,
+                    step=config.max_steps if trainer.best is None else int(trainer.best.step),
                     size=views.size,
                     pooling=embedder.pool.kind,
                     claim=claim(tables),
@@ -261,8 +261,18 @@ def open_tables(config: TrainConfig) -> Tables:
         )
     if labeled is not None and config.test_classes:
         labeled, evaluation = split_by_classes(labeled, config.test_classes, config.seed)
-    recall_at = evaluation.recall_at if evaluation is not None else ()
-    return Tables(labeled, unlabeled, evaluation, recall_at)
+    validation = None
+    if labeled is not None and config.validation_classes:
+        labeled, validation = split_by_classes(labeled, config.validation_classes, config.seed, "validation")
+    scored = evaluation or validation
+    return Tables(labeled, unlabeled, evaluation, scored.recall_at if scored else (), validation=validation)
+
+
+def _kept_classes(config: TrainConfig, tables: Tables) -> KeptClasses:
+    """Those of --labeled that the run does not train on."""
+    test = tables.evaluation if config.test_classes else None
+    found = {"test": test, "validation": tables.validation}
+    return {kind: list(table.classes) for kind, table in found.items() if table is not None}
 
 
 def _check_sizes(config: TrainConfig, tables: Tables) -> None:

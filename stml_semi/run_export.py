@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError
 
+from stml_semi.best import BEST, exported_step
 from stml_semi.card import CardFacts, Dtype, Origin, Weights, card_files, find_origin
 from stml_semi.checkpoint import TEACHER, list_checkpoints, read_module
 from stml_semi.config import TrainConfig, read_recipe
@@ -61,11 +62,14 @@ def export_run(
     found = list_checkpoints(folder.checkpoints)
     if not found:
         raise ValueError(f"{run}: has no checkpoint to export; --resume the run, or take {folder.model} if it is there")
-    step = int(found[-1].name.removeprefix("step-"))
+    chosen = bool(config.validation_classes) and weights == "student"
+    lines, step = folder.lines(), int(found[-1].name.removeprefix("step-"))
+    if chosen:
+        step = exported_step([line for line in lines if line["step"] <= step]) or 0
     backbone = open_configured_backbone(config)
     embedder = build_embedder(config.model_copy(update={"compile": False}), backbone)
     try:
-        embedder.load_state_dict(read_module(found[-1], _PREFIXES[weights]))
+        embedder.load_state_dict(read_module(found[-1], BEST if chosen else _PREFIXES[weights]))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -73,7 +77,7 @@ def export_run(
         ) from None
     facts = CardFacts(
         config,
-        folder.lines(),
+        lines,
         weights=weights,
         step=step,
         size=view_size(backbone.processor),

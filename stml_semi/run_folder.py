@@ -23,11 +23,15 @@ _OWN = (
     "wandb",
     "run.json",
     "test_classes.json",
+    "validation_classes.json",
     "overlap.jsonl",
     "bad_images.jsonl",
     "metrics.jsonl",
     "config.yaml",
 )
+
+KeptClasses = dict[str, list[str]]
+"""Names of the classes that a run kept out of training, by what they are for: "test", "validation"."""
 
 
 class RunFolder:
@@ -39,7 +43,6 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.bad_images = self.path / "bad_images.jsonl"
         self.config = self.path / "config.yaml"
-        self.test_classes = self.path / "test_classes.json"
         self.overlap = self.path / "overlap.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
@@ -77,19 +80,23 @@ class RunFolder:
             return False
         return True
 
-    def check_classes(self, classes: Iterable[str]) -> None:
+    def check_classes(self, kept: KeptClasses) -> None:
         """
         Raises:
             ValueError: a run that goes on would keep other classes for evaluation than it did.
         """
-        kept = json.loads(self.test_classes.read_text(encoding="utf-8")) if self.test_classes.is_file() else []
-        if list(classes) != kept:
-            raise ValueError(
-                f"--resume: --labeled has other classes than when {self.test_classes} was written, so trained ones "
-                f"would be evaluated on; bring the old ones back, or start another run"
-            )
+        for kind, classes in kept.items():
+            path = self._kept_classes(kind)
+            if classes != (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []):
+                raise ValueError(
+                    f"--resume: --labeled has other classes than when {path} was written, so trained ones would be "
+                    f"evaluated on; bring the old ones back, or start another run"
+                )
 
-    def prepare(self, config: TrainConfig, test_classes: Iterable[str] = ()) -> None:
+    def _kept_classes(self, kind: str) -> Path:
+        return self.path / f"{kind}_classes.json"
+
+    def prepare(self, config: TrainConfig, kept: KeptClasses) -> None:
         """Creates the folder and writes config.yaml, and the classes that were kept for evaluation if there are any;
         with config.overwrite what an earlier run wrote is deleted."""
         if not self.writes:
@@ -103,8 +110,8 @@ class RunFolder:
                     own.unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
             _replace(self.config, config.to_yaml())
-            if names := list(test_classes):
-                _replace(self.test_classes, json.dumps(names, ensure_ascii=False, indent=1) + "\n")
+            for kind, classes in kept.items():
+                _replace(self._kept_classes(kind), json.dumps(classes, ensure_ascii=False, indent=1) + "\n")
             self.metrics.touch()
             self.bad_images.touch()
         except OSError as error:

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stml_semi import distributed
+from stml_semi.best import exported_step
 from stml_semi.data.classes import looked_up_in
 from stml_semi.data.loading import default_num_workers
 from stml_semi.data.sources import open_source
@@ -116,4 +117,4 @@ def _step(model: str) -> int | None:
     folder = RunFolder(model, writes=False)
     if not folder.metrics.is_file():
         return None
-    return max((line["step"] for line in folder.lines()), default=None)
+    return exported_step(folder.lines())

@@ -36,6 +36,8 @@ class Tables(NamedTuple):
     recall_at: tuple[int, ...]
     excluded: tuple[Dropped, ...] | None = None
     """What --exclude-overlap took out of the unlabeled ones; None if nobody looked."""
+    validation: ImageTable | None = None
+    """Of classes that are kept to choose the exported step by."""
 
 
 class Progress(Protocol):
@@ -75,23 +77,32 @@ class Survey:
     @property
     def num_images(self) -> int:
         """Pictures of all tables, and those that were read of streams."""
-        fixed = (self.tables.labeled, self.tables.evaluation)
+        fixed = (self.tables.labeled, self.tables.validation, self.tables.evaluation)
         known = 0 if self.pool is None else self.pool.num_known
         return known + sum(len(table) for table in fixed if table is not None)
 
     def evaluate_frozen(self) -> None:
         """Scores the backbone's own features, before anything is trained."""
-        self._score(0, "frozen", self.embedder.features)
+        for table in (self.tables.validation, self.tables.evaluation):
+            self._score(table, 0, "frozen", self.embedder.features)
 
-    def evaluate(self, step: int) -> None:
-        """Scores student and teacher after `step` steps."""
-        self._score(step, "student", lambda x: self.embedder(x).f)
-        self._score(step, "teacher", lambda x: self.teacher(x).f)
+    def evaluate(self, step: int) -> float | None:
+        """Scores student and teacher after `step` steps, on the validation pictures if the run has them.
 
-    def _score(self, step: int, model: str, encode: Encode) -> None:
-        table = self.tables.evaluation
+        Returns the student's MAP@R if there is anything to evaluate on.
+        """
+        table = self.tables.validation or self.tables.evaluation
+        found = self._score(table, step, "student", lambda x: self.embedder(x).f)
+        self._score(table, step, "teacher", lambda x: self.teacher(x).f)
+        return found
+
+    def test(self, step: int) -> None:
+        """Scores the student that validation chose, of step `step`, on what the run is tested on."""
+        self._score(self.tables.evaluation, step, "student", lambda x: self.embedder(x).f)
+
+    def _score(self, table: ImageTable | None, step: int, model: str, encode: Encode) -> float | None:
         if table is None:
-            return
+            return None
         what = "frozen backbone" if model == "frozen" else model
         self.progress.note(f"evaluating the {what} on {table.name}")
         training = self.embedder.training
@@ -100,11 +111,13 @@ class Survey:
         self.embedder.train(training)
         self.list_bad(embedded.bad)
         scores = score(table, embedded, self.tables.recall_at)
-        line = {"step": step, "data": table.name, "model": model, **scores}
+        split = {"split": "validation"} if table is self.tables.validation else {}
+        line = {"step": step, "data": table.name, "model": model, **split, **scores}
         self.folder.log(line)
         self.trackers.log(line)
         if self.trackers.show_pictures and model != "teacher":
             self._show(step, model, table, embedded)
+        return scores["map@r"]
 
     def _show(self, step: int, model: str, table: ImageTable, embedded: EmbeddedTable) -> None:
         """Some queries with what is nearest to them, the same ones at every evaluation."""

@@ -1,5 +1,6 @@
 """Result tables in the terminal."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stml_semi.best import exported_step, is_validation
 from stml_semi.doctor import Finding
 from stml_semi.run import Result
 from stml_semi.search import Answer
@@ -17,16 +19,18 @@ _SHOWN = {"frozen": "frozen backbone", "student": "trained", "teacher": "trained
 
 
 def print_result(result: Result) -> None:
-    """Frozen beside trained, from the first and last evaluation of a run."""
+    """Frozen beside trained, from the first and last evaluation of a run, or with validation from the chosen step."""
     console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
     folder = result.folder.path
-    if result.lines:
-        last = {line["model"]: line for line in result.lines}
+    step = exported_step(result.lines) or 0
+    by_data = itertools.groupby(sorted(result.lines, key=is_validation, reverse=True), key=lambda line: line["data"])
+    for data, lines in by_data:
+        last = {line["model"]: line for line in lines if line["step"] <= step}
         line = next(iter(last.values()))
-        claim = f"; {result.claim}" if result.claim else ""
-        title = f"{line['data']}: {line['num_queries']} queries{claim}"
+        claim = f"step {step} was chosen on these" if is_validation(line) else result.claim
+        title = "; ".join([f"{data}: {line['num_queries']} queries", *([claim] if claim else [])])
         print_scores(title, {_SHOWN[model]: scores for model, scores in last.items()})
-    else:
+    if not any(not is_validation(line) for line in result.lines):
         console.print(
             "No evaluation: name labeled images of other classes with --eval, or keep half of them with --test-classes "
             "0.5, to see recall and MAP@R."

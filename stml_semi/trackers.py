@@ -67,7 +67,7 @@ class Trackers:
 
     def log(self, line: dict[str, Any]) -> None:
         """Reports a line of metrics.jsonl: `train/loss`, `eval/student/recall_at_1` (not all of them allow an @)."""
-        place = f"eval/{line['model']}" if "model" in line else "train"
+        place = f"{line.get('split', 'eval')}/{line['model']}" if "model" in line else "train"
         values = {
             f"{place}/{key.replace('@', '_at_')}": value
             for key, value in line.items()

@@ -4,10 +4,11 @@ import time
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from stml_semi import distributed
 from stml_semi.batches import BatchStream
+from stml_semi.best import Best
 from stml_semi.checkpoint import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
 from stml_semi.config import TrainConfig
 from stml_semi.data.loading import BadPicture, Batch, ViewSettings
@@ -60,6 +61,7 @@ class Trainer:
             # On a CPU the layout of the input is enough, and fused AdamW is slower on such weights.
             embedder.backbone.to(memory_format=torch.channels_last)
         self.teacher = Teacher(self.embedder, momentum=config.momentum)
+        self.best = None if tables.validation is None else Best(self.embedder)
         workers = self.stream.num_workers
         embed = TableEncoder(accelerator, processor, batch_size=config.micro_batch_size or 256, num_workers=workers)
         self.survey = Survey(config, tables, self.pool, embed, self.embedder, self.teacher, folder, trackers, progress)
@@ -78,7 +80,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(self.embedder, make_optimizer(config, embedder, self.proxies))
 
     def train(self, start: int = 0) -> None:
-        """Runs from step `start` (from `restore`) to max_steps."""
+        """Runs from step `start` (from `restore`) to max_steps. The embedder is then the one to export."""
         if start:
             self.folder.rewind(start)
         else:
@@ -90,6 +92,11 @@ class Trainer:
         finally:
             if self.pool is not None:
                 self.pool.live.close()
+        if self.best is not None:
+            step = int(self.best.step)
+            self.progress.note(f"the student of step {step} did best on the validation classes: it is exported")
+            self.embedder.load_state_dict(self.best.model.state_dict())
+            self.survey.test(step)
 
     def _loop(self, start: int, stop: StopSignal) -> None:
         config = self.config
@@ -133,7 +140,9 @@ class Trainer:
             last = done == config.max_steps
             if last or (config.eval_every and done % config.eval_every == 0):
                 paused = time.perf_counter()
-                self.survey.evaluate(done)
+                scored = self.survey.evaluate(done)
+                if self.best is not None and scored is not None:
+                    self.best.look(self.embedder, done, scored)
                 seconds += time.perf_counter() - paused
             if last or asked or (config.save_every and done % config.save_every == 0):
                 self._save(done)
@@ -236,7 +245,13 @@ class Trainer:
         self.survey.list_bad(found)
 
     def _state(self) -> TrainState:
-        modules = {"embedder": self.embedder, "teacher": self.teacher, "objective": self.objective}
+        modules: dict[str, nn.Module] = {
+            "embedder": self.embedder,
+            "teacher": self.teacher,
+            "objective": self.objective,
+        }
+        if self.best is not None:
+            modules["best"] = self.best
         return TrainState(modules, self.optimizer, self.accelerator.scaler)
 
     def _save(self, step: int) -> None:

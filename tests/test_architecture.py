@@ -35,6 +35,7 @@ ORDER = [
     "models.embedder",
     "models.build",
     "models.teacher",
+    "best",
     "objective",
     "health",
     "optimization",

@@ -219,11 +219,11 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(tmp_path):
 
     config = TrainConfig.build({"labeled": "kanji", "overwrite": True})
     folder = RunFolder(tmp_path / "run")
-    folder.prepare(config)
+    folder.prepare(config, {})
     (folder.path / "model").mkdir()
     (folder.path / "notes.txt").write_text("mine")
     folder.check(resume=False, overwrite=True)
-    folder.prepare(config)
+    folder.prepare(config, {})
     assert sorted(p.name for p in folder.path.iterdir()) == [
         "bad_images.jsonl",
         "config.yaml",

@@ -133,7 +133,7 @@ def test_letters_never_run_out():
 def unfinished(folder: Path, pictures: str) -> RunFolder:
     """A run folder whose run was killed: no model, no evaluation."""
     run = RunFolder(folder)
-    run.prepare(TrainConfig.build({"labeled": pictures, "backbone": "tiny-resnet", "max_steps": 90, "delta": 0.9}))
+    run.prepare(TrainConfig.build({"labeled": pictures, "backbone": "tiny-resnet", "max_steps": 90, "delta": 0.9}), {})
     run.log({"step": 10, "loss": 2.5, "labeled_loss": 2.5, "lr": 1e-4})
     run.log({"step": 20, "loss": 1.5, "labeled_loss": 1.5, "lr": 1e-4})
     return run

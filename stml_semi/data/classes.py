@@ -1,7 +1,7 @@
 """Train and test by classes: what makes any labeled source give an honest retrieval figure."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,45 +10,51 @@ from stml_semi.data.tables import ImageTable
 
 # Keeps this draw apart from others with the same seed.
 _STREAM = 0x5C1A55
+_TRAIN = " (train classes)"
 
 
 class ClassSplit(NamedTuple):
     """Two tables that share no class."""
 
     train: ImageTable
-    test: ImageTable
+    kept: ImageTable
 
 
-def split_by_classes(table: ImageTable, share: float, seed: int) -> ClassSplit:
+def split_by_classes(
+    table: ImageTable, share: float, seed: int, kind: Literal["test", "validation"] = "test"
+) -> ClassSplit:
     """Keeps a share of the classes for evaluation. The draw depends on seed and class names alone, not on the images.
 
     Args:
         table: with labels.
         share: of the classes, 0..1; at least two are kept on either side.
         seed: of the draw.
+        kind: what they are kept for, "test" or "validation".
 
     Raises:
         ValueError: fewer than four classes, or no kept one has two images, so that there is nothing to find.
     """
     assert table.labels is not None
-    count = len(table.classes)
+    count, instead = len(table.classes), ", or name other images with --eval" if kind == "test" else ""
     if count < 4:
         raise ValueError(
-            f"--test-classes {share}: {table.name} has {count} classes, two to train on and two to evaluate on are the "
-            f"least; leave it out, or name other images with --eval"
+            f"--{kind}-classes {share}: {table.name} has {count} classes, two to train on and two to evaluate on are "
+            f"the least; leave it out{instead}"
         )
-    kept = min(max(round(share * count), 2), count - 2)
-    chosen = np.sort(np.random.default_rng([seed, _STREAM]).permutation(count)[:kept])
-    is_test = np.isin(table.labels, chosen)
-    if np.bincount(table.labels[is_test]).max() < 2:
+    num_kept = min(max(round(share * count), 2), count - 2)
+    chosen = np.sort(np.random.default_rng([seed, _STREAM]).permutation(count)[:num_kept])
+    is_kept = np.isin(table.labels, chosen)
+    if np.bincount(table.labels[is_kept]).max() < 2:
         raise ValueError(
-            f"--test-classes {share}: none of the {kept} classes kept for evaluation has two images, so there is "
-            f"nothing to find; raise it, or name other images with --eval"
+            f"--{kind}-classes {share}: none of the {num_kept} classes kept for evaluation has two images, so there is "
+            f"nothing to find; raise it{instead}"
         )
-    train = _part(table, np.setdiff1d(np.arange(count), chosen), np.flatnonzero(~is_test))
-    test = _part(table, chosen, np.flatnonzero(is_test))
+    train = _part(table, np.setdiff1d(np.arange(count), chosen), np.flatnonzero(~is_kept))
+    kept = _part(table, chosen, np.flatnonzero(is_kept))
+    source = table.name.removesuffix(_TRAIN)
     return ClassSplit(
-        replace(train, name=f"{table.name} (train classes)"), replace(test, name=f"{table.name} (test classes)")
+        replace(train, name=source + _TRAIN) if kind == "test" else train,
+        replace(kept, name=f"{source} ({kind} classes)"),
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from stml_semi.best import exported_step
 from stml_semi.report.gallery import Assessed, Gallery
 from stml_semi.report.intervals import Interval
 
@@ -51,7 +52,11 @@ def headlines(runs: Sequence[Sequence[dict[str, Any]]], galleries: Sequence[Gall
         runs: lines of metrics.jsonl, run by run.
         galleries: of the runs' models; only those that looked at all pictures lend their intervals.
     """
-    evaluations = [[line for line in lines if line.get("model") in _MODELS] for lines in runs]
+    steps = [exported_step(lines) or 0 for lines in runs]
+    evaluations = [
+        [line for line in lines if line.get("model") in _MODELS and line["step"] <= step]
+        for lines, step in zip(runs, steps, strict=True)
+    ]
     names = list(dict.fromkeys(line["data"] for lines in evaluations for line in lines))
     return [_headline(name, evaluations, next((g for g in galleries if g.name == name), None)) for name in names]
 

@@ -38,21 +38,21 @@ def test_classes_are_divided_and_keep_their_pictures(birds):
         for row in range(len(part)):
             assert f"/birds/{part.classes[part.labels[row]]}/" in part.describe(row)
     assert test.name == f"{birds} (test classes)"
-    assert len(split_by_classes(table, 0.01, seed=0).test.classes) == 2
+    assert len(split_by_classes(table, 0.01, seed=0).kept.classes) == 2
     assert len(split_by_classes(table, 0.99, seed=0).train.classes) == 2
 
 
 def test_the_draw_is_by_seed_and_names_alone(birds):
-    first = split_by_classes(opened(birds), 0.5, seed=3).test.classes
-    assert split_by_classes(opened(birds), 0.5, seed=3).test.classes == first
+    first = split_by_classes(opened(birds), 0.5, seed=3).kept.classes
+    assert split_by_classes(opened(birds), 0.5, seed=3).kept.classes == first
     write_pictures(birds / "a", 30)
-    assert split_by_classes(opened(birds), 0.5, seed=3).test.classes == first
-    assert len({split_by_classes(opened(birds), 0.5, seed=seed).test.classes for seed in range(8)}) > 4
+    assert split_by_classes(opened(birds), 0.5, seed=3).kept.classes == first
+    assert len({split_by_classes(opened(birds), 0.5, seed=seed).kept.classes for seed in range(8)}) > 4
 
 
 def test_rows_are_told_as_in_the_source():
     table = open_source("kanji", flag="--labeled", labels="required")
-    test = split_by_classes(table, 0.3, seed=0).test
+    test = split_by_classes(table, 0.3, seed=0).kept
     assert test.rows is not None
     row = 17
     assert test.describe(row) == f"kanji:train (test classes)[{test.rows[row]}]"
@@ -82,12 +82,13 @@ def test_a_run_keeps_its_classes(birds, tmp_path):
     assert tables.evaluation is not None
     assert not set(tables.labeled.classes) & set(tables.evaluation.classes)
     folder = RunFolder(tmp_path / "run")
-    folder.prepare(config, tables.evaluation.classes)
+    kept = {"test": list(tables.evaluation.classes)}
+    folder.prepare(config, kept)
     assert json.loads((tmp_path / "run/test_classes.json").read_text()) == list(tables.evaluation.classes)
-    folder.check_classes(tables.evaluation.classes)
+    folder.check_classes(kept)
     with pytest.raises(ValueError, match="--resume: --labeled has other classes than when"):
-        folder.check_classes(tables.labeled.classes)
-    folder.prepare(config.model_copy(update={"overwrite": True}))
+        folder.check_classes({"test": list(tables.labeled.classes)})
+    folder.prepare(config.model_copy(update={"overwrite": True}), {})
     assert not (tmp_path / "run/test_classes.json").exists()
     assert np.isclose(config.test_classes or 0, 0.5)
     assert resolve("sup", {"labeled": "kanji", "test_classes": 0.5}).eval is None
