@@ -18,7 +18,7 @@ from stml_semi.data.loading import default_num_workers
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
-from stml_semi.data.views import augment, view_rng, view_size
+from stml_semi.data.views import augment, needed_side, view_rng, view_size
 from stml_semi.dry_run import describe_run, estimate_memory
 from stml_semi.honesty import claim
 from stml_semi.machine import cores, cpu_has_bf16, hardware, memory_bytes, versions
@@ -270,7 +270,7 @@ def _speed(config: TrainConfig, embedder: Embedder, processor: Any, table: Image
     started, views = time.perf_counter(), 0
     for i, row in enumerate(np.random.default_rng(1).permutation(len(table))[:_TIMED]):
         try:
-            picture = read_pixels(table.source(int(row)))
+            picture = read_pixels(table.source(int(row)), at_least=needed_side(config.augment, size))
         except BadImage:
             continue
         for view in range(config.num_views):

@@ -57,16 +57,15 @@ def read_image(source: ImageSource, *, at_least: int | None = None) -> Image.Ima
         BadImage: the file cannot be read, is no picture, is damaged or absurdly large.
     """
 
-    def decode(image: Image.Image) -> Image.Image:
-        if at_least and (shrinks := min(image.size) / at_least) >= 2:
-            image.draft(None, (math.ceil(image.width / shrinks), math.ceil(image.height / shrinks)))
-        return to_rgb(image)
-
-    return _decode(encoded(source), decode)
+    return _decode(encoded(source), lambda image: _smaller(image, at_least))
 
 
-def read_pixels(source: ImageSource) -> Tensor:
+def read_pixels(source: ImageSource, *, at_least: int | None = None) -> Tensor:
     """The same picture as (3, H, W) uint8, channels-last in memory: resizing is fastest on that.
+
+    Args:
+        source: bytes or a path.
+        at_least: as of `read_image`.
 
     Raises:
         BadImage: as `read_image`.
@@ -74,7 +73,7 @@ def read_pixels(source: ImageSource) -> Tensor:
     data = encoded(source)
     pixels = _raw_pixels(data)
     if pixels is None:
-        pixels = _decode(data, lambda image: _jpeg_pixels(image, data))
+        pixels = _decode(data, lambda image: _jpeg_pixels(image, data, at_least))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -93,14 +92,29 @@ def _raw_pixels(data: bytes) -> NDArray[np.uint8] | None:
     return np.frombuffer(data, np.uint8, offset=head.end()).reshape(height, width, 3).copy()
 
 
-def _jpeg_pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+def _jpeg_pixels(image: Image.Image, data: bytes, at_least: int | None) -> NDArray[np.uint8]:
     """(H, W, 3) of an opened picture."""
     if simplejpeg and image.format == "JPEG" and image.mode == "RGB" and _orientation(image) == 1:
+        shrinks = _shrinks(image, at_least)
+        height, width = (math.ceil(side / shrinks) for side in (image.height, image.width))
         with contextlib.suppress(Exception):  # Whatever is unusual about it is for Pillow to judge.
-            pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
-            if pixels.shape == (image.height, image.width, 3):
+            pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True, min_height=height, min_width=width)
+            if pixels.shape == (height, width, 3):
                 return pixels
-    return np.array(to_rgb(image))
+    return np.array(_smaller(image, at_least))
+
+
+def _smaller(image: Image.Image, at_least: int | None) -> Image.Image:
+    """An opened picture as upright RGB, a JPEG by a half, quarter or eighth if its shorter side then is long enough."""
+    shrinks = _shrinks(image, at_least)
+    if shrinks > 1:
+        image.draft(None, (image.width // shrinks, image.height // shrinks))
+    return to_rgb(image)
+
+
+def _shrinks(image: Image.Image, at_least: int | None) -> int:
+    """By how much a JPEG may be smaller: factors that decoding itself can leave out."""
+    return next((n for n in (8, 4, 2) if at_least and math.ceil(min(image.size) / n) >= at_least), 1)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from stml_semi.data.images import BadImage, read_image, read_pixels
 from stml_semi.data.plan import LabeledPlan, Rows, UnlabeledPlan
 from stml_semi.data.tables import ImageTable
-from stml_semi.data.views import augment, blank_views, eval_views, view_rng
+from stml_semi.data.views import augment, blank_views, eval_views, needed_side, view_rng
 from stml_semi.errors import RunFailed
 
 # A run of unreadable neighbors this long is no accident any more.
@@ -101,9 +101,9 @@ class Steps(Dataset[Batch]):
         preset, size, _, seed = self.views
         own = rows[share]
         pixels = blank_views(len(own), num_views, size=size)
-        used = own.copy()
+        used, needed = own.copy(), needed_side(preset, size)
         for i, row in enumerate(own):
-            used[i], picture = _read_or_replace(table, int(row), bad)
+            used[i], picture = _read_or_replace(table, int(row), needed, bad)
             for view in range(num_views):
                 rng = view_rng(seed, step, first + share.start + i, view)
                 pixels[i, view] = augment(picture, preset=preset, size=size, rng=rng)
@@ -115,14 +115,15 @@ def plan_size(labeled: tuple[ImageTable, LabeledPlan] | None) -> int:
     return labeled[1].classes_per_batch * labeled[1].images_per_class if labeled else 0
 
 
-def _read_or_replace(table: ImageTable, row: int, bad: list[BadPicture]) -> tuple[int, Tensor]:
+def _read_or_replace(table: ImageTable, row: int, needed: int, bad: list[BadPicture]) -> tuple[int, Tensor]:
     """The picture of a row; if it cannot be read, the next readable one of its class, else of the source.
 
+    Large ones may come smaller, with a shorter side that is not less than needed.
     The replacement depends on the row alone: it is the same in every process and in a resumed run.
     """
     for candidate in itertools.chain([row], _stand_ins(table, row)):
         try:
-            return candidate, read_pixels(table.source(candidate))
+            return candidate, read_pixels(table.source(candidate), at_least=needed)
         except BadImage as error:
             bad.append(BadPicture(table.describe(candidate), str(error)))
     raise RunFailed(

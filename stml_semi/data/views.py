@@ -15,6 +15,8 @@ from torch import Tensor
 
 AUGMENTS: tuple[str, ...] = ("paper", "strong", "glyph", "none")
 
+# Of random crops: the least share of the area, and the least side over the other.
+_SMALLEST_AREA, _NARROWEST = 0.16, 3 / 4
 _GRAY = torch.tensor([0.299, 0.587, 0.114])
 # Images per call of the processor: it stacks pictures of one size, which pays until they outgrow the caches.
 _EVAL_CHUNK_BYTES = 2**20
@@ -69,6 +71,18 @@ def augment(pixels: Tensor, *, preset: str, size: tuple[int, int], rng: np.rando
     raise ValueError(f"--augment '{preset}' is unknown: choose one of {', '.join(AUGMENTS)}")
 
 
+def needed_side(preset: str, size: tuple[int, int]) -> int:
+    """How long the shorter side of a picture has to be, so that no view of a larger one would be sharper. Pixels.
+
+    Args:
+        preset: one of `AUGMENTS`.
+        size: height and width of views.
+    """
+    # The smallest part that is cropped, as a share of the shorter side.
+    part = math.sqrt(_SMALLEST_AREA * _NARROWEST) if preset in ("paper", "strong") else 1.0
+    return math.ceil(max(size) / part)
+
+
 def blank_views(*shape: int, size: tuple[int, int]) -> Tensor:
     """Room for views, (*shape, 3, *size) uint8, channels-last in memory as views and convolutions are."""
     return torch.empty((*shape, *size, 3), dtype=torch.uint8).movedim(-1, -3)
@@ -92,8 +106,8 @@ def _crop_and_flip(pixels: Tensor, size: tuple[int, int], rng: np.random.Generat
 def _random_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random part of 16-100% of the area, at most 4:3 or 3:4 in shape."""
     for _ in range(10):
-        area = height * width * rng.uniform(0.16, 1.0)
-        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        area = height * width * rng.uniform(_SMALLEST_AREA, 1.0)
+        ratio = math.exp(rng.uniform(math.log(_NARROWEST), math.log(1 / _NARROWEST)))
         box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
             top, left = rng.integers([height - box_height + 1, width - box_width + 1]).tolist()

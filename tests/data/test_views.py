@@ -1,3 +1,4 @@
+import io
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from stml_semi.data.images import ImageSource, read_pixels
 from stml_semi.data.views import (
     AUGMENTS,
     augment,
     eval_view,
     eval_views,
+    needed_side,
     normalization,
     view_rng,
     view_size,
@@ -299,3 +302,38 @@ def test_processors_that_do_more_to_colors_are_refused():
 
     with pytest.raises(ValueError, match="--backbone: function does more to colors"):
         normalization(squares)
+
+
+@given(st.integers(0, 2**32), st.floats(1, 8), st.integers(2, 64), st.integers(2, 64), st.sampled_from(AUGMENTS))
+def test_a_picture_of_the_needed_side_is_never_enlarged(seed, aspect, height, width, preset):
+    side = needed_side(preset, (height, width))
+    shapes: list[tuple[int, int]] = []
+
+    def look(pixels, size):
+        shapes.append(tuple(pixels.shape[1:]))
+        return torch.zeros(3, *size, dtype=torch.uint8)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stml_semi.data.views._resize", look)
+        pixels = torch.zeros(3, side, round(side * aspect), dtype=torch.uint8)
+        augment(pixels, preset=preset, size=(height, width), rng=view_rng(seed, 0, 0, 0))
+    assert shapes[0][0] >= height
+    assert shapes[0][1] >= width
+
+
+@pytest.mark.parametrize("preset", ["paper", "none"])
+def test_large_jpegs_are_decoded_smaller_and_look_the_same(preset):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((800, 600), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    source: ImageSource = {"bytes": buffer.getvalue(), "path": None}
+    small = read_pixels(source, at_least=needed_side(preset, (32, 32)))
+    assert min(small.shape[1:]) < 600
+
+    def views(picture):
+        made = [augment(picture, preset=preset, size=(32, 32), rng=view_rng(0, 0, i, 0)).float() for i in range(20)]
+        return torch.stack(made)
+
+    # Parts that are cropped begin and end at whole pixels of either picture.
+    assert (views(small) - views(read_pixels(source))).abs().mean() < 4
