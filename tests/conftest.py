@@ -16,6 +16,7 @@ from filelock import FileLock
 from PIL import Image
 from real_runs import train
 
+pytest_plugins = ["source_helpers"]
 torch.set_num_threads(1)
 
 SIZE = 32
