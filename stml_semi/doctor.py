@@ -215,6 +215,10 @@ def _run(values: dict[str, Any]) -> Iterator[Finding]:
         claim=claim(tables),
     )
     yield Finding("ok", "--backbone", plan["model"])
+    if isinstance(tables.unlabeled, ImageTable) and tables.labeled and len(tables.unlabeled) <= len(tables.labeled):
+        text = f"{len(tables.unlabeled):,} unlabeled images, no more than the {len(tables.labeled):,} labeled ones"
+        fix = "so few were seen to do harm: compare with `sup`, or let --validation-classes 0.2 choose the step"
+        yield Finding("advice", "--unlabeled", f"{text}; {fix}")
     trained = () if tables.labeled is None else tables.labeled.classes
     unseen = tables.evaluation is not None and set(trained).isdisjoint(tables.evaluation.classes)
     yield Finding("ok" if unseen else "advice", "evaluation", plan["evaluation"])

@@ -51,6 +51,12 @@ def test_a_sound_setup_passes_and_leaves_nothing_behind(pictures):
     assert parts | {"--backbone", "evaluation", "memory", "speed"} <= said
 
 
+def test_few_unlabeled_pictures_are_advised_against(pictures):
+    assert "--unlabeled" not in advice(small(pictures))
+    few = small(pictures) | {"unlabeled": str(pictures / "labeled"), "unlabeled_batch_size": 10}
+    assert "16 unlabeled images, no more than the 16 labeled ones; so few" in advice(few)["--unlabeled"]
+
+
 def test_every_problem_is_named_at_once(pictures):
     (pictures / "table.csv").write_text("file,kind of\nlabeled/a/0.png,1\n")
     (pictures / "empty").mkdir()
