@@ -242,11 +242,13 @@ def _unlabeled_batch(config: TrainConfig, tables: Tables) -> Iterator[Finding]:
 
 
 def _disk(config: TrainConfig, embedder: Embedder) -> Finding:
-    """Checkpoints hold student, teacher and two moments; while one is written, the oldest is still there."""
+    """Checkpoints hold student, teacher and two moments, and the best student if classes are kept for validation; while
+    one is written, the oldest is still there."""
     place = _existing(str(config.output_dir))
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
     total = sum(p.numel() for p in embedder.parameters())
-    need = 4 * ((config.keep_checkpoints + 1) * 2 * (total + trained) + total)
+    kept = 2 * (total + trained) + (total if config.validation_classes else 0)
+    need = 4 * ((config.keep_checkpoints + 1) * kept + total)
     return _room(shutil.disk_usage(place).free, need, "checkpoints and model of this run")
 
 
