@@ -24,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-RESULTS, FIGURE = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "study.png"
+RESULTS = ROOT / "docs" / "RESULTS.md"
+FIGURE, BUDGET_FIGURE = ROOT / "docs" / "study.png", ROOT / "docs" / "budget.png"
 EMBEDDED = ROOT / "stml_semi" / "data" / "embedded"
 # Typefaces (numbers in the list of scripts/build_kanji.py) that imitate handwriting or brush; the others are printed.
 HANDWRITTEN = (2, 3, 4, 15, 16, 17, 18)
@@ -42,6 +43,7 @@ ARMS: dict[str, str] = {
     "semi as published: weight 1": f"{SEMI} {PUBLISHED} --balance fixed --learning-rate 1e-4 --max-steps 1000",
     "semi, balanced": f"{SEMI} {PUBLISHED} --max-steps 1000",
     "semi, balanced, sigma calibrated": f"{SEMI} --relations batch --max-steps 1000",
+    "semi, 500 steps": f"{SEMI} --max-steps 500",
     "semi": f"{SEMI} --max-steps 1000",
     "semi, 1,500 steps": f"{SEMI} --max-steps 1500",
     "semi, labeled pictures in the pool too": f"{SEMI},kanji:train --max-steps 1000",
@@ -60,7 +62,8 @@ ARMS: dict[str, str] = {
     "half of the pool is foreign: semi": f"{SEMI},{{foreign}} --max-steps 500",
     "half of the pool is foreign: semi, relevance 0.5": f"{SEMI},{{foreign}} --relevance 0.5 --max-steps 500",
 }
-for _count in (2, 5, 10):
+BUDGET = (2, 5, 10)
+for _count in BUDGET:
     _few = f"--labeled {{few{_count}}} --labeled-batch-size {4 * _count} --max-steps 500"
     ARMS[f"{_count} labeled classes: sup"] = f"sup {_few} --learning-rate 1e-4"
     ARMS[f"{_count} labeled classes: semi"] = f"semi {_few} --unlabeled kanji-more --learning-rate 1e-3"
@@ -197,7 +200,7 @@ def foreign(folder: Path) -> Path:
 
 
 MADE = {"random": random_backbone, "printed": printed, "handwritten": handwritten, "foreign": foreign}
-MADE |= {f"few{count}": partial(few, count=count) for count in (2, 5, 10)}
+MADE |= {f"few{count}": partial(few, count=count) for count in BUDGET}
 
 
 def table(runs: dict[str, list[Run]]) -> str:
@@ -250,6 +253,37 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_budget(runs: dict[str, list[Run]], path: Path) -> None:
+    """Curves over the number of labeled classes, `sup` and `semi` with 500 steps, with a dot for each seed."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    frozen = next(iter(runs.values()))[0].scores["frozen"]
+    for axis, field, title in zip(axes, Score._fields, ("recall@1", "MAP@R"), strict=True):
+        for command, color in (("sup", "#8c959f"), ("semi", "#1a7f37")):
+            arms = {count: f"{count} labeled classes: {command}" for count in BUDGET} | {20: f"{command}, 500 steps"}
+            values = {
+                count: [100 * getattr(one.scores["student"], field) for one in runs[arm]] for count, arm in arms.items()
+            }
+            axis.plot(list(values), [statistics.mean(v) for v in values.values()], color=color, label=command)
+            for count, dots in values.items():
+                axis.plot([count] * len(dots), dots, ".", color=color, markersize=5)
+        axis.axhline(
+            100 * getattr(frozen, field), color="#b42318", linewidth=1, linestyle="--", label="frozen backbone"
+        )
+        axis.set_xscale("log")
+        axis.set_xticks([*BUDGET, 20], [*map(str, BUDGET), "20"])
+        axis.minorticks_off()
+        axis.set_xlabel("labeled classes of 22 pictures")
+        axis.set_title(f"{title}, percent", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
 def write(text: str, marker: str) -> None:
     """Replaces what docs/RESULTS.md holds between the lines of a marker."""
     page = RESULTS.read_text(encoding="utf-8")
@@ -269,7 +303,7 @@ def main() -> None:
     parser.add_argument("--finished", action="store_true", help="run nothing: show what is there")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--write", metavar="MARKER", help="put the table into docs/RESULTS.md at <!-- MARKER -->")
-    parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE.name} as well")
+    parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE.name} and {BUDGET_FIGURE.name}")
     options, options.extra = parser.parse_known_args()
     arms = [arm for arm in ARMS if options.arms is None or arm in options.arms.split(";")]
     arms = [arm for arm in arms if options.oracle or options.finished or not arm.startswith("oracle")]
@@ -287,7 +321,9 @@ def main() -> None:
     if options.write:
         write(table(runs), options.write)
     if options.figure:
-        draw(runs, FIGURE)
+        draw({arm: found for arm, found in runs.items() if "labeled classes" not in arm}, FIGURE)
+        if f"{BUDGET[0]} labeled classes: semi" in runs:
+            draw_budget(runs, BUDGET_FIGURE)
 
 
 if __name__ == "__main__":
