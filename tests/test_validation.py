@@ -11,6 +11,7 @@ from stml_semi.best import BEST, exported_step
 from stml_semi.checkpoint import read_module
 from stml_semi.config import TrainConfig
 from stml_semi.data.sources import open_source
+from stml_semi.report.headline import headlines
 from stml_semi.resolve import resolve
 from stml_semi.run import run
 from stml_semi.run_export import export_run
@@ -122,3 +123,15 @@ def test_what_does_not_fit():
         TrainConfig.build({"unlabeled": "a", "validation_classes": 0.2})
     with pytest.raises(ValueError, match="chooses among evaluated steps: give --eval-every more than 0"):
         TrainConfig.build({"labeled": "a", "validation_classes": 0.2, "eval_every": 0})
+
+
+def test_the_report_shows_what_chose_apart_from_what_is_tested_on(train, tmp_path):
+    folder = train([0.5, 0.9, 0.7], eval=str(tmp_path / "others")).folder
+    tested, chose = headlines([folder.lines()], [])
+    assert (tested.name.rsplit("/")[-1], tested.chose) == ("others", False)
+    assert [(row.name, row.step) for row in tested.rows] == [("frozen backbone", 0), ("trained", 2)]
+    assert (chose.name.rsplit("/")[-1], chose.chose) == ("birds (validation classes)", True)
+    assert chose.rows[1].cells[-1].value == "90.0"
+    page = " ".join(folder.report.read_text().split())
+    assert page.count("the step that does best on them, by MAP@R, was exported") == 1
+    assert page.count("MAP@R, trained") == 1

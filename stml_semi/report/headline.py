@@ -1,9 +1,10 @@
 """The result table of the page: what the runs logged, with intervals where the same pictures were looked at again."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from stml_semi.best import exported_step
+from stml_semi.best import exported_step, is_validation
 from stml_semi.report.gallery import Assessed, Gallery
 from stml_semi.report.intervals import Interval
 
@@ -43,6 +44,8 @@ class Headline(NamedTuple):
     has_intervals: bool
     runs: list[int]
     """Which runs were scored on them."""
+    chose: bool
+    """Whether they chose the exported step: then they are not what a run is tested on."""
 
 
 def headlines(runs: Sequence[Sequence[dict[str, Any]]], galleries: Sequence[Gallery]) -> list[Headline]:
@@ -57,7 +60,8 @@ def headlines(runs: Sequence[Sequence[dict[str, Any]]], galleries: Sequence[Gall
         [line for line in lines if line.get("model") in _MODELS and line["step"] <= step]
         for lines, step in zip(runs, steps, strict=True)
     ]
-    names = list(dict.fromkeys(line["data"] for lines in evaluations for line in lines))
+    lines = sorted(itertools.chain(*evaluations), key=is_validation)  # What is tested on comes first.
+    names = list(dict.fromkeys(line["data"] for line in lines))
     return [_headline(name, evaluations, next((g for g in galleries if g.name == name), None)) for name in names]
 
 
@@ -90,6 +94,7 @@ def _headline(name: str, evaluations: Sequence[Sequence[dict[str, Any]]], galler
         rows,
         any(c.interval for row in rows for c in row.cells),
         sorted({row.run for row in rows}),
+        is_validation(first),
     )
 
 
