@@ -46,6 +46,7 @@ ARMS: dict[str, str] = {
     "semi, 500 steps": f"{SEMI} --max-steps 500",
     "semi": f"{SEMI} --max-steps 1000",
     "semi, 1,500 steps": f"{SEMI} --max-steps 1500",
+    "semi, 2,000 steps": f"{SEMI} --max-steps 2000",
     "semi, labeled pictures in the pool too": f"{SEMI},kanji:train --max-steps 1000",
     "oracle: all 500 classes labeled": "sup --labeled {oracle} --labeled-batch-size 120 --learning-rate 3e-4 "
     "--max-steps 3000",
