@@ -37,6 +37,7 @@ def train(make_backbone, tmp_path, monkeypatch):
         "eval_every": 1,
         "save_every": 1,
         "keep_checkpoints": 9,
+        "no_report": True,
         "num_workers": 0,
     }
     scored = survey.score
@@ -126,7 +127,7 @@ def test_what_does_not_fit():
 
 
 def test_the_report_shows_what_chose_apart_from_what_is_tested_on(train, tmp_path):
-    folder = train([0.5, 0.9, 0.7], eval=str(tmp_path / "others")).folder
+    folder = train([0.5, 0.9, 0.7], eval=str(tmp_path / "others"), no_report=False).folder
     tested, chose = headlines([folder.lines()], [])
     assert (tested.name.rsplit("/")[-1], tested.chose) == ("others", False)
     assert [(row.name, row.step) for row in tested.rows] == [("frozen backbone", 0), ("trained", 2)]
