@@ -237,7 +237,7 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
     places = np.arange(len(runs))[::-1]
     for axis, field, title in zip(axes, Score._fields, ("recall@1", "MAP@R"), strict=True):
         values = [[100 * getattr(one.scores["student"], field) for one in found] for found in runs.values()]
-        colors = ["#1a7f37" if arm in ("semi", "semi, 1,500 steps") else "#8c959f" for arm in runs]
+        colors = ["#1a7f37" if arm == "semi, 2,000 steps" else "#8c959f" for arm in runs]
         means = [statistics.mean(v) for v in values]
         axis.barh(places, means, color=colors, height=0.7)
         for place, dots, mean in zip(places, values, means, strict=True):
@@ -248,7 +248,7 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
         frozen = 100 * getattr(next(iter(runs.values()))[0].scores["frozen"], field)
         axis.axvline(frozen, color="#b42318", linewidth=1, linestyle="--")
         axis.set_xlim(0, 1.12 * max(max(v) for v in values))
-        axis.set_title(f"{title}, percent (dashed: frozen backbone)", fontsize=10)
+        axis.set_title(f"{title}, percent (dashed: frozen, all test pictures)", fontsize=10)
         axis.set_yticks(places, list(runs))
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

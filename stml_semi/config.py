@@ -163,7 +163,7 @@ class TrainConfig(BaseModel):
     """How the learning rate falls to zero over the run."""
     lr_warmup_steps: Optimization[CountOrZero] = 0
     """Steps over which the learning rate rises to its peak."""
-    max_steps: Optimization[Count] = 1500
+    max_steps: Optimization[Count] = 2000
     """Optimizer steps of the whole run."""
     refresh_every: Optimization[Count] = 100
     """Steps between refreshes of the unlabeled pool and its neighbor table."""
