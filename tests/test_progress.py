@@ -17,7 +17,7 @@ LINE = {
     "data_wait": 0.254,
     "bad_images": 2,
 }
-TABLES = SimpleNamespace(labeled=None, unlabeled=None, evaluation=None)
+TABLES = SimpleNamespace(labeled=None, unlabeled=None, validation=None, evaluation=None)
 
 
 class Terminal(io.StringIO):
