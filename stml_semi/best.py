@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BEST = "best.model."
-"""Prefix of the chosen model among the tensors of a checkpoint."""
+BEST = "best."
+"""Prefix of `Best` among the tensors of a checkpoint."""
 
 
 class Best(nn.Module):

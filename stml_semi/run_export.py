@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError
 
-from stml_semi.best import BEST, exported_step
+from stml_semi.best import BEST
 from stml_semi.card import CardFacts, Dtype, Origin, Weights, card_files, find_origin
 from stml_semi.checkpoint import TEACHER, list_checkpoints, read_module
 from stml_semi.config import TrainConfig, read_recipe
@@ -48,7 +48,8 @@ def export_run(
         onnx: write embedder.onnx (always float32) beside the usual files.
 
     Raises:
-        ValueError: no run, no checkpoint, a damaged one, or an output folder that holds something else.
+        ValueError: no run, no checkpoint, a damaged one, one of before validation chose a step, or an output folder
+            that holds something else.
     """
     if onnx:
         check_onnx()
@@ -62,22 +63,29 @@ def export_run(
     found = list_checkpoints(folder.checkpoints)
     if not found:
         raise ValueError(f"{run}: has no checkpoint to export; --resume the run, or take {folder.model} if it is there")
+    step = int(found[-1].name.removeprefix("step-"))
     chosen = bool(config.validation_classes) and weights == "student"
-    lines, step = folder.lines(), int(found[-1].name.removeprefix("step-"))
-    if chosen:
-        step = exported_step([line for line in lines if line["step"] <= step]) or 0
     backbone = open_configured_backbone(config)
     embedder = build_embedder(config.model_copy(update={"compile": False}), backbone)
     try:
-        embedder.load_state_dict(read_module(found[-1], BEST if chosen else _PREFIXES[weights]))
+        tensors = read_module(found[-1], BEST if chosen else _PREFIXES[weights])
+        if chosen:
+            step = int(tensors.pop("step"))
+            tensors = {key.removeprefix("model."): value for key, value in tensors.items() if key != "map_at_r"}
+        embedder.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{run}: {found[-1].name} cannot be read ({reason}): delete it to export an earlier one"
         ) from None
+    if chosen and not step:
+        raise ValueError(
+            f"{run}: no step was scored on the validation classes before {found[-1].name}, so none is chosen: --resume "
+            f"the run, or take --weights teacher"
+        )
     facts = CardFacts(
         config,
-        lines,
+        folder.lines(),
         weights=weights,
         step=step,
         size=view_size(backbone.processor),

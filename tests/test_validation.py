@@ -1,6 +1,7 @@
 """Classes that are kept out of training choose the step that is exported."""
 
 import json
+import shutil
 
 import pytest
 from conftest import write_pictures
@@ -71,7 +72,7 @@ def test_the_best_step_is_exported_and_tested_once(train, tmp_path, capsys):
 
     # What lies in model/ is the student of step 2, in the card and for `export` too; the teacher stays the last.
     second = read_module(folder.checkpoints / "step-2", "embedder.")
-    last = read_module(folder.checkpoints / "step-3", BEST)
+    last = read_module(folder.checkpoints / "step-3", f"{BEST}model.")
     assert second.keys() == last.keys()
     assert all(second[name].equal(last[name]) for name in second)
     assert not all(last[name].equal(read_module(folder.checkpoints / "step-3", "embedder.")[name]) for name in last)
@@ -93,12 +94,21 @@ def test_the_best_step_is_exported_and_tested_once(train, tmp_path, capsys):
     assert "others: 12 queries" in shown
 
 
+def test_nothing_is_exported_before_validation_chose(train, tmp_path):
+    folder = train([0.5], eval_every=3).folder
+    shutil.rmtree(folder.checkpoints / "step-3")  # As if it was stopped before.
+    with pytest.raises(ValueError, match="no step was scored on the validation classes before step-2"):
+        export_run(str(folder.path), str(tmp_path / "early"))
+    assert not (tmp_path / "early").exists()
+    assert export_run(str(folder.path), str(tmp_path / "teacher"), weights="teacher").step == 2
+
+
 def test_a_run_that_goes_on_knows_its_best_step(train, tmp_path):
     train([0.5, 0.9, 0.7])
     result = train([0.8, 0.9], max_steps=5, resume=True)
     assert exported_step(result.lines) == 2  # The first of equals.
     best = read_module(result.folder.checkpoints / "step-2", "embedder.")
-    kept = read_module(result.folder.checkpoints / "step-5", BEST)
+    kept = read_module(result.folder.checkpoints / "step-5", f"{BEST}model.")
     assert all(best[name].equal(kept[name]) for name in best)
     assert exported_step(train([0.95], max_steps=6, resume=True).lines) == 6
 
