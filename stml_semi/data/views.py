@@ -106,11 +106,12 @@ def _crop_and_flip(pixels: Tensor, size: tuple[int, int], rng: np.random.Generat
 def _random_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random part of 16-100% of the area, at most 4:3 or 3:4 in shape."""
     for _ in range(10):
-        area = height * width * rng.uniform(_SMALLEST_AREA, 1.0)
-        ratio = math.exp(rng.uniform(math.log(_NARROWEST), math.log(1 / _NARROWEST)))
+        share, shape, down, right = rng.random(4).tolist()  # At once: each call costs as much as drawing.
+        area = height * width * (_SMALLEST_AREA + (1 - _SMALLEST_AREA) * share)
+        ratio = _NARROWEST ** (2 * shape - 1)
         box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
-            top, left = rng.integers([height - box_height + 1, width - box_width + 1]).tolist()
+            top, left = int(down * (height - box_height + 1)), int(right * (width - box_width + 1))
             return top, left, box_height, box_width
     # Strips hold no such box: the largest in their middle.
     box_width, box_height = min(width, max(1, height * 4 // 3)), min(height, max(1, width * 4 // 3))

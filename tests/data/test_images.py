@@ -302,6 +302,36 @@ def test_the_faster_decoder_gives_the_same_pixels(options, monkeypatch):
     assert torch.equal(fast, read_pixels(source))
 
 
+def same(source: ImageSource) -> bool:
+    """Whether the fast ways of `read_pixels` do what Pillow alone does."""
+    picture, pixels = attempt(read_image, source), attempt(read_pixels, source)
+    if isinstance(picture, BadImage):
+        return str(picture) == str(pixels)
+    return bool(np.array_equal(as_array(picture), pixels.permute(1, 2, 0).numpy()))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True, "comment": b"hello"}, {"icc_profile": b"x" * 40, "restart_marker_rows": 1}]
+)
+def test_every_byte_of_a_jpeg_header_may_break(options):
+    data = encode(photo(19, 17), "JPEG", **options)["bytes"] or b""
+    for place in range(data.rindex(b"\xff\xda") + 12):
+        for value in (0, 0xE1, 0xFF):
+            assert same({"bytes": data[:place] + bytes([value]) + data[place + 1 :], "path": None}), (place, value)
+
+
+def test_exif_is_found_wherever_it_stands_in_the_header():
+    data = encode(photo(), "JPEG")["bytes"] or b""
+    body = turned_exif(6).tobytes()
+    segment = b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
+    starts = [place for place in range(2, data.index(b"\xff\xda") + 1) if data[place] == 0xFF and data[place + 1]]
+    assert len(starts) > 7
+    for start in starts:
+        source: ImageSource = {"bytes": data[:start] + segment + data[start:], "path": None}
+        assert same(source)
+        assert tuple(read_pixels(source).shape) == (3, 40, 24)
+
+
 def test_raw_pictures_are_read_as_pillow_reads_them():
     data = raw(photo(31, 17))
     assert (read_pixels({"bytes": data, "path": None}).permute(1, 2, 0).numpy() == as_array(photo(31, 17))).all()
