@@ -30,8 +30,7 @@ from torchvision.transforms import v2
 
 import stml_semi.data.images as reader
 from stml_semi.data.cache import cached
-from stml_semi.data.loading import Steps, ViewSettings
-from stml_semi.data.plan import UnlabeledPlan
+from stml_semi.data.loading import Steps, ViewSettings, showing
 from stml_semi.data.tables import ImageTable, image_dataset
 
 NUM_PICTURES = 64
@@ -79,14 +78,7 @@ def table_of(pictures: list[bytes]) -> ImageTable:
 
 def steps_of(table: ImageTable, setting: Setting) -> Steps:
     """A step shows every picture once, in two views."""
-    rows, alone = np.arange(len(table)), np.empty((len(table), 0), np.int64)
-    return Steps(
-        ViewSettings("paper", (setting.size, setting.size), num_views=2, seed=0),
-        labeled=None,
-        unlabeled=(table, UnlabeledPlan(rows, alone, queries_per_batch=len(table), num_neighbors=1)),
-        labeled_share=slice(0, 0),
-        unlabeled_share=slice(0, len(table)),
-    )
+    return showing(np.arange(len(table)), table, ViewSettings("paper", (setting.size, setting.size), 2, seed=0))
 
 
 def ways_of(setting: Setting, folder: Path) -> dict[str, Callable[[int], object]]:

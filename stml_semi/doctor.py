@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from stml_semi.config import TrainConfig, flag
-from stml_semi.data.images import BadImage, read_image, read_pixels
+from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.live import describe_images, num_live
-from stml_semi.data.loading import default_num_workers
+from stml_semi.data.loading import ViewSettings, default_num_workers, showing
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
-from stml_semi.data.views import augment, needed_side, view_rng, view_size
+from stml_semi.data.views import view_size
 from stml_semi.dry_run import describe_run, estimate_memory
+from stml_semi.errors import RunFailed
 from stml_semi.honesty import claim
 from stml_semi.machine import cores, cpu_has_bf16, hardware, memory_bytes, versions
 from stml_semi.models.backbone import open_backbone
@@ -273,15 +274,13 @@ def _memory(config: TrainConfig, embedder: Embedder, size: tuple[int, int], text
 def _speed(config: TrainConfig, embedder: Embedder, processor: Any, table: ImageTable) -> Iterator[Finding]:
     """Views per second that one core decodes, against images per second that the model trains on."""
     size = view_size(processor)
-    started, views = time.perf_counter(), 0
-    for i, row in enumerate(np.random.default_rng(1).permutation(len(table))[:_TIMED]):
-        try:
-            picture = read_pixels(table.source(int(row)), at_least=needed_side(config.augment, size))
-        except BadImage:
-            continue
-        for view in range(config.num_views):
-            augment(picture, preset=config.augment, size=size, rng=view_rng(0, 0, i, view))
-            views += 1
+    rows = np.random.default_rng(1).permutation(len(table))[:_TIMED]
+    steps = showing(rows, table, ViewSettings(config.augment, size, config.num_views, seed=0))
+    started = time.perf_counter()
+    try:
+        views = len(steps[0].image_index) * config.num_views
+    except RunFailed:  # No picture can be read, which is said elsewhere.
+        return
     decoded = views / (time.perf_counter() - started)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = _training_speed(embedder.to(device), size, device)

@@ -155,7 +155,7 @@ class _Parts(Dataset[int | str]):
 
 def _kept(source: ImageSource, form: Form, side: int) -> bytes | None:
     try:
-        image = read_image(source, at_least=2 * side)
+        image = read_image(source, enough=lambda *sides: min(sides) >= 2 * side)
     except BadImage:
         return None  # Found bad again whenever it is drawn, and listed then.
     shrink = side / min(image.size)

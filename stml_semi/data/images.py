@@ -43,6 +43,9 @@ _FRAMES = (0xC0, 0xC2)  # Baseline and progressive.
 
 T = TypeVar("T")
 
+Enough = Callable[[int, int], bool]
+"""Whether a picture of such a height and width, upright, has all the pixels that are needed."""
+
 ImageSource = TypedDict("ImageSource", {"bytes": bytes | None, "path": str | None})  # noqa: UP013 (shadows bytes)
 """What `datasets.Image(decode=False)` yields: encoded bytes, or else the path of a file."""
 
@@ -51,26 +54,26 @@ class BadImage(ValueError):
     """A picture that cannot be used; the message is the reason, a few words."""
 
 
-def read_image(source: ImageSource, *, at_least: int | None = None) -> Image.Image:
+def read_image(source: ImageSource, *, enough: Enough | None = None) -> Image.Image:
     """The picture as RGB: turned upright (EXIF), transparency on white, first frame of an animation.
 
     Args:
         source: bytes or a path.
-        at_least: a JPEG may come smaller, with a shorter side of at least so many pixels: that saves decoding.
+        enough: a JPEG may come by a half, quarter or eighth, the smallest that is enough: that saves decoding.
 
     Raises:
         BadImage: the file cannot be read, is no picture, is damaged or absurdly large.
     """
 
-    return _decode(encoded(source), lambda image: _smaller(image, at_least))
+    return _decode(encoded(source), lambda image: _smaller(image, enough))
 
 
-def read_pixels(source: ImageSource, *, at_least: int | None = None) -> Tensor:
+def read_pixels(source: ImageSource, *, enough: Enough | None = None) -> Tensor:
     """The same picture as (3, H, W) uint8, channels-last in memory: resizing is fastest on that.
 
     Args:
         source: bytes or a path.
-        at_least: as of `read_image`.
+        enough: as of `read_image`.
 
     Raises:
         BadImage: as `read_image`.
@@ -78,9 +81,9 @@ def read_pixels(source: ImageSource, *, at_least: int | None = None) -> Tensor:
     data = encoded(source)
     pixels = _raw_pixels(data)
     if pixels is None and (size := _plain_jpeg_size(data)):
-        pixels = _jpeg_pixels(data, size, at_least)
+        pixels = _jpeg_pixels(data, size, enough)
     if pixels is None:
-        pixels = _decode(data, lambda image: _opened_pixels(image, data, at_least))
+        pixels = _decode(data, lambda image: _opened_pixels(image, data, enough))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -125,20 +128,19 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _opened_pixels(image: Image.Image, data: bytes, at_least: int | None) -> NDArray[np.uint8]:
+def _opened_pixels(image: Image.Image, data: bytes, enough: Enough | None) -> NDArray[np.uint8]:
     """(H, W, 3) of a picture that Pillow has opened."""
     pixels = None
     if image.format == "JPEG" and image.mode == "RGB" and _orientation(image) == 1:
-        pixels = _jpeg_pixels(data, image.size, at_least)
-    return np.array(_smaller(image, at_least)) if pixels is None else pixels
+        pixels = _jpeg_pixels(data, image.size, enough)
+    return np.array(_smaller(image, enough)) if pixels is None else pixels
 
 
-def _jpeg_pixels(data: bytes, size: tuple[int, int], at_least: int | None) -> NDArray[np.uint8] | None:
+def _jpeg_pixels(data: bytes, size: tuple[int, int], enough: Enough | None) -> NDArray[np.uint8] | None:
     """(H, W, 3) of a JPEG of that width and height, if simplejpeg is there and finds no fault."""
     if simplejpeg is None:
         return None
-    shrinks = _shrinks(size, at_least)
-    width, height = (math.ceil(side / shrinks) for side in size)
+    width, height = _scaled(size, _shrinks(size, enough))
     with contextlib.suppress(Exception):  # Whatever is unusual about it is for Pillow to judge.
         pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True, min_height=height, min_width=width)
         if pixels.shape == (height, width, 3):
@@ -146,17 +148,23 @@ def _jpeg_pixels(data: bytes, size: tuple[int, int], at_least: int | None) -> ND
     return None
 
 
-def _smaller(image: Image.Image, at_least: int | None) -> Image.Image:
-    """An opened picture as upright RGB, a JPEG by a half, quarter or eighth if its shorter side then is long enough."""
-    shrinks = _shrinks(image.size, at_least)
+def _smaller(image: Image.Image, enough: Enough | None) -> Image.Image:
+    """An opened picture as upright RGB, a JPEG by a half, quarter or eighth if that is enough."""
+    width, height = image.size
+    shrinks = _shrinks((height, width) if _orientation(image) > 4 else (width, height), enough)
     if shrinks > 1:
         image.draft(None, (image.width // shrinks, image.height // shrinks))
     return to_rgb(image)
 
 
-def _shrinks(size: tuple[int, int], at_least: int | None) -> int:
-    """By how much a JPEG may be smaller: factors that decoding itself can leave out."""
-    return next((n for n in (8, 4, 2) if at_least and math.ceil(min(size) / n) >= at_least), 1)
+def _shrinks(size: tuple[int, int], enough: Enough | None) -> int:
+    """By how much a JPEG of that width and height may be smaller: factors that decoding itself can leave out."""
+    return next((n for n in (8, 4, 2) if enough and enough(*reversed(_scaled(size, n)))), 1)
+
+
+def _scaled(size: tuple[int, int], shrinks: int) -> tuple[int, int]:
+    """Width and height of a JPEG that is decoded smaller."""
+    return math.ceil(size[0] / shrinks), math.ceil(size[1] / shrinks)
 
 
 @functools.cache

@@ -3,7 +3,8 @@
 import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from stml_semi.data.images import BadImage, read_image, read_pixels
+from stml_semi.data.images import BadImage, Enough, read_image, read_pixels
 from stml_semi.data.plan import LabeledPlan, Rows, UnlabeledPlan
 from stml_semi.data.tables import ImageTable
-from stml_semi.data.views import augment, blank_views, eval_views, needed_side, view_rng
+from stml_semi.data.views import augment, blank_views, eval_views, fine_enough, view_rng
 from stml_semi.errors import RunFailed
 
 # A run of unreadable neighbors this long is no accident any more.
@@ -101,13 +102,35 @@ class Steps(Dataset[Batch]):
         preset, size, _, seed = self.views
         own = rows[share]
         pixels = blank_views(len(own), num_views, size=size)
-        used, needed = own.copy(), needed_side(preset, size)
+        used = own.copy()
         for i, row in enumerate(own):
-            used[i], picture = _read_or_replace(table, int(row), needed, bad)
-            for view in range(num_views):
-                rng = view_rng(seed, step, first + share.start + i, view)
+            rngs = partial(_view_rngs, seed, step, first + share.start + i, num_views)
+            used[i], picture = _read_or_replace(table, int(row), self._enough(rngs), bad)
+            for view, rng in enumerate(rngs()):
                 pixels[i, view] = augment(picture, preset=preset, size=size, rng=rng)
         return pixels, used
+
+    def _enough(self, rngs: Callable[[], Iterator[np.random.Generator]]) -> Enough:
+        """Whether a picture may be decoded as small as that, given the parts of it that its views will show."""
+        preset, size = self.views.preset, self.views.size
+        return lambda height, width: fine_enough(height, width, preset=preset, size=size, rngs=rngs())
+
+
+def _view_rngs(seed: int, step: int, position: int, num_views: int) -> Iterator[np.random.Generator]:
+    return (view_rng(seed, step, position, view) for view in range(num_views))
+
+
+def showing(rows: Rows, table: ImageTable, views: ViewSettings) -> Steps:
+    """Every step shows each of these rows once: what a loader can do, without a run."""
+    alone = np.empty((len(rows), 0), np.int64)
+    plan = UnlabeledPlan(rows, alone, queries_per_batch=len(rows), num_neighbors=1)
+    return Steps(
+        views,
+        labeled=None,
+        unlabeled=(table, plan),
+        labeled_share=slice(0, 0),
+        unlabeled_share=slice(0, len(rows)),
+    )
 
 
 def plan_size(labeled: tuple[ImageTable, LabeledPlan] | None) -> int:
@@ -115,15 +138,15 @@ def plan_size(labeled: tuple[ImageTable, LabeledPlan] | None) -> int:
     return labeled[1].classes_per_batch * labeled[1].images_per_class if labeled else 0
 
 
-def _read_or_replace(table: ImageTable, row: int, needed: int, bad: list[BadPicture]) -> tuple[int, Tensor]:
+def _read_or_replace(table: ImageTable, row: int, enough: Enough, bad: list[BadPicture]) -> tuple[int, Tensor]:
     """The picture of a row; if it cannot be read, the next readable one of its class, else of the source.
 
-    Large ones may come smaller, with a shorter side that is not less than needed.
+    Large ones may come smaller, as long as that is enough.
     The replacement depends on the row alone: it is the same in every process and in a resumed run.
     """
     for candidate in itertools.chain([row], _stand_ins(table, row)):
         try:
-            return candidate, read_pixels(table.source(candidate), at_least=needed)
+            return candidate, read_pixels(table.source(candidate), enough=enough)
         except BadImage as error:
             bad.append(BadPicture(table.describe(candidate), str(error)))
     raise RunFailed(

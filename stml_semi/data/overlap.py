@@ -211,7 +211,7 @@ class _Looked(Dataset[Prints]):
             try:
                 data = encoded(self.table.source(int(row)))
                 prints.digests[i] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), np.uint8)
-                picture = read_image({"bytes": data, "path": None}, at_least=_GRAY_SIDE)
+                picture = read_image({"bytes": data, "path": None}, enough=lambda *sides: min(sides) >= _GRAY_SIDE)
                 prints.bits[i] = perceptual_hash(picture)
             except BadImage:
                 prints.readable[i] = False

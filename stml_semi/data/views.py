@@ -5,6 +5,7 @@ All of their randomness comes from one generator, made by `view_rng` from the pl
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,16 +72,24 @@ def augment(pixels: Tensor, *, preset: str, size: tuple[int, int], rng: np.rando
     raise ValueError(f"--augment '{preset}' is unknown: choose one of {', '.join(AUGMENTS)}")
 
 
-def needed_side(preset: str, size: tuple[int, int]) -> int:
-    """How long the shorter side of a picture has to be, so that no view of a larger one would be sharper. Pixels.
+def fine_enough(
+    height: int, width: int, *, preset: str, size: tuple[int, int], rngs: Iterable[np.random.Generator]
+) -> bool:
+    """Whether no view of a picture of such a height and width would be enlarged: a larger one would not be sharper.
 
     Args:
+        height: pixels.
+        width: pixels.
         preset: one of `AUGMENTS`.
         size: height and width of views.
+        rngs: as `augment` will get for the picture's views; they are used up.
     """
-    # The smallest part that is cropped, as a share of the shorter side.
-    part = math.sqrt(_SMALLEST_AREA * _NARROWEST) if preset in ("paper", "strong") else 1.0
-    return math.ceil(max(size) / part)
+    if height < size[0] or width < size[1]:
+        return False
+    if preset not in ("paper", "strong"):
+        return True
+    boxes = (_random_box(height, width, rng) for rng in rngs)
+    return all(box_height >= size[0] and box_width >= size[1] for _, _, box_height, box_width in boxes)
 
 
 def blank_views(*shape: int, size: tuple[int, int]) -> Tensor:

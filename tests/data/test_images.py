@@ -346,11 +346,22 @@ def test_raw_pictures_are_read_as_pillow_reads_them():
 @pytest.mark.parametrize(("at_least", "size"), [(38, (51, 38)), (39, (101, 76)), (151, (201, 151)), (152, (401, 302))])
 def test_large_jpegs_may_come_smaller(at_least, size, orientation, monkeypatch):
     source = encode(photo(401, 302), "JPEG", exif=turned_exif(orientation))
-    image = read_image(source, at_least=at_least)
+    enough = lambda *sides: min(sides) >= at_least  # noqa: E731
+    image = read_image(source, enough=enough)
     assert image.size == (size if orientation == 1 else size[::-1])
-    pixels = read_pixels(source, at_least=at_least)
+    pixels = read_pixels(source, enough=enough)
     assert (pixels.permute(1, 2, 0).numpy() == as_array(image)).all()
     monkeypatch.setattr("stml_semi.data.images.simplejpeg", None)
-    assert torch.equal(pixels, read_pixels(source, at_least=at_least))
+    assert torch.equal(pixels, read_pixels(source, enough=enough))
     png = encode(photo(401, 302), "PNG")
-    assert read_image(png, at_least=20).size == (401, 302)
+    assert read_image(png, enough=lambda *sides: True).size == (401, 302)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_what_is_enough_is_asked_of_the_upright_picture(orientation):
+    source = encode(photo(400, 300), "JPEG", exif=turned_exif(orientation))
+    asked = set[tuple[int, int]]()
+    for read in (read_image, read_pixels):
+        read(source, enough=lambda height, width: bool(asked.add((height, width))))
+    upright = [(38, 50), (75, 100), (150, 200)]
+    assert sorted(asked) == ([(width, height) for height, width in upright] if orientation == 6 else upright)

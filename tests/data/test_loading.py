@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_pictures
+from PIL import Image
 
-from stml_semi.data.loading import Batch, EvalChunks, Steps, ViewSettings, eval_batches, step_batches
+from stml_semi.data.images import read_pixels
+from stml_semi.data.loading import Batch, EvalChunks, Steps, ViewSettings, eval_batches, showing, step_batches
 from stml_semi.data.plan import LabeledPlan, UnlabeledPlan
 from stml_semi.data.sources import open_source
 from stml_semi.data.tables import ImageTable
@@ -122,3 +124,24 @@ def test_evaluation_marks_bad_pictures(tables):
     assert [len(batch.pixels) for batch in batches] == [4, 4, 4, 3]
     assert batches[1].pixels[3].abs().max() == 0
     assert batches[1].pixels[2].abs().max() > 0
+
+
+def test_every_picture_is_decoded_as_small_as_its_own_views_allow(tmp_path, monkeypatch):
+    x, y = np.meshgrid(np.linspace(0, 255, 400), np.linspace(0, 255, 300))
+    for name in "abcdefgh":
+        Image.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8)).save(tmp_path / f"{name}.jpg")
+    table = open_source(str(tmp_path), flag="--unlabeled", labels="ignored")
+    steps = showing(np.arange(8), table, ViewSettings("paper", (96, 96), num_views=2, seed=0))
+    widths = set[int]()
+
+    def spy(source, enough):
+        pixels = read_pixels(source, enough=enough if shrinking else None)
+        widths.add(pixels.shape[2])
+        return pixels
+
+    monkeypatch.setattr("stml_semi.data.loading.read_pixels", spy)
+    shrinking = True
+    small = steps[3].unlabeled_pixels
+    assert widths == {200, 400}
+    shrinking = False
+    assert (small.float() - steps[3].unlabeled_pixels.float()).abs().mean() < 2

@@ -24,7 +24,7 @@ from stml_semi.data.views import (
     augment,
     eval_view,
     eval_views,
-    needed_side,
+    fine_enough,
     normalization,
     view_rng,
     view_size,
@@ -304,10 +304,18 @@ def test_processors_that_do_more_to_colors_are_refused():
         normalization(squares)
 
 
-@given(st.integers(0, 2**32), st.floats(1, 8), st.integers(2, 64), st.integers(2, 64), st.sampled_from(AUGMENTS))
-def test_a_picture_of_the_needed_side_is_never_enlarged(seed, aspect, height, width, preset):
-    side = needed_side(preset, (height, width))
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.integers(2, 64),
+    st.integers(2, 64),
+    st.sampled_from(AUGMENTS),
+)
+def test_no_view_of_a_picture_that_is_fine_enough_is_enlarged(seed, height, width, view_height, view_width, preset):
     shapes: list[tuple[int, int]] = []
+    rngs = lambda: (view_rng(seed, 0, 0, view) for view in range(2))  # noqa: E731
+    fine = fine_enough(height, width, preset=preset, size=(view_height, view_width), rngs=rngs())
 
     def look(pixels, size):
         shapes.append(tuple(pixels.shape[1:]))
@@ -315,25 +323,32 @@ def test_a_picture_of_the_needed_side_is_never_enlarged(seed, aspect, height, wi
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stml_semi.data.views._resize", look)
-        pixels = torch.zeros(3, side, round(side * aspect), dtype=torch.uint8)
-        augment(pixels, preset=preset, size=(height, width), rng=view_rng(seed, 0, 0, 0))
-    assert shapes[0][0] >= height
-    assert shapes[0][1] >= width
+        for rng in rngs():
+            augment(
+                torch.zeros(3, height, width, dtype=torch.uint8), preset=preset, size=(view_height, view_width), rng=rng
+            )
+    assert fine == all(shape[0] >= view_height and shape[1] >= view_width for shape in shapes)
 
 
 @pytest.mark.parametrize("preset", ["paper", "none"])
 def test_large_jpegs_are_decoded_smaller_and_look_the_same(preset):
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((800, 600), Image.Resampling.BICUBIC).save(buffer, "JPEG")
     source: ImageSource = {"bytes": buffer.getvalue(), "path": None}
-    small = read_pixels(source, at_least=needed_side(preset, (32, 32)))
+
+    def rngs():
+        return (view_rng(0, 0, i, 0) for i in range(20))
+
+    def enough(height, width):
+        return fine_enough(height, width, preset=preset, size=(32, 32), rngs=rngs())
+
+    small = read_pixels(source, enough=enough)
     assert min(small.shape[1:]) < 600
 
     def views(picture):
-        made = [augment(picture, preset=preset, size=(32, 32), rng=view_rng(0, 0, i, 0)).float() for i in range(20)]
-        return torch.stack(made)
+        return torch.stack([augment(picture, preset=preset, size=(32, 32), rng=rng).float() for rng in rngs()])
 
     # Parts that are cropped begin and end at whole pixels of either picture.
     assert (views(small) - views(read_pixels(source))).abs().mean() < 4
