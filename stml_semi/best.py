@@ -43,6 +43,11 @@ def is_validation(line: dict[str, Any]) -> bool:
     return line.get("split") == "validation"
 
 
+def is_final_test(line: dict[str, Any]) -> bool:
+    """Whether a line, of a run with validation classes, is the one test of the student that they chose."""
+    return line.get("model") == "student" and not is_validation(line)
+
+
 def exported_step(lines: Sequence[dict[str, Any]]) -> int | None:
     """The step whose student is exported, as far as metrics.jsonl goes: the best one, or the last without validation.
 

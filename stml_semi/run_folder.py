@@ -172,12 +172,13 @@ class RunFolder:
         """What bad_images.jsonl holds."""
         return _read_lines(self.bad_images) if self.bad_images.is_file() else []
 
-    def rewind(self, step: int) -> None:
-        """Forgets lines of steps after `step`: a resumed run writes them again."""
+    def rewind(self, step: int, *, but: Callable[[dict[str, Any]], bool] | None = None) -> None:
+        """Forgets lines of steps after `step`, and those that are named: a resumed run writes them again."""
         listed = _read_lines(self.bad_images)
         self._listed = {line["image"] for line in listed}
         if self.writes:
-            _write_lines(self.metrics, [line for line in self.lines() if line["step"] <= step])
+            kept = [line for line in self.lines() if line["step"] <= step and not (but and but(line))]
+            _write_lines(self.metrics, kept)
             _write_lines(self.bad_images, listed)
 
     @property

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stml_semi import distributed
 from stml_semi.batches import BatchStream
-from stml_semi.best import Best
+from stml_semi.best import Best, is_final_test
 from stml_semi.checkpoint import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
 from stml_semi.config import TrainConfig
 from stml_semi.data.loading import BadPicture, Batch, ViewSettings
@@ -82,7 +82,8 @@ class Trainer:
     def train(self, start: int = 0) -> None:
         """Runs from step `start` (from `restore`) to max_steps. The embedder is then the one to export."""
         if start:
-            self.folder.rewind(start)
+            # What validation chose is tested anew in the end.
+            self.folder.rewind(start, but=None if self.best is None else is_final_test)
         else:
             self.folder.rewind(-1)
             self.survey.evaluate_frozen()

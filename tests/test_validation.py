@@ -8,7 +8,7 @@ from conftest import write_pictures
 from safetensors.torch import load_file
 
 from stml_semi import survey
-from stml_semi.best import BEST, exported_step
+from stml_semi.best import BEST, exported_step, is_final_test
 from stml_semi.checkpoint import read_module
 from stml_semi.config import TrainConfig
 from stml_semi.data.sources import open_source
@@ -111,6 +111,13 @@ def test_a_run_that_goes_on_knows_its_best_step(train, tmp_path):
     kept = read_module(result.folder.checkpoints / "step-5", f"{BEST}model.")
     assert all(best[name].equal(kept[name]) for name in best)
     assert exported_step(train([0.95], max_steps=6, resume=True).lines) == 6
+
+
+def test_a_run_that_goes_on_is_tested_once(train, tmp_path):
+    lines = train([0.1, 0.9, 0.3], test_classes=0.5).lines
+    assert train([], test_classes=0.5, resume=True).lines == lines
+    longer = train([0.95], test_classes=0.5, resume=True, max_steps=4).lines
+    assert [line["step"] for line in longer if is_final_test(line)] == [4]
 
 
 def test_the_classes_are_neither_trained_nor_tested_on(train, tmp_path):
