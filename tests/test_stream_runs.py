@@ -1,11 +1,14 @@
 """Whole runs over a stream ten times larger than the pool: killed, resumed, and with two processes."""
 
 import json
+import re
 
 import miniature
 import psutil
 import pytest
 from real_runs import TERMS, lines, start, train, wait_for_step
+
+from stml_semi.reporting import report_runs
 
 POOL, SHARDS, PER_SHARD = 40, 4, 100
 FLAGS = [
@@ -37,6 +40,26 @@ def stands(folder):
 
 
 @pytest.mark.slow
+def test_the_report_reads_the_last_pool_of_a_stream_again(undisturbed, tmp_path):
+    whole, _ = undisturbed
+    page = report_runs([str(whole)], str(tmp_path / "report.html")).read_text()
+    assert f"At step 33, {POOL} of {SHARDS * PER_SHARD} unlabeled pictures were live." in page
+    assert "::" in page  # A member of a shard, by its name.
+    assert not (whole / "pool").exists()
+    shards = sorted((whole.parent / "shards").iterdir())
+    kept = [shard.read_bytes() for shard in shards]
+    for shard, data in zip(shards, kept[1:] + kept[:1], strict=True):
+        shard.write_bytes(data)
+    try:
+        page = report_runs([str(whole)], str(tmp_path / "other.html")).read_text()
+    finally:
+        for shard, data in zip(shards, kept, strict=True):
+            shard.write_bytes(data)
+    assert re.search("the unlabeled pictures are not shown: .*the stream holds other pictures than when", page)
+    assert not (whole / "pool").exists()
+
+
+@pytest.mark.slow
 def test_a_run_over_a_stream_is_killed_and_goes_on(undisturbed, tmp_path):
     whole, flags = undisturbed
     refresh, record = stands(whole)
@@ -62,14 +85,16 @@ def test_a_run_over_a_stream_is_killed_and_goes_on(undisturbed, tmp_path):
 def test_two_processes_see_the_same_stream_before_and_after_a_kill(undisturbed, tmp_path):
     whole, flags = undisturbed
     folder = tmp_path / "run"
-    running = start(folder, *flags, processes=2, command="unsup")
+    running = start(folder, *flags, processes=2, command="unsup", report=True)
     wait_for_step(folder, 13)
     everyone = [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]
     for process in everyone:
         process.kill()
     running.communicate()
-    done = train(folder, "--resume", processes=2, command="unsup")
+    done = train(folder, "--resume", processes=2, command="unsup", report=True)
     assert done.returncode == 0, done.stderr
+    assert "unlabeled pictures were live" in (folder / "report.html").read_text()  # By one process alone.
+    assert not (folder / "pool").exists()
     for a, b in zip(lines(whole), lines(folder), strict=True):
         assert {term: a[term] for term in TERMS} == pytest.approx({term: b[term] for term in TERMS}, rel=1e-3, abs=1e-6)
     assert stands(folder) == stands(whole)

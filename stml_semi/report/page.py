@@ -10,7 +10,6 @@ import torch
 from stml_semi import distributed
 from stml_semi.config import TrainConfig, flag
 from stml_semi.data.loading import default_num_workers
-from stml_semi.data.streams import ImageStream
 from stml_semi.hub import load
 from stml_semi.report.affinities import affinity_charts
 from stml_semi.report.charts import letter, score_charts, training_charts
@@ -180,13 +179,11 @@ def _view(
 ) -> RunView:
     pool = None
     unlabeled, labeled = (None, None) if run.tables is None else (run.tables.unlabeled, run.tables.labeled)
-    if isinstance(unlabeled, ImageStream):
-        notes.append(f"{run.folder.path}: unlabeled pictures of a stream are not kept, so they are not shown.")
-    elif unlabeled is not None:
+    if unlabeled is not None:
         try:
             pool = view_pool(
                 run.config,
-                run.folder.checkpoints,
+                run.folder,
                 unlabeled,
                 labeled,
                 pictures,

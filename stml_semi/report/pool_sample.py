@@ -49,7 +49,6 @@ class PoolSample(NamedTuple):
 def sample_pool(
     config: TrainConfig,
     last: LastPool,
-    table: ImageTable,
     labeled: ImageTable | None,
     pictures: Pictures,
     *,
@@ -60,16 +59,14 @@ def sample_pool(
     Args:
         config: of the run.
         last: pool and teacher.
-        table: unlabeled pictures.
         labeled: labeled pictures, if the run had any.
         pictures: gets what is shown.
         most: pictures to embed; a third of them each.
     """
-    pool = last.pool.table
+    pool, table = last.pool.table, last.live.table
     assert pool is not None
     rng = np.random.default_rng(config.seed)
-    candidates = last.pool.live.draw(pool.refresh, None).rows
-    drawn = np.sort(rng.permutation(candidates)[: most // 3])
+    drawn = np.sort(rng.permutation(last.live.rows)[: most // 3])
     places = np.searchsorted(pool.rows, drawn).clip(max=len(pool.rows) - 1)
     live = pool.rows[places] == drawn
     # The likest of the whole pool was found in training: it need not be looked for again.

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stml_semi.config import TrainConfig
-from stml_semi.data.tables import ImageTable
 from stml_semi.losses.relations import contextual_affinity, pooled_affinity
 from stml_semi.report.pictures import Pictures
 from stml_semi.report.teacher import LastPool
@@ -41,7 +40,7 @@ class Relations(NamedTuple):
     """Mean affinity of two others."""
 
 
-def view_relations(config: TrainConfig, last: LastPool, table: ImageTable, pictures: Pictures) -> Relations | None:
+def view_relations(config: TrainConfig, last: LastPool, pictures: Pictures) -> Relations | None:
     """The affinities within the last batch that the checkpoint's run trained on; None if that had no unlabeled part.
 
     Training looked at augmented views; here every picture is seen once, in its evaluation view.
@@ -49,12 +48,12 @@ def view_relations(config: TrainConfig, last: LastPool, table: ImageTable, pictu
     Args:
         config: of the run.
         last: pool and teacher.
-        table: unlabeled pictures.
         pictures: gets what is shown.
     """
     step = last.step - 1
     if last.pool.table is None or not last.pool.is_valid(step):
         return None
+    table = last.live.table
     planned = last.pool.plan_of(last.pool.table).batch(config.seed, step)
     known = last.pool.relations(step, torch.from_numpy(planned), num_views=1)
     seen = last.look(table, np.unique(planned))

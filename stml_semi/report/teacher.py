@@ -1,6 +1,5 @@
 """The teacher of a run's newest checkpoint, and the pool it was training with."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +11,15 @@ from torch import Tensor
 from stml_semi.batches import open_pool
 from stml_semi.checkpoint import TEACHER, list_checkpoints, read_module, read_pool
 from stml_semi.config import TrainConfig
+from stml_semi.data.live import Live
 from stml_semi.data.pool import UnlabeledPool
+from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
+from stml_semi.errors import RunFailed
 from stml_semi.evaluation import embed_table
 from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.models.embedder import Embedder
+from stml_semi.run_folder import RunFolder
 
 
 class Seen(NamedTuple):
@@ -34,6 +37,8 @@ class LastPool(NamedTuple):
     step: int
     """Steps taken."""
     pool: UnlabeledPool
+    live: Live
+    """The candidates of the pool: those that relevance left out, too."""
     embedder: Embedder
     processor: Any
     device: torch.device | str
@@ -54,32 +59,39 @@ class LastPool(NamedTuple):
 
 
 def open_last_pool(
-    config: TrainConfig, checkpoints: Path, table: ImageTable, *, device: torch.device | str, num_workers: int
+    config: TrainConfig,
+    folder: RunFolder,
+    source: ImageTable | ImageStream,
+    *,
+    device: torch.device | str,
+    num_workers: int,
 ) -> LastPool | None:
     """The newest checkpoint's pool and teacher; None without a checkpoint, or before the first pool.
 
+    The pool of a stream is read again, into the run folder: `live.close` of the pool deletes it.
+
     Args:
         config: of the run.
-        checkpoints: the run's folder of them.
-        table: unlabeled pictures.
+        folder: of the run.
+        source: unlabeled pictures.
         device: where the teacher embeds.
         num_workers: decoding processes.
 
     Raises:
         ValueError: the pool names rows that the table does not have, so it is of another source; or the checkpoint
-            cannot be read.
+            or the stream cannot be read.
     """
-    found = list_checkpoints(checkpoints)
+    found = list_checkpoints(folder.checkpoints)
     if not found:
         return None
-    pool = open_pool(config, table, checkpoints)
+    pool = open_pool(config, source, folder.pool)
     try:
         pool.table = read_pool(found[-1])
         if pool.table is None:
             return None
-        if pool.table.rows.max() >= len(table):
+        if isinstance(source, ImageTable) and pool.table.rows.max() >= len(source):
             raise ValueError(
-                f"the pool names row {pool.table.rows.max()}, and {table.name} has {len(table)} pictures now"
+                f"the pool names row {pool.table.rows.max()}, and {source.name} has {len(source)} pictures now"
             )
         backbone = open_configured_backbone(config)
         embedder = build_embedder(config.model_copy(update={"compile": False}), backbone)
@@ -87,5 +99,10 @@ def open_last_pool(
     except (OSError, KeyError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{found[-1].name} cannot be read ({reason})") from None
+    try:
+        live = pool.live.again(pool.table.refresh, pool.table.stream)
+    except (OSError, RunFailed) as error:
+        pool.live.close()
+        raise ValueError(str(error)) from None
     step = int(found[-1].name.removeprefix("step-"))
-    return LastPool(step, pool, embedder.eval().to(device), backbone.processor, device, num_workers)
+    return LastPool(step, pool, live, embedder.eval().to(device), backbone.processor, device, num_workers)

@@ -1,6 +1,5 @@
 """What unlabeled pictures a run used, and how: its last pool, as its newest checkpoint kept it."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,12 +7,14 @@ import torch
 from numpy.typing import NDArray
 
 from stml_semi.config import TrainConfig
+from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
 from stml_semi.report.pictures import Pictures
 from stml_semi.report.pool_sample import PoolSample, sample_pool
 from stml_semi.report.relations import Relations, view_relations
 from stml_semi.report.retrieval import most_rows
 from stml_semi.report.teacher import LastPool, open_last_pool
+from stml_semi.run_folder import RunFolder
 
 _NEIGHBORHOODS, _NEIGHBORS = 6, 9
 _MOST_EMBEDDED = 1800
@@ -40,6 +41,7 @@ class PoolView(NamedTuple):
     """Steps taken when the pool was renewed for the last time: draws are counted from there."""
     num_live: int
     num_images: int
+    """Of a stream those that were read so far."""
     num_alone: int
     """Pictures that are in nobody's neighborhood."""
     num_undrawn: int
@@ -53,8 +55,8 @@ class PoolView(NamedTuple):
 
 def view_pool(
     config: TrainConfig,
-    checkpoints: Path,
-    table: ImageTable,
+    folder: RunFolder,
+    unlabeled: ImageTable | ImageStream,
     labeled: ImageTable | None,
     pictures: Pictures,
     *,
@@ -65,20 +67,29 @@ def view_pool(
 
     Args:
         config: of the run.
-        checkpoints: the run's folder of them.
-        table: unlabeled pictures.
+        folder: of the run.
+        unlabeled: its unlabeled pictures.
         labeled: labeled pictures, if the run had any.
         pictures: gets what is shown.
         device: where the teacher embeds.
         num_workers: decoding processes.
 
     Raises:
-        ValueError: the pool is of another source, or the checkpoint cannot be read.
+        ValueError: the pool is of another source, or it or the checkpoint cannot be read.
     """
-    last = open_last_pool(config, checkpoints, table, device=device, num_workers=num_workers)
-    if last is None or last.pool.table is None or not last.pool.table.neighbors.shape[1]:
+    last = open_last_pool(config, folder, unlabeled, device=device, num_workers=num_workers)
+    if last is None:
         return None
-    pool = last.pool.table
+    try:
+        return _view(config, last, labeled, pictures)
+    finally:
+        last.pool.live.close()
+
+
+def _view(config: TrainConfig, last: LastPool, labeled: ImageTable | None, pictures: Pictures) -> PoolView | None:
+    pool, table = last.pool.table, last.live.table
+    if pool is None or not pool.neighbors.shape[1]:
+        return None
     refreshed = last.pool.first_step + pool.refresh * last.pool.refresh_every
     drawn = _draws(config, last, refreshed)
     asked_for = np.bincount(pool.neighbors.ravel(), minlength=len(pool.rows))
@@ -96,18 +107,18 @@ def view_pool(
         ]
 
     chosen = np.random.default_rng(config.seed).permutation(len(pool.rows))[:_NEIGHBORHOODS]
-    most = min(most_rows(last.processor, device), _MOST_EMBEDDED)
+    most = min(most_rows(last.processor, last.device), _MOST_EMBEDDED)
     return PoolView(
         last.step,
         refreshed,
         len(pool.rows),
-        len(table),
+        last.pool.num_known,
         int((asked_for == 0).sum()),
         int((drawn == 0).sum()),
         show(np.argsort(-drawn, kind="stable")[:_NEIGHBORHOODS]),
         show(chosen),
-        view_relations(config, last, table, pictures),
-        sample_pool(config, last, table, labeled, pictures, most=most),
+        view_relations(config, last, pictures),
+        sample_pool(config, last, labeled, pictures, most=most),
     )
 
 
