@@ -19,7 +19,7 @@ import pyarrow
 from pyarrow import parquet
 
 from stml_semi.data.live import live_images
-from stml_semi.data.streams import open_unlabeled
+from stml_semi.data.unlabeled import open_unlabeled
 
 _BYTES = 65_536
 _SHARDS = 10

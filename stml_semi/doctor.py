@@ -1,50 +1,34 @@
 """`doctor`: would a run work here, and how fast? Every problem is named, with what to do about it."""
 
-import math
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from stml_semi.config import TrainConfig, flag
+from stml_semi.costs import Finding, disk, existing, memory, room, speed
 from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.live import describe_images, num_live
-from stml_semi.data.loading import ViewSettings, default_num_workers, showing
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
 from stml_semi.data.views import view_size
-from stml_semi.dry_run import describe_run, estimate_memory
-from stml_semi.errors import RunFailed
+from stml_semi.dry_run import describe_run
 from stml_semi.honesty import claim
-from stml_semi.machine import cores, cpu_has_bf16, hardware, memory_bytes, versions
+from stml_semi.machine import cores, cpu_has_bf16, hardware, versions
 from stml_semi.models.backbone import open_backbone
 from stml_semi.models.build import build_embedder
-from stml_semi.models.embedder import Embedder
 from stml_semi.push import check_login
 from stml_semi.resolve import resolve
 from stml_semi.run import open_tables
 from stml_semi.survey import Tables
 
-Level = Literal["ok", "advice", "broken"]
 _SAMPLE = 200
 """Pictures of a source that are opened."""
-_TIMED = 24
-_STEPS_TIMED = 3
 _FREE_BYTES = 2 * 2**30
-
-
-class Finding(NamedTuple):
-    """One line of the examination."""
-
-    level: Level
-    what: str
-    text: str
 
 
 def examine(values: dict[str, Any]) -> Iterator[Finding]:
@@ -102,17 +86,9 @@ def _machine() -> Iterator[Finding]:
         yield Finding("ok", "hub", "a token for the Hugging Face hub is here")
 
 
-def _existing(folder: str) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    place = Path(folder).expanduser().absolute()
-    while not place.exists():
-        place = place.parent
-    return place
-
-
 def _output(folder: str) -> Iterator[Finding]:
     """Whether a run folder could be written there."""
-    place = _existing(folder)
+    place = existing(folder)
     what = "--output-dir"
     if not place.is_dir():
         yield Finding("broken", what, f"{folder}: {place} is a file; choose a folder")
@@ -125,17 +101,9 @@ def _output(folder: str) -> Iterator[Finding]:
         yield Finding("broken", what, f"{folder}: {place} cannot be written ({reason}); choose another folder")
     else:
         yield Finding("ok", what, f"{folder} can be written")
-    disk = shutil.disk_usage(place)
-    if disk.total:  # Of some places, such as /proc, there is no size.
-        yield _room(disk.free, _FREE_BYTES, "a small backbone's checkpoints")
-
-
-def _room(free: int, need: int, what: str) -> Finding:
-    text = f"{free / 2**30:.1f} GiB are free where runs are written, {what} take {need / 2**30:.1f}"
-    if free < need:
-        fix = "make room, choose another --output-dir, or lower --keep-checkpoints"
-        return Finding("broken", "disk", f"{text}: {fix}")
-    return Finding("ok", "disk", text)
+    usage = shutil.disk_usage(place)
+    if usage.total:  # Of some places, such as /proc, there is no size.
+        yield room(usage.free, _FREE_BYTES, "a small backbone's checkpoints")
 
 
 # ------------------------------------------------------------------ pictures
@@ -223,11 +191,11 @@ def _run(values: dict[str, Any]) -> Iterator[Finding]:
     trained = () if tables.labeled is None else tables.labeled.classes
     unseen = tables.evaluation is not None and set(trained).isdisjoint(tables.evaluation.classes)
     yield Finding("ok" if unseen else "advice", "evaluation", plan["evaluation"])
-    yield _disk(config, embedder)
-    yield from _memory(config, embedder, size, plan["memory"])
+    yield disk(config, embedder)
+    yield from memory(config, embedder, size, plan["memory"])
     tried = [table for table in (tables.unlabeled, tables.labeled) if isinstance(table, ImageTable)]
     if tried:
-        yield from _speed(config, embedder, backbone.processor, tried[0])
+        yield from speed(config, embedder, backbone.processor, tried[0])
 
 
 def _labeled_batch(config: TrainConfig, tables: Tables) -> Iterator[Finding]:
@@ -240,76 +208,3 @@ def _unlabeled_batch(config: TrainConfig, tables: Tables) -> Iterator[Finding]:
     if tables.unlabeled is not None:
         check_unlabeled(num_live(tables.unlabeled, config.live_images), config.queries_per_batch, config.num_neighbors)
     yield from ()
-
-
-def _disk(config: TrainConfig, embedder: Embedder) -> Finding:
-    """Checkpoints hold student, teacher and two moments, and the best student if classes are kept for validation; while
-    one is written, the oldest is still there."""
-    place = _existing(str(config.output_dir))
-    trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in embedder.parameters())
-    kept = 2 * (total + trained) + (total if config.validation_classes else 0)
-    need = 4 * ((config.keep_checkpoints + 1) * kept + total)
-    return _room(shutil.disk_usage(place).free, need, "checkpoints and model of this run")
-
-
-def _memory(config: TrainConfig, embedder: Embedder, size: tuple[int, int], text: str) -> Iterator[Finding]:
-    """The estimate, and the largest power of two that fits where it does not."""
-    available = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else memory_bytes()
-    need = estimate_memory(config, embedder, size)
-    if available is None or need.total < 0.8 * available:
-        yield Finding("ok", "memory", text)
-        return
-    room = 0.8 * available - need.model
-    where = "the GPU has free" if torch.cuda.is_available() else "the machine has"
-    if room < need.image:
-        fix = "take a smaller backbone, --image-size, --lora-rank 8 or --train-layers last:2"
-        yield Finding("broken", "memory", f"{text}; {where} {available / 2**30:.1f} GiB: {fix}")
-        return
-    fitting = 2 ** int(math.log2(room / need.image))
-    advice = f"add --micro-batch-size {fitting} (the results stay the same)"
-    yield Finding("advice", "memory", f"{text}; {where} {available / 2**30:.1f} GiB: {advice}")
-
-
-def _speed(config: TrainConfig, embedder: Embedder, processor: Any, table: ImageTable) -> Iterator[Finding]:
-    """Views per second that one core decodes, against images per second that the model trains on."""
-    size = view_size(processor)
-    rows = np.random.default_rng(1).permutation(len(table))[:_TIMED]
-    steps = showing(rows, table, ViewSettings(config.augment, size, config.num_views, seed=0))
-    started = time.perf_counter()
-    try:
-        views = len(steps[0].image_index) * config.num_views
-    except RunFailed:  # No picture can be read, which is said elsewhere.
-        return
-    decoded = views / (time.perf_counter() - started)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = _training_speed(embedder.to(device), size, device)
-    workers = default_num_workers(1) if config.num_workers is None else config.num_workers
-    loader = decoded * max(workers, 1)
-    text = (
-        f"one process makes {decoded:.0f} views/s, {max(workers, 1)} make {loader:.0f}; the model trains on about "
-        f"{trained:.0f} images/s ({device.type}, float32)"
-    )
-    if loader >= trained:
-        yield Finding("ok", "speed", f"{text}: the model is the bottleneck, as it should be")
-        return
-    spare = cores() - 1 - workers
-    fix = (
-        f"raise --num-workers to {workers + spare}" if spare > 0 else "store pictures near the size that is trained on"
-    )
-    yield Finding("advice", "speed", f"{text}: decoding is the bottleneck; {fix}")
-
-
-def _training_speed(embedder: Embedder, size: tuple[int, int], device: torch.device) -> float:
-    """Images per second, forward and backward, on gray ones."""
-    embedder.train()
-    pixels = torch.full((16, 3, *size), 128, dtype=torch.uint8, device=device)
-    started = 0.0
-    for step in range(_STEPS_TIMED + 1):
-        if step == 1:  # The first one is slow everywhere.
-            started = time.perf_counter()
-        made = embedder(pixels)
-        (made.f.sum() + made.g.sum()).backward()
-        made.f.detach().sum().item()  # Waits for the device.
-        embedder.zero_grad(set_to_none=True)
-    return _STEPS_TIMED * len(pixels) / (time.perf_counter() - started)

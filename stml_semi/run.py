@@ -19,7 +19,7 @@ from stml_semi.data.overlap import Dropped
 from stml_semi.data.plan import check_labeled, check_unlabeled
 from stml_semi.data.sources import open_source
 from stml_semi.data.specs import specs_of
-from stml_semi.data.streams import open_unlabeled
+from stml_semi.data.unlabeled import open_unlabeled
 from stml_semi.data.views import view_size
 from stml_semi.dry_run import describe_run
 from stml_semi.energy import gpu_joules

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stml_semi.best import exported_step, is_validation
-from stml_semi.doctor import Finding
+from stml_semi.costs import Finding
 from stml_semi.run import Result
 from stml_semi.search import Answer
 

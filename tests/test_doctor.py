@@ -131,12 +131,12 @@ def test_all_problems_of_a_broken_setup_are_named_by_one_call(pictures, monkeypa
 
 def test_too_little_memory_is_met_with_a_micro_batch_that_fits(pictures, monkeypatch):
     monkeypatch.setattr("stml_semi.doctor.torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("stml_semi.doctor.memory_bytes", lambda: 60 * 2**20)
+    monkeypatch.setattr("stml_semi.costs.memory_bytes", lambda: 60 * 2**20)
     said = advice(small(pictures))["memory"]
     size = int(said.split("--micro-batch-size ")[2].split()[0])
     assert size in (8, 16, 32)
     assert "memory" not in advice({**small(pictures), "micro_batch_size": size})
-    monkeypatch.setattr("stml_semi.doctor.memory_bytes", lambda: 2**20)
+    monkeypatch.setattr("stml_semi.costs.memory_bytes", lambda: 2**20)
     assert "take a smaller backbone" in broken(small(pictures))["memory"]
 
 

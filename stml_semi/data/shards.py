@@ -4,7 +4,7 @@ import glob
 import os
 from pathlib import Path
 
-from stml_semi.data.tables import Columns
+from stml_semi.data.columns import Columns
 
 
 def shards_of(source: str) -> list[Path]:

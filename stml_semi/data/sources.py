@@ -15,23 +15,12 @@ from typing import Any
 import numpy as np
 
 from stml_semi.data.benchmarks import BENCHMARKS
+from stml_semi.data.columns import READERS, Columns, label_column_of, read_parquet, table_from_columns
 from stml_semi.data.folders import FolderIndex
 from stml_semi.data.shards import read_shards, shards_of
 from stml_semi.data.specs import checked_parts, shares_of
 from stml_semi.data.store import find_split, open_archive, queries_of, wrong_counts
-from stml_semi.data.tables import (
-    READERS,
-    Ask,
-    Columns,
-    ImageTable,
-    Labels,
-    label_column_of,
-    listed,
-    one_line,
-    paths_dataset,
-    read_parquet,
-    table_from_columns,
-)
+from stml_semi.data.tables import Ask, ImageTable, Labels, listed, one_line, paths_dataset
 
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 

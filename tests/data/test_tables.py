@@ -131,7 +131,7 @@ def test_bytes_and_categories_of_other_tools(tmp_path, kind):
 
 def test_large_parquet_files_are_memory_mapped_and_never_stale(tmp_path, monkeypatch, capfd):
     datasets.enable_progress_bars()
-    monkeypatch.setattr("stml_semi.data.tables._IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("stml_semi.data.columns._IN_MEMORY_BYTES", 0)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     for values in ([1, 2], [3, 4]):
         frame = pd.DataFrame({"image": [encoded(value) for value in values], "label": ["a", "b"]})
