@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from study_figures import Points, draw_bars, draw_budgets
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "RESULTS.md"
@@ -68,6 +69,11 @@ for _count in BUDGET:
     _few = f"--labeled {{few{_count}}} --labeled-batch-size {4 * _count} --max-steps 500"
     ARMS[f"{_count} labeled classes: sup"] = f"sup {_few} --learning-rate 1e-4"
     ARMS[f"{_count} labeled classes: semi"] = f"semi {_few} --unlabeled kanji-more --learning-rate 1e-3"
+UNLABELED = (440, 880, 1760, 5280)
+for _count in UNLABELED:
+    ARMS[f"{_count:,} unlabeled pictures: semi"] = (
+        f"semi --labeled kanji --unlabeled {{part{_count}}} --learning-rate 1e-3 --max-steps 1000"
+    )
 
 
 class Score(NamedTuple):
@@ -171,6 +177,17 @@ def few(folder: Path, count: int) -> Path:
     return target
 
 
+def part(folder: Path, count: int) -> Path:
+    """Random unlabeled pictures; fewer are among more."""
+    from datasets import Dataset
+
+    target = folder / f"part-{count}.parquet"
+    if not target.exists():
+        table = Dataset.from_parquet(str(EMBEDDED / "kanji_more.parquet"))
+        table.select(np.sort(np.random.default_rng(0).permutation(len(table))[:count])).to_parquet(target)
+    return target
+
+
 def foreign(folder: Path) -> Path:
     """As many pictures as kanji-more has, of other things: digits, pieces of photographs, noise."""
     from datasets import Dataset, Features, Image
@@ -202,6 +219,16 @@ def foreign(folder: Path) -> Path:
 
 MADE = {"random": random_backbone, "printed": printed, "handwritten": handwritten, "foreign": foreign}
 MADE |= {f"few{count}": partial(few, count=count) for count in BUDGET}
+MADE |= {f"part{count}": partial(part, count=count) for count in UNLABELED}
+
+
+def points_of(found: list[Run]) -> Points:
+    """Of one arm."""
+    metrics = dict(zip(("recall@1", "MAP@R"), Score._fields, strict=True))
+    return Points(
+        {name: 100 * getattr(found[0].scores["frozen"], field) for name, field in metrics.items()},
+        {name: [100 * getattr(one.scores["student"], field) for one in found] for name, field in metrics.items()},
+    )
 
 
 def table(runs: dict[str, list[Run]]) -> str:
@@ -224,65 +251,6 @@ def table(runs: dict[str, list[Run]]) -> str:
 def _cell(values: list[float]) -> str:
     spread = f" ± {50 * (max(values) - min(values)):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{spread}"
-
-
-def draw(runs: dict[str, list[Run]], path: Path) -> None:
-    """Bars of recall@1 and MAP@R with a dot for each seed."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 0.42 * len(runs) + 1.4), sharey=True, layout="constrained")
-    places = np.arange(len(runs))[::-1]
-    for axis, field, title in zip(axes, Score._fields, ("recall@1", "MAP@R"), strict=True):
-        values = [[100 * getattr(one.scores["student"], field) for one in found] for found in runs.values()]
-        colors = ["#1a7f37" if arm == "semi, 2,000 steps" else "#8c959f" for arm in runs]
-        means = [statistics.mean(v) for v in values]
-        axis.barh(places, means, color=colors, height=0.7)
-        for place, dots, mean in zip(places, values, means, strict=True):
-            axis.plot(dots, [place] * len(dots), ".", color="#1f2328", markersize=4)
-            axis.annotate(
-                f"{mean:.1f}", (max(dots), place), (5, 0), textcoords="offset points", va="center", fontsize=9
-            )
-        frozen = 100 * getattr(next(iter(runs.values()))[0].scores["frozen"], field)
-        axis.axvline(frozen, color="#b42318", linewidth=1, linestyle="--")
-        axis.set_xlim(0, 1.12 * max(max(v) for v in values))
-        axis.set_title(f"{title}, percent (dashed: frozen, all test pictures)", fontsize=10)
-        axis.set_yticks(places, list(runs))
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-
-
-def draw_budget(runs: dict[str, list[Run]], path: Path) -> None:
-    """Curves over the number of labeled classes, `sup` and `semi` with 500 steps, with a dot for each seed."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    frozen = next(iter(runs.values()))[0].scores["frozen"]
-    for axis, field, title in zip(axes, Score._fields, ("recall@1", "MAP@R"), strict=True):
-        for command, color in (("sup", "#8c959f"), ("semi", "#1a7f37")):
-            arms = {count: f"{count} labeled classes: {command}" for count in BUDGET} | {20: f"{command}, 500 steps"}
-            values = {
-                count: [100 * getattr(one.scores["student"], field) for one in runs[arm]] for count, arm in arms.items()
-            }
-            axis.plot(list(values), [statistics.mean(v) for v in values.values()], color=color, label=command)
-            for count, dots in values.items():
-                axis.plot([count] * len(dots), dots, ".", color=color, markersize=5)
-        axis.axhline(
-            100 * getattr(frozen, field), color="#b42318", linewidth=1, linestyle="--", label="frozen backbone"
-        )
-        axis.set_xscale("log")
-        axis.set_xticks([*BUDGET, 20], [*map(str, BUDGET), "20"])
-        axis.minorticks_off()
-        axis.set_xlabel("labeled classes of 22 pictures")
-        axis.set_title(f"{title}, percent", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=110)
 
 
 def write(text: str, marker: str) -> None:
@@ -322,9 +290,19 @@ def main() -> None:
     if options.write:
         write(table(runs), options.write)
     if options.figure:
-        draw({arm: found for arm, found in runs.items() if "labeled classes" not in arm}, FIGURE)
-        if f"{BUDGET[0]} labeled classes: semi" in runs:
-            draw_budget(runs, BUDGET_FIGURE)
+        points = {arm: points_of(found) for arm, found in runs.items()}
+        budgets = re.compile(r"\d (labeled classes|unlabeled pictures): ")
+        draw_bars({arm: found for arm, found in points.items() if not budgets.search(arm)}, FIGURE)
+        labeled = {
+            command: {count: f"{count} labeled classes: {command}" for count in BUDGET} | {20: f"{command}, 500 steps"}
+            for command in ("sup", "semi")
+        }
+        unlabeled = {"semi": {count: f"{count:,} unlabeled pictures: semi" for count in UNLABELED} | {10_560: "semi"}}
+        draw_budgets(
+            points,
+            {"labeled classes of 22 pictures, 500 steps": labeled, "unlabeled pictures, 1,000 steps": unlabeled},
+            BUDGET_FIGURE,
+        )
 
 
 if __name__ == "__main__":
