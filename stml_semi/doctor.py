@@ -17,7 +17,7 @@ from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
 from stml_semi.data.views import view_size
 from stml_semi.dry_run import describe_run
-from stml_semi.honesty import claim
+from stml_semi.honesty import claim, few_unlabeled
 from stml_semi.machine import cores, cpu_has_bf16, hardware, versions
 from stml_semi.models.backbone import open_backbone
 from stml_semi.models.build import build_embedder
@@ -184,10 +184,8 @@ def _run(values: dict[str, Any]) -> Iterator[Finding]:
         claim=claim(tables),
     )
     yield Finding("ok", "--backbone", plan["model"])
-    if isinstance(tables.unlabeled, ImageTable) and tables.labeled and len(tables.unlabeled) <= len(tables.labeled):
-        text = f"{len(tables.unlabeled):,} unlabeled images, no more than the {len(tables.labeled):,} labeled ones"
-        fix = "so few were seen to do harm: compare with `sup`, or let --validation-classes 0.2 choose the step"
-        yield Finding("advice", "--unlabeled", f"{text}; {fix}")
+    if warning := few_unlabeled(tables):
+        yield Finding("advice", "--unlabeled", warning)
     trained = () if tables.labeled is None else tables.labeled.classes
     unseen = tables.evaluation is not None and set(trained).isdisjoint(tables.evaluation.classes)
     yield Finding("ok" if unseen else "advice", "evaluation", plan["evaluation"])

@@ -4,7 +4,10 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.benchmarks import Benchmark, benchmark_of
 from stml_semi.data.overlap import Dropped
 from stml_semi.data.specs import specs_of
+from stml_semi.data.tables import ImageTable
 from stml_semi.trainer import Tables
+
+_FEW = 1500
 
 
 def claim(tables: Tables) -> str:
@@ -52,6 +55,17 @@ def terms_of_use(config: TrainConfig) -> list[str]:
         for known in used.values()
         if known.license.startswith("non-commercial")
     ]
+
+
+def few_unlabeled(tables: Tables) -> str:
+    """A warning where unlabeled images are so few that they did harm in docs/RESULTS.md; else nothing."""
+    if not isinstance(tables.unlabeled, ImageTable):
+        return ""
+    count, labeled = len(tables.unlabeled), 0 if tables.labeled is None else len(tables.labeled)
+    if count >= _FEW and count > labeled:
+        return ""
+    advice = "compare with `sup`, or let --validation-classes 0.2 choose the step" if labeled else "add images"
+    return f"{count:,} unlabeled images: pools of so few were seen to do harm; {advice}"
 
 
 def check_honest(config: TrainConfig) -> None:

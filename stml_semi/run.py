@@ -25,7 +25,7 @@ from stml_semi.dry_run import describe_run
 from stml_semi.energy import gpu_joules
 from stml_semi.export import export_model
 from stml_semi.failures import explained
-from stml_semi.honesty import check_honest, claim, terms_of_use
+from stml_semi.honesty import check_honest, claim, few_unlabeled, terms_of_use
 from stml_semi.inputs import cache_tables, describe_excluded, exclude_overlap, overlapping_classes
 from stml_semi.losses.proxy import LabeledLoss
 from stml_semi.machine import describe_start
@@ -128,6 +128,8 @@ def run(config: TrainConfig) -> Result:
             progress.note(f"{describe_excluded(tables)}; listed in {folder.overlap}")
         for text in terms_of_use(config):
             progress.note(text)
+        if warning := few_unlabeled(tables):
+            progress.note(f"warning: {warning}")
         if tables.unlabeled is not None and tables.unlabeled.weights:
             progress.note(f"pool: {describe_images(tables.unlabeled, config.live_images)}")
         if config.batchnorm == "batch":

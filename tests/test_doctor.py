@@ -52,9 +52,8 @@ def test_a_sound_setup_passes_and_leaves_nothing_behind(pictures):
 
 
 def test_few_unlabeled_pictures_are_advised_against(pictures):
-    assert "--unlabeled" not in advice(small(pictures))
-    few = small(pictures) | {"unlabeled": str(pictures / "labeled"), "unlabeled_batch_size": 10}
-    assert "16 unlabeled images, no more than the 16 labeled ones; so few" in advice(few)["--unlabeled"]
+    assert "unlabeled images: pools of so few were seen to do harm" in advice(small(pictures))["--unlabeled"]
+    assert "--unlabeled" not in advice(small(pictures) | {"unlabeled": "kanji-more"})
 
 
 def test_every_problem_is_named_at_once(pictures):
