@@ -117,7 +117,7 @@ def test_what_the_pool_was_used_for(finished_run):
     config = TrainConfig.build(read_recipe(run.config))
     tables = open_tables(config)
     assert isinstance(tables.unlabeled, ImageTable)
-    view = view_pool(config, run, tables.unlabeled, tables.labeled, Pictures(), device="cpu", num_workers=0)
+    view = view_pool(config, run.checkpoints, tables.unlabeled, tables.labeled, Pictures(), device="cpu", num_workers=0)
     assert view is not None
     assert (view.step, view.num_live, view.num_images) == (6, 29, 30)
     assert (view.refreshed, view.often[0].drawn >= view.often[-1].drawn) == (config.warmup_steps, True)

@@ -183,7 +183,7 @@ def _view(
         try:
             pool = view_pool(
                 run.config,
-                run.folder,
+                run.folder.checkpoints,
                 unlabeled,
                 labeled,
                 pictures,

@@ -1,5 +1,6 @@
 """The teacher of a run's newest checkpoint, and the pool it was training with."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,6 @@ from stml_semi.errors import RunFailed
 from stml_semi.evaluation import embed_table
 from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.models.embedder import Embedder
-from stml_semi.run_folder import RunFolder
 
 
 class Seen(NamedTuple):
@@ -60,20 +60,20 @@ class LastPool(NamedTuple):
 
 def open_last_pool(
     config: TrainConfig,
-    folder: RunFolder,
+    checkpoints: Path,
     source: ImageTable | ImageStream,
+    folder: Path,
     *,
     device: torch.device | str,
     num_workers: int,
 ) -> LastPool | None:
     """The newest checkpoint's pool and teacher; None without a checkpoint, or before the first pool.
 
-    The pool of a stream is read again, into the run folder: `live.close` of the pool deletes it.
-
     Args:
         config: of the run.
-        folder: of the run.
+        checkpoints: the run's folder of them.
         source: unlabeled pictures.
+        folder: empty: the pool of a stream is read again into it, for the run may be going on with its own.
         device: where the teacher embeds.
         num_workers: decoding processes.
 
@@ -81,10 +81,10 @@ def open_last_pool(
         ValueError: the pool names rows that the table does not have, so it is of another source; or the checkpoint
             or the stream cannot be read.
     """
-    found = list_checkpoints(folder.checkpoints)
+    found = list_checkpoints(checkpoints)
     if not found:
         return None
-    pool = open_pool(config, source, folder.pool)
+    pool = open_pool(config, source, folder)
     try:
         pool.table = read_pool(found[-1])
         if pool.table is None:
@@ -102,7 +102,6 @@ def open_last_pool(
     try:
         live = pool.live.again(pool.table.refresh, pool.table.stream)
     except (OSError, RunFailed) as error:
-        pool.live.close()
         raise ValueError(str(error)) from None
     step = int(found[-1].name.removeprefix("step-"))
     return LastPool(step, pool, live, embedder.eval().to(device), backbone.processor, device, num_workers)

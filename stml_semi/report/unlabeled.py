@@ -1,5 +1,7 @@
 """What unlabeled pictures a run used, and how: its last pool, as its newest checkpoint kept it."""
 
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,6 @@ from stml_semi.report.pool_sample import PoolSample, sample_pool
 from stml_semi.report.relations import Relations, view_relations
 from stml_semi.report.retrieval import most_rows
 from stml_semi.report.teacher import LastPool, open_last_pool
-from stml_semi.run_folder import RunFolder
 
 _NEIGHBORHOODS, _NEIGHBORS = 6, 9
 _MOST_EMBEDDED = 1800
@@ -55,7 +56,7 @@ class PoolView(NamedTuple):
 
 def view_pool(
     config: TrainConfig,
-    folder: RunFolder,
+    checkpoints: Path,
     unlabeled: ImageTable | ImageStream,
     labeled: ImageTable | None,
     pictures: Pictures,
@@ -67,7 +68,7 @@ def view_pool(
 
     Args:
         config: of the run.
-        folder: of the run.
+        checkpoints: the run's folder of them.
         unlabeled: its unlabeled pictures.
         labeled: labeled pictures, if the run had any.
         pictures: gets what is shown.
@@ -77,13 +78,9 @@ def view_pool(
     Raises:
         ValueError: the pool is of another source, or it or the checkpoint cannot be read.
     """
-    last = open_last_pool(config, folder, unlabeled, device=device, num_workers=num_workers)
-    if last is None:
-        return None
-    try:
-        return _view(config, last, labeled, pictures)
-    finally:
-        last.pool.live.close()
+    with tempfile.TemporaryDirectory(prefix="stml-semi-pool-") as folder:
+        last = open_last_pool(config, checkpoints, unlabeled, Path(folder), device=device, num_workers=num_workers)
+        return None if last is None else _view(config, last, labeled, pictures)
 
 
 def _view(config: TrainConfig, last: LastPool, labeled: ImageTable | None, pictures: Pictures) -> PoolView | None:
