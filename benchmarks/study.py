@@ -74,6 +74,10 @@ for _count in UNLABELED:
     ARMS[f"{_count:,} unlabeled pictures: semi"] = (
         f"semi --labeled kanji --unlabeled {{part{_count}}} --learning-rate 1e-3 --max-steps 1000"
     )
+for _count in UNLABELED[:2]:
+    ARMS[f"{_count:,} unlabeled pictures: semi, small neighborhoods"] = (
+        ARMS[f"{_count:,} unlabeled pictures: semi"] + " --num-neighbors 2 --pool-neighbors 5"
+    )
 
 
 class Score(NamedTuple):

@@ -64,7 +64,7 @@ def few_unlabeled(tables: Tables) -> str:
     count, labeled = len(tables.unlabeled), 0 if tables.labeled is None else len(tables.labeled)
     if count >= _FEW and count > labeled:
         return ""
-    advice = "compare with `sup`, or let --validation-classes 0.2 choose the step" if labeled else "add images"
+    advice = "try --num-neighbors 2 --pool-neighbors 5" + (", and compare with `sup`" if labeled else "")
     return f"{count:,} unlabeled images: pools of so few were seen to do harm; {advice}"
 
 
