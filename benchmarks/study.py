@@ -301,7 +301,12 @@ def main() -> None:
             command: {count: f"{count} labeled classes: {command}" for count in BUDGET} | {20: f"{command}, 500 steps"}
             for command in ("sup", "semi")
         }
-        unlabeled = {"semi": {count: f"{count:,} unlabeled pictures: semi" for count in UNLABELED} | {10_560: "semi"}}
+        unlabeled = {
+            "semi": {count: f"{count:,} unlabeled pictures: semi" for count in UNLABELED} | {10_560: "semi"},
+            "semi, small neighborhoods": {
+                count: f"{count:,} unlabeled pictures: semi, small neighborhoods" for count in UNLABELED[:2]
+            },
+        }
         draw_budgets(
             points,
             {"labeled classes of 22 pictures, 500 steps": labeled, "unlabeled pictures, 1,000 steps": unlabeled},

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-GREEN, GRAY, RED, INK = "#1a7f37", "#8c959f", "#b42318", "#1f2328"
+GREEN, GRAY, RED, BLUE, INK = "#1a7f37", "#8c959f", "#b42318", "#0969da", "#1f2328"
 HIGHLIGHTED = "semi, 2,000 steps"
 
 
@@ -64,17 +64,18 @@ def draw_budgets(
         for axis, metric in zip(row, metrics, strict=True):
             for command, names in curves.items():
                 values = {count: arms[name].student[metric] for count, name in names.items() if name in arms}
-                color = GREEN if command == "semi" else GRAY
+                color = {"semi": GREEN, "sup": GRAY}.get(command, BLUE)
                 axis.plot(list(values), [statistics.mean(v) for v in values.values()], color=color, label=command)
                 for count, dots in values.items():
                     axis.plot([count] * len(dots), dots, ".", color=color, markersize=5)
-                axis.set_xscale("log")
-                axis.set_xticks(list(values), [f"{count:,}" for count in values])
             if "sup" not in curves and "sup" in arms:
                 mean = statistics.mean(arms["sup"].student[metric])
                 axis.axhline(mean, color=GRAY, linewidth=1.5, label="sup, without any")
             frozen = next(iter(arms.values())).frozen[metric]
             axis.axhline(frozen, color=RED, linewidth=1, linestyle="--", label="frozen backbone")
+            counts = sorted(set().union(*curves.values()))
+            axis.set_xscale("log")
+            axis.set_xticks(counts, [f"{count:,}" for count in counts])
             axis.minorticks_off()
             axis.set_xlabel(counted)
             axis.set_title(f"{metric}, percent", fontsize=10)
