@@ -1,18 +1,34 @@
 """Turn a pretrained image backbone into a retrieval model: a few labels, many unlabeled images."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stml_semi.config import TrainConfig
     from stml_semi.hub import load
+    from stml_semi.index import Index
+    from stml_semi.metrics import retrieval_metrics
+    from stml_semi.scoring import evaluate_model as evaluate
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["Index", "TrainConfig", "__version__", "evaluate", "load", "retrieval_metrics"]
+
+# Importing torch and transformers takes seconds: only those who use a name wait for what it needs.
+_HOMES = {
+    "Index": "index:Index",
+    "TrainConfig": "config:TrainConfig",
+    "evaluate": "scoring:evaluate_model",
+    "load": "hub:load",
+    "retrieval_metrics": "metrics:retrieval_metrics",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Importing torch and transformers takes seconds: only who loads a model should wait for them.
-    if name == "load":
-        from stml_semi.hub import load
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name].split(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
 
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -22,6 +22,12 @@ torch.set_num_threads(1)
 SIZE = 32
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-curves", action="store_true", help="replace the committed loss curves by what runs log now"
+    )
+
+
 @pytest.fixture(scope="session")
 def make_backbone(tmp_path_factory) -> Callable[[str], Path]:
     """kind -> folder with a small random backbone and its image processor, in transformers format."""
