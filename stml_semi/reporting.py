@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from stml_semi.config import TrainConfig, read_recipe
-from stml_semi.honesty import claim
 from stml_semi.inputs import restore_excluded
 from stml_semi.report.page import ReportedRun, write_report
 from stml_semi.run import open_tables
@@ -49,4 +48,4 @@ def _open(path: str) -> ReportedRun:
     except ValueError as error:
         # Moved or deleted since: curves and configuration can still be shown.
         return ReportedRun(folder, config, None, problem=f"{path}: its pictures cannot be opened ({error}).")
-    return ReportedRun(folder, config, tables, claim(tables))
+    return ReportedRun(folder, config, tables)

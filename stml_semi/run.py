@@ -122,7 +122,7 @@ def run(config: TrainConfig) -> Result:
         trainer = Trainer(config, accelerator, embedder, backbone.processor, trained, views, folder, trackers, progress)
         start = _together(trainer.restore) if config.resume else 0
         # Nothing is written or deleted before all input was found good.
-        _together(lambda: folder.prepare(config, _kept_classes(config, tables)))
+        _together(lambda: folder.prepare(config, _kept_classes(config, tables), claim=claim(tables)))
         if tables.excluded is not None:
             folder.write_overlap(tables.excluded)
             progress.note(f"{describe_excluded(tables)}; listed in {folder.overlap}")
@@ -149,7 +149,7 @@ def run(config: TrainConfig) -> Result:
                     step=config.max_steps if trainer.best is None else int(trainer.best.step),
                     size=views.size,
                     pooling=embedder.pool.kind,
-                    claim=claim(tables),
+                    claim=folder.claim,
                     origin=find_origin(config),
                 )
                 export_model(embedder, backbone.processor, folder.model, card_files(facts))
@@ -158,11 +158,11 @@ def run(config: TrainConfig) -> Result:
         accelerator.end_training()
         # After the processes parted: none waits for the page, and embedding does not ask the others.
         if main and not config.no_report:
-            reported = ReportedRun(folder, config, tables, claim(tables))
+            reported = ReportedRun(folder, config, tables)
             progress.note(write_or_explain(reported, accelerator.device))
         # Last, because nobody should have to wait for a slow line, and because the others' patience has an end.
         problem = _push(config, folder, progress) if config.push_to_hub and main else None
-    return Result(folder, lines, claim(tables), problem=problem)
+    return Result(folder, lines, folder.claim, problem=problem)
 
 
 def _push(config: TrainConfig, folder: RunFolder, progress: RunProgress) -> str | None:

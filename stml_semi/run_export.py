@@ -10,7 +10,6 @@ from stml_semi.best import BEST
 from stml_semi.card import CardFacts, Dtype, Origin, Weights, card_files, find_origin
 from stml_semi.checkpoint import TEACHER, list_checkpoints, read_module
 from stml_semi.config import TrainConfig, read_recipe
-from stml_semi.data.benchmarks import BENCHMARKS
 from stml_semi.data.views import view_size
 from stml_semi.export import export_model
 from stml_semi.models.build import build_embedder, open_configured_backbone
@@ -90,7 +89,7 @@ def export_run(
         step=step,
         size=view_size(backbone.processor),
         pooling=embedder.pool.kind,
-        claim=_claim(config),
+        claim=folder.claim,
         origin=_origin(config, folder),
         dtype=dtype,
     )
@@ -121,10 +120,3 @@ def _origin(config: TrainConfig, folder: RunFolder) -> Origin:
     return Origin(
         data.get("base_model"), tuple([datasets] if isinstance(datasets, str) else datasets), data.get("license")
     )
-
-
-def _claim(config: TrainConfig) -> str:
-    """Of benchmarks it is known that classes are disjoint; other data are not opened for an export."""
-    specs = [spec.strip().split(":")[0] for spec in (config.labeled, config.unlabeled, config.eval) if spec]
-    known = all(spec in BENCHMARKS and BENCHMARKS[spec].disjoint_classes for spec in specs)
-    return "classes never trained on" if known and config.eval == BENCHMARKS[specs[0]].eval else ""

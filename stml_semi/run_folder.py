@@ -48,7 +48,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.pool = self.path / "pool"
         self.report = self.path / "report.html"
-        self.sitting_file = self.path / "run.json"
+        self.facts = self.path / "run.json"
         self._listed: set[str] = set()
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
@@ -96,9 +96,9 @@ class RunFolder:
     def _kept_classes(self, kind: str) -> Path:
         return self.path / f"{kind}_classes.json"
 
-    def prepare(self, config: TrainConfig, kept: KeptClasses) -> None:
-        """Creates the folder and writes config.yaml, and the classes that were kept for evaluation if there are any;
-        with config.overwrite what an earlier run wrote is deleted."""
+    def prepare(self, config: TrainConfig, kept: KeptClasses, *, claim: str = "") -> None:
+        """Creates the folder and writes config.yaml, the claim, and the classes that were kept for evaluation if there
+        are any; with config.overwrite what an earlier run wrote is deleted."""
         if not self.writes:
             return
         try:
@@ -112,6 +112,7 @@ class RunFolder:
             _replace(self.config, config.to_yaml())
             for kind, classes in kept.items():
                 _replace(self._kept_classes(kind), json.dumps(classes, ensure_ascii=False, indent=1) + "\n")
+            self._write_facts(claim=claim)
             self.metrics.touch()
             self.bad_images.touch()
         except OSError as error:
@@ -139,15 +140,27 @@ class RunFolder:
         """What metrics.jsonl holds."""
         return _read_lines(self.metrics)
 
+    @property
+    def claim(self) -> str:
+        """What may be said of the classes that were evaluated on: made once, when the run opened its images."""
+        return self._facts()["claim"]
+
+    def _facts(self) -> dict[str, Any]:
+        return {"claim": "", "sittings": []} | (
+            json.loads(self.facts.read_text(encoding="utf-8")) if self.facts.is_file() else {}
+        )
+
+    def _write_facts(self, **changed: Any) -> None:
+        if self.writes:
+            _replace(self.facts, json.dumps(self._facts() | changed, indent=1, ensure_ascii=False))
+
     def sittings(self) -> list[dict[str, Any]]:
         """How the run was started each time (see `machine.describe_start`), for how many "seconds" it worked, and
         what its GPUs used ("gpu_joules", those of the main process's machine; None where that is not known).
 
         The time of a sitting that was killed is None.
         """
-        if not self.sitting_file.is_file():
-            return []
-        return json.loads(self.sitting_file.read_text(encoding="utf-8"))
+        return self._facts()["sittings"]
 
     @contextlib.contextmanager
     def sitting(self, about: dict[str, Any], gpu_joules: Callable[[], float | None] = lambda: None) -> Iterator[None]:
@@ -158,15 +171,11 @@ class RunFolder:
             gpu_joules: reads a counter of energy; None where there is none.
         """
         earlier, started, before = self.sittings(), time.monotonic(), gpu_joules()
-        self._write_sittings([*earlier, {**about, "seconds": None, "gpu_joules": None}])
+        self._write_facts(sittings=[*earlier, {**about, "seconds": None, "gpu_joules": None}])
         yield
         seconds, after = time.monotonic() - started, gpu_joules()
         used = None if before is None or after is None else after - before
-        self._write_sittings([*earlier, {**about, "seconds": seconds, "gpu_joules": used}])
-
-    def _write_sittings(self, sittings: list[dict[str, Any]]) -> None:
-        if self.writes:
-            _replace(self.sitting_file, json.dumps(sittings, indent=1, ensure_ascii=False))
+        self._write_facts(sittings=[*earlier, {**about, "seconds": seconds, "gpu_joules": used}])
 
     def bad_lines(self) -> list[dict[str, str]]:
         """What bad_images.jsonl holds."""

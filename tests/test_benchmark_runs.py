@@ -55,6 +55,14 @@ def test_cub_and_inat_from_archives_to_evaluation(tmp_path):
         *("evaluate", "--model", "run", "--data", "cub:test", "--data-root", root, "--json"), cwd=tmp_path
     )
     assert json.loads(evaluated)["recall@1"] == pytest.approx(scores[-2]["recall@1"], abs=1e-6)
+    # The claim is made once, in run.json, and said again wherever results are shown: also by an export elsewhere.
+    assert json.loads((tmp_path / "run/run.json").read_text())["claim"] == claim
+    root.rename(tmp_path / "moved")
+    command("export", "run", "--output", "exported", cwd=tmp_path)
+    for card in (tmp_path / "run/model/README.md", tmp_path / "exported/README.md"):
+        assert f"percent. {claim[0].upper()}{claim[1:]}." in card.read_text()
+    for page in (tmp_path / "run/report.html", Path(command("report", "run", cwd=tmp_path).strip())):
+        assert claim in (tmp_path / page).read_text().replace("&#39;", "'")
 
 
 def test_a_pool_says_nothing_of_what_is_evaluated(tmp_path):

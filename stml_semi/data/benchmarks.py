@@ -50,8 +50,6 @@ class Benchmark:
     eval: str | None
     """The split it is evaluated on, as `name:split`; None if there is no retrieval protocol."""
     recall_at: tuple[int, ...] = DEFAULT_RECALL_AT
-    disjoint_classes: bool = True
-    """Whether no class of the eval split occurs in any split meant for training."""
     backbone: str | None = None
     """What `--backbone auto` means here; None leaves it to the general default."""
     augment: str = "paper"

@@ -32,8 +32,6 @@ class ReportedRun(NamedTuple):
     config: TrainConfig
     tables: Tables | None
     """None if its pictures cannot be opened (any more)."""
-    claim: str = ""
-    """What may be said of the classes that were evaluated on."""
     problem: str = ""
     """Why there are no tables."""
 
@@ -201,7 +199,7 @@ def _view(
         path=str(run.folder.path),
         step=max((line["step"] for line in run.folder.lines()), default=0),
         max_steps=run.config.max_steps,
-        claim=run.claim,
+        claim=run.folder.claim,
         sittings=sittings,
         duration=_duration(sum(seconds)) if seconds else "not known",
         energy=_energy(sittings),
