@@ -14,6 +14,7 @@ from stml_semi.card_curves import draw_curves
 from stml_semi.config import TrainConfig, flag
 from stml_semi.data.benchmarks import BENCHMARKS, benchmark_of
 from stml_semi.data.specs import specs_of
+from stml_semi.errors import BadInput
 from stml_semi.models.backbone import resolve_backbone
 
 Weights = Literal["student", "teacher"]
@@ -74,7 +75,7 @@ def card_files(facts: CardFacts) -> dict[str, bytes]:
     """README.md, its picture and training_config.yaml of an exported model: file name -> content.
 
     Raises:
-        ValueError: the metadata are not what the hub accepts (a license that is no identifier).
+        BadInput: the metadata are not what the hub accepts (a license that is no identifier).
     """
     curves = draw_curves([line for line in facts.lines if line.get("step", 0) <= facts.step])
     card = _card(facts, curves=curves is not None)
@@ -127,7 +128,7 @@ def check_card(text: str) -> None:
     """Checks a card's metadata without asking the hub, which checks them again.
 
     Raises:
-        ValueError: what is wrong, and how to mend it.
+        BadInput: what is wrong, and how to mend it.
     """
     from huggingface_hub import ModelCard
     from huggingface_hub.errors import HFValidationError
@@ -136,7 +137,7 @@ def check_card(text: str) -> None:
     data = ModelCard(text).data.to_dict()
     license = data.get("license")
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", str(license)):
-        raise ValueError(
+        raise BadInput(
             f"--license {license}: give the hub's identifier, such as apache-2.0, mit, cc-by-nc-4.0 or other"
         )
     for name in ("base_model", "datasets"):
@@ -145,10 +146,10 @@ def check_card(text: str) -> None:
             try:
                 validate_repo_id(value)
             except HFValidationError as error:
-                raise ValueError(f"README.md: {name} {value!r} is no hub id ({error}); take it out") from None
+                raise BadInput(f"README.md: {name} {value!r} is no hub id ({error}); take it out") from None
     empty = [key for key, value in data.items() if value is None or value == []]
     if empty:
-        raise ValueError(f"README.md: {', '.join(empty)} has no value; take it out, the hub refuses nulls")
+        raise BadInput(f"README.md: {', '.join(empty)} has no value; take it out, the hub refuses nulls")
 
 
 def training_yaml(config: TrainConfig) -> str:

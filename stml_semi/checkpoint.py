@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stml_semi.data.pool import PoolTable
+from stml_semi.errors import BadInput
 
 TEACHER = "teacher.model."
 """Prefix of the averaged model among the tensors of a checkpoint."""
@@ -137,7 +138,7 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
     """Restores `state` in place.
 
     Raises:
-        ValueError: a file is missing, torn or was changed (its name and the previous checkpoint are named), or it
+        BadInput: a file is missing, torn or was changed (its name and the previous checkpoint are named), or it
             belongs to another configuration.
     """
     try:
@@ -146,7 +147,7 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
             not isinstance(summary, dict)
             or not {"step", "pool_refresh", "pool_sigma", "scaler", "sha256"} <= summary.keys()
         ):
-            raise ValueError("state.json is not what was written")
+            raise BadInput("state.json is not what was written")
         for name, digest in summary["sha256"].items():
             if _sha256(path / name) != digest:
                 raise OSError(f"{name} is not what was written")
@@ -156,14 +157,14 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
     except (OSError, ValueError, KeyError) as error:
         earlier = [p for p in list_checkpoints(path.parent) if p != path]
         fix = f"delete {path} to go on from {earlier[-1].name}" if earlier else "start anew with --overwrite"
-        raise ValueError(f"--resume: checkpoint {path} cannot be read ({error}): {fix}") from error
+        raise BadInput(f"--resume: checkpoint {path} cannot be read ({error}): {fix}") from error
     try:
         for name, module in state.modules.items():
             prefix = f"{name}."
             own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             module.load_state_dict(own)
     except RuntimeError as error:
-        raise ValueError(
+        raise BadInput(
             f"--resume: checkpoint {path} is of another model or loss; use the configuration it was made with "
             f"({' '.join(str(error).split())[:200]})"
         ) from None

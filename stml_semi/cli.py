@@ -10,6 +10,7 @@ import typer
 
 from stml_semi import commands
 from stml_semi.config import TrainConfig, flag, read_recipe
+from stml_semi.errors import BadInput
 from stml_semi.terminal import is_main, one_line_errors, quiet_libraries, stop
 
 app = typer.Typer(
@@ -61,14 +62,22 @@ def _metavar(annotation: Any) -> str:
     return {int: "N", float: "X"}.get(annotation, "TEXT")
 
 
+def _values(flags: dict[str, Any]) -> dict[str, Any]:
+    """Fields of TrainConfig: those of the recipe, overridden by flags.
+
+    Raises:
+        BadInput: as `read_recipe`.
+    """
+    given = {key: value for key, value in flags.items() if key != "recipe" and value not in (None, False)}
+    return (read_recipe(flags["recipe"]) if flags["recipe"] else {}) | given
+
+
 def _train(command: Literal["semi", "unsup", "sup"], flags: dict[str, Any]) -> None:
-    recipe = flags.pop("recipe")
     with one_line_errors():
-        given = {key: value for key, value in flags.items() if value not in (None, False)}
         for name, needless in (("labeled", "unsup"), ("unlabeled", "sup")):
-            if name in given and command == needless:
-                raise ValueError(f"{flag(name)}: {command} does not use it; leave it out, or use `semi`")
-        values = (read_recipe(recipe) if recipe else {}) | given
+            if flags[name] and command == needless:
+                raise BadInput(f"{flag(name)}: {command} does not use it; leave it out, or use `semi`")
+        values = _values(flags)
         from stml_semi.resolve import resolve
 
         config = resolve(command, values)
@@ -194,39 +203,16 @@ def report(
     print(page)
 
 
-@app.command()
-def doctor(
-    labeled: Annotated[str | None, typer.Option(help="Like --labeled of `semi`.")] = None,
-    unlabeled: Annotated[str | None, typer.Option(help="Like --unlabeled of `semi`.")] = None,
-    evaluation: Annotated[str | None, typer.Option("--eval", help="Like --eval of `semi`.")] = None,
-    test_classes: Annotated[str | None, typer.Option(help="Like --test-classes of `semi`.", metavar="X")] = None,
-    labeled_image_column: Annotated[str | None, typer.Option(help="Column of --labeled with the images.")] = None,
-    labeled_label_column: Annotated[str | None, typer.Option(help="Column of --labeled with the class.")] = None,
-    unlabeled_image_column: Annotated[str | None, typer.Option(help="Column of --unlabeled with the images.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Like --backbone of `semi`.")] = None,
-    output_dir: Annotated[str | None, typer.Option(help="Where run folders will be. Default: runs.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A recipe; the options above override it.", metavar="FILE")] = None,
-) -> None:
+def _doctor(**flags: Any) -> None:
     """Would a run work here, and how fast? Looks at the machine, the pictures, the model and the disk.
 
     Example: python cli.py doctor --labeled birds/ --unlabeled photos/ --backbone facebook/dinov2-small
 
-    Exit code 1 if something is broken. Nothing is trained and nothing is left behind.
+    Takes every flag of `semi`, `unsup` and `sup`. Exit code 1 if something is broken. Nothing is trained and nothing is
+    left behind.
     """
-    given = {
-        "labeled": labeled,
-        "unlabeled": unlabeled,
-        "eval": evaluation,
-        "test_classes": test_classes,
-        "labeled_image_column": labeled_image_column,
-        "labeled_label_column": labeled_label_column,
-        "unlabeled_image_column": unlabeled_image_column,
-        "backbone": backbone,
-        "output_dir": output_dir,
-    }
     with one_line_errors():
-        values = read_recipe(recipe) if recipe else {}
-        values |= {name: value for name, value in given.items() if value is not None}
+        values = _values(flags)
         quiet_libraries()
         from stml_semi.doctor import examine
         from stml_semi.tables import print_finding
@@ -237,6 +223,10 @@ def doctor(
             broken += finding.level == "broken"
     print(f"{broken} problem{'s' * (broken != 1)} to mend." if broken else "Nothing is broken.")
     sys.exit(1 if broken else 0)
+
+
+_doctor.__signature__ = inspect.Signature(_options())  # pyright: ignore[reportFunctionMemberAccess]
+app.command("doctor")(_doctor)
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from stml_semi.errors import BadInput
+
 T = TypeVar("T")
 # The panel of `--help` in which a field is listed.
 Data = Annotated[T, "Data"]
@@ -329,7 +331,7 @@ class TrainConfig(BaseModel):
         """A validated configuration.
 
         Raises:
-            ValueError: one line naming the flag and the fix (unknown key with the closest match, wrong type or range,
+            BadInput: one line naming the flag and the fix (unknown key with the closest match, wrong type or range,
                 fields that do not fit together).
         """
         refuse_unknown(values, origin)
@@ -340,7 +342,7 @@ class TrainConfig(BaseModel):
             message = first["msg"].removeprefix("Value error, ")
             if first["loc"]:
                 message = f"{flag(str(first['loc'][0]))} {first['input']!r}: {message[:1].lower()}{message[1:]}"
-            raise ValueError(message) from None
+            raise BadInput(message) from None
 
     def to_yaml(self) -> str:
         """The configuration as a recipe; how this run was started (resume, overwrite) is not part of it."""
@@ -354,32 +356,32 @@ def flag(name: str) -> str:
 
 
 def refuse_unknown(values: dict[str, Any], origin: str) -> None:
-    """Raises ValueError with the closest match for a key that is no field."""
+    """Raises BadInput with the closest match for a key that is no field."""
     for key in values:
         if key not in TrainConfig.model_fields:
             close = difflib.get_close_matches(str(key).replace("-", "_"), TrainConfig.model_fields, n=1)
             hint = f"did you mean '{close[0]}'?" if close else "`semi --help` lists the keys"
-            raise ValueError(f"unknown key '{key}' in {origin}: {hint}")
+            raise BadInput(f"unknown key '{key}' in {origin}: {hint}")
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """Fields set by a recipe file.
 
     Raises:
-        ValueError: no such file (with the closest match beside it), no YAML mapping, unknown key.
+        BadInput: no such file (with the closest match beside it), no YAML mapping, unknown key.
     """
     path = Path(path)
     if not path.is_file():
         beside = [str(p) for folder in {path.parent, Path("recipes")} for p in sorted(folder.glob("*.yaml"))]
         close = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"recipes here: {', '.join(beside) or 'none'}"
-        raise ValueError(f"--recipe {path}: no such file; {hint}")
+        raise BadInput(f"--recipe {path}: no such file; {hint}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--recipe {path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise BadInput(f"--recipe {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"--recipe {path}: expected `key: value` lines such as `max_steps: 500`")
+        raise BadInput(f"--recipe {path}: expected `key: value` lines such as `max_steps: 500`")
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
     refuse_unknown(values, str(path))
     return values

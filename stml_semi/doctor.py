@@ -17,10 +17,10 @@ from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
 from stml_semi.data.views import view_size
 from stml_semi.dry_run import describe_run
+from stml_semi.errors import BadInput
 from stml_semi.honesty import claim, few_unlabeled
 from stml_semi.machine import cores, cpu_has_bf16, hardware, versions
-from stml_semi.models.backbone import open_backbone
-from stml_semi.models.build import build_embedder
+from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.push import check_login
 from stml_semi.resolve import resolve
 from stml_semi.run import open_tables
@@ -29,6 +29,7 @@ from stml_semi.survey import Tables
 _SAMPLE = 200
 """Pictures of a source that are opened."""
 _FREE_BYTES = 2 * 2**30
+_BACKBONE = ("backbone", "backbone_weights", "image_size")
 
 
 def examine(values: dict[str, Any]) -> Iterator[Finding]:
@@ -40,7 +41,7 @@ def examine(values: dict[str, Any]) -> Iterator[Finding]:
     yield from _machine()
     yield from _output(str(values.get("output_dir") or "runs"))
     if not values.get("labeled") and not values.get("unlabeled"):
-        if values.get("backbone"):
+        if values.get("backbone") or values.get("backbone_weights"):
             yield from _caught("backbone", lambda: _backbone_alone(values))
         return
     tables: dict[str, ImageTable | ImageStream] = {}
@@ -55,7 +56,7 @@ def _caught(what: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Findin
     """The findings of a part; what a user can mend is a finding too, and the other parts are still looked at."""
     try:
         yield from look()
-    except ValueError as error:
+    except BadInput as error:
         yield Finding("broken", what, str(error))
     except torch.OutOfMemoryError:
         yield Finding("broken", what, "a single small step runs out of memory: take a smaller backbone or --image-size")
@@ -79,7 +80,7 @@ def _machine() -> Iterator[Finding]:
         yield Finding("advice", "cores", "one core decodes pictures and trains: expect it to be slow")
     try:
         check_login("hub")
-    except ValueError as error:
+    except BadInput as error:
         reason = str(error).removeprefix("hub: ")
         yield Finding("ok", "hub", f"public models can be downloaded; for private ones and uploads: {reason}")
     else:
@@ -154,12 +155,12 @@ def _readable(what: str, table: ImageTable) -> Iterator[Finding]:
 
 
 def _backbone_alone(values: dict[str, Any]) -> Iterator[Finding]:
-    backbone = open_backbone(str(values["backbone"]), image_size=values.get("image_size"))
+    config = TrainConfig.build({key: value for key, value in values.items() if key in _BACKBONE})
+    backbone = open_configured_backbone(config)
     height, width = view_size(backbone.processor)
     count = sum(p.numel() for p in backbone.model.parameters())
-    yield Finding(
-        "ok", "--backbone", f"{values['backbone']}: {count / 1e6:.1f} million parameters, {height} x {width} px"
-    )
+    name = config.backbone_weights or config.backbone
+    yield Finding("ok", "--backbone", f"{name}: {count / 1e6:.1f} million parameters, {height} x {width} px")
 
 
 def _run(values: dict[str, Any]) -> Iterator[Finding]:
@@ -170,7 +171,7 @@ def _run(values: dict[str, Any]) -> Iterator[Finding]:
     tables = open_tables(config)
     yield from _caught("--labeled-batch-size", lambda: _labeled_batch(config, tables))
     yield from _caught("--unlabeled-batch-size", lambda: _unlabeled_batch(config, tables))
-    backbone = open_backbone(config.backbone, image_size=config.image_size)
+    backbone = open_configured_backbone(config)
     embedder = build_embedder(config, backbone)
     size = view_size(backbone.processor)
     plan = describe_run(

@@ -14,6 +14,7 @@ from stml_semi import distributed
 from stml_semi.data.loading import default_num_workers
 from stml_semi.data.sources import open_source
 from stml_semi.data.tables import ImageTable
+from stml_semi.errors import BadInput
 from stml_semi.evaluation import EmbeddedTable, embed_table
 from stml_semi.hub import Retriever, load
 from stml_semi.index import Format, Index, IndexInfo, Part, read_info
@@ -51,7 +52,7 @@ def embed_source(
     Memory: one part, on every process.
 
     Raises:
-        ValueError: nothing to open, or an output folder that holds something else.
+        BadInput: nothing to open, or an output folder that holds something else.
     """
     table = open_source(data, flag="--data", labels="ignored", image_column=image_column)
     accelerator = Accelerator()
@@ -71,7 +72,7 @@ def embed_source(
     main = accelerator.is_main_process
     problems = distributed.gather_objects(_problem(index) if main else None)
     if problems[0]:
-        raise ValueError(problems[0])
+        raise BadInput(problems[0])
     bad_images = index.folder / "bad_images.jsonl"
     if main:
         index.folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,10 @@
-"""Errors that end a run with one line. Bad input is a plain ValueError."""
+"""Errors that end a program with one line. Every other exception is a fault of the program, and keeps its traceback."""
 
 from typing import Self
+
+
+class BadInput(ValueError):
+    """What the user gave cannot be used: the message names the flag (or the file) and the fix, in one line."""
 
 
 class RunFailed(RuntimeError):

@@ -12,6 +12,7 @@ from torch import Tensor
 from stml_semi import distributed
 from stml_semi.data.loading import BadPicture, EvalChunks, eval_batches
 from stml_semi.data.tables import ImageTable
+from stml_semi.errors import BadInput
 from stml_semi.metrics import QueryScores, query_scores, summarize
 
 Encode = Callable[[Tensor], Tensor]
@@ -119,8 +120,13 @@ def score_queries(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[i
 
     Every picture is looked up in all others, unless the table says which are queries: those are looked up in the rest.
     Each process scores its share of the queries, and all get the result.
+
+    Raises:
+        BadInput: no image can be read.
     """
     assert table.labels is not None
+    if not embedded.readable.any():
+        raise BadInput(f"{table.name}: none of its {len(table)} images can be read, such as {table.describe(0)}")
     keep = torch.from_numpy(embedded.readable).to(embedded.embeddings.device)
     embeddings, labels = embedded.embeddings[keep], torch.from_numpy(table.labels).to(keep.device)[keep]
     gallery = gallery_labels = None
@@ -141,7 +147,7 @@ def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]
     """Retrieval metrics of an embedded table; unreadable pictures are neither query nor gallery.
 
     Raises:
-        ValueError: no labels, or no two pictures of one class.
+        BadInput: no labels, or no two pictures of one class.
     """
     found = score_queries(table, embedded, recall_at)
     return summarize(found.scores, recall_at=recall_at, num_gallery=found.num_gallery)

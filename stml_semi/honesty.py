@@ -5,6 +5,7 @@ from stml_semi.data.benchmarks import Benchmark, benchmark_of
 from stml_semi.data.overlap import Dropped
 from stml_semi.data.specs import specs_of
 from stml_semi.data.tables import ImageTable
+from stml_semi.errors import BadInput
 from stml_semi.trainer import Tables
 
 _FEW = 1500
@@ -72,12 +73,10 @@ def few_unlabeled(tables: Tables) -> str:
 def check_honest(config: TrainConfig) -> None:
     """
     Raises:
-        ValueError: a benchmark's test split among the training data.
+        BadInput: a benchmark's test split among the training data.
     """
     for name in ("labeled", "unlabeled"):
         for spec in specs_of(getattr(config, name)):
             benchmark = benchmark_of(spec)
             if benchmark is not None and spec == benchmark.eval:
-                raise ValueError(
-                    f"--{name} {spec}: these are the pictures that results are measured on; train on others"
-                )
+                raise BadInput(f"--{name} {spec}: these are the pictures that results are measured on; train on others")

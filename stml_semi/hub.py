@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from stml_semi.data.images import to_rgb
 from stml_semi.data.views import eval_views, view_size
+from stml_semi.errors import BadInput
 from stml_semi.models.backbone import open_backbone, resolve_backbone
 from stml_semi.models.embedder import pool_output, resolve_pooling
 
@@ -107,7 +108,7 @@ def load(model: str | Path, *, device: str | torch.device = "cpu") -> Retriever:
         device: where it runs.
 
     Raises:
-        ValueError: nothing of the kind there.
+        BadInput: nothing of the kind there.
     """
     folder = _folder(str(model))
     if not (folder / "modules.json").is_file():
@@ -120,19 +121,19 @@ def load(model: str | Path, *, device: str | torch.device = "cpu") -> Retriever:
     expected = [kind for kind in ("Transformer", "Pooling", "Dense", "Normalize") if kind in kinds]
     if [kind for kind, _ in entries] != expected or entries[0] != ("Transformer", ""):
         listed = ", ".join(kind for kind, _ in entries)
-        raise ValueError(f"--model {model}: is made of {listed}; open it with sentence_transformers instead")
+        raise BadInput(f"--model {model}: is made of {listed}; open it with sentence_transformers instead")
     pool_of = _pooler
     if "Pooling" in kinds:
         mode = _json(kinds["Pooling"] / "config.json").get("pooling_mode", ())
         modes = (mode,) if isinstance(mode, str) else tuple(mode)
         if not modes or not set(modes) <= _MODES.keys():
-            raise ValueError(f"--model {model}: pools by {modes or 'older rules'}; open it with sentence_transformers")
+            raise BadInput(f"--model {model}: pools by {modes or 'older rules'}; open it with sentence_transformers")
         pool_of = _concatenated(modes)
     dense = None
     if "Dense" in kinds:
         weights = load_file(kinds["Dense"] / "model.safetensors")
         if not _json(kinds["Dense"] / "config.json")["activation_function"].endswith("Identity"):
-            raise ValueError(f"--model {model}: its head is not linear; open it with sentence_transformers instead")
+            raise BadInput(f"--model {model}: its head is not linear; open it with sentence_transformers instead")
         width, features = weights["linear.weight"].shape
         dense = nn.Linear(features, width, bias="linear.bias" in weights)
         dense.load_state_dict({key.removeprefix("linear."): value for key, value in weights.items()})
@@ -144,7 +145,7 @@ def _folder(model: str) -> Path:
     path = Path(model)
     if (path / "config.yaml").is_file() and (path / "metrics.jsonl").is_file():
         if not (path / "model").is_dir():
-            raise ValueError(f"--model {model}: this run has not finished: it has no model/ folder yet; --resume it")
+            raise BadInput(f"--model {model}: this run has not finished: it has no model/ folder yet; --resume it")
         return path / "model"
     if path.is_dir():
         return path
@@ -158,7 +159,7 @@ def _folder(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.yaml"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
+        raise BadInput(
             f"--model {model}: no such run or folder, and the hub does not offer it ({reason}); check the spelling"
         ) from error
 

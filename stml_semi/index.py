@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stml_semi.errors import BadInput
+
 Format = Literal["safetensors", "parquet", "npy"]
 FORMATS: tuple[Format, ...] = ("safetensors", "parquet", "npy")
 
@@ -66,20 +68,20 @@ class Index:
     def open(cls, folder: str | Path) -> "Index":
         """
         Raises:
-            ValueError: no index there, or an unfinished one.
+            BadInput: no index there, or an unfinished one.
         """
         info = read_info(Path(folder))
         if info is None:
-            raise ValueError(f"--index {folder}: holds no index; make one with `embed --output {folder}`")
+            raise BadInput(f"--index {folder}: holds no index; make one with `embed --output {folder}`")
         if not info.complete:
-            raise ValueError(f"--index {folder}: is not finished; run the same `embed` command again to go on")
+            raise BadInput(f"--index {folder}: is not finished; run the same `embed` command again to go on")
         return cls(folder, info)
 
     def parts(self) -> Iterator[Part]:
         """All parts in order of their rows; parts without readable pictures are left out.
 
         Raises:
-            ValueError: a part is missing or damaged.
+            BadInput: a part is missing or damaged.
         """
         for number in range(self.info.num_parts):
             part = self.part(number)
@@ -89,14 +91,14 @@ class Index:
     def part(self, number: int) -> Part:
         """
         Raises:
-            ValueError: it is missing or damaged.
+            BadInput: it is missing or damaged.
         """
         try:
             return _READ[self.info.format](self._path(number))
         except Exception as error:  # Readers of three formats raise what they like on damaged files.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             fix = "delete that file and run the same `embed` command again"
-            raise ValueError(
+            raise BadInput(
                 f"--index {self.folder}: {self._path(number).name} cannot be read ({reason}): {fix}"
             ) from None
 

@@ -8,6 +8,7 @@ from stml_semi.data.cache import cached
 from stml_semi.data.loading import default_num_workers
 from stml_semi.data.overlap import Dropped, find_by_class, find_by_picture, without
 from stml_semi.data.tables import ImageTable
+from stml_semi.errors import BadInput
 from stml_semi.progress import Counter
 from stml_semi.run_folder import RunFolder
 from stml_semi.survey import Tables
@@ -17,10 +18,10 @@ def overlapping_classes(config: TrainConfig, tables: Tables, folder: RunFolder) 
     """Unlabeled images of classes that are evaluated on; or all that a run dropped that is resumed.
 
     Raises:
-        ValueError: the unlabeled images cannot be looked through.
+        BadInput: the unlabeled images cannot be looked through.
     """
     if not isinstance(tables.unlabeled, ImageTable):
-        raise ValueError("--exclude-overlap looks through all unlabeled images first, and a stream has no end: drop it")
+        raise BadInput("--exclude-overlap looks through all unlabeled images first, and a stream has no end: drop it")
     assert tables.evaluation is not None
     listed = folder.read_overlap() if config.resume else None
     if listed is not None:
@@ -54,7 +55,7 @@ def restore_excluded(tables: Tables, dropped: list[Dropped] | None) -> Tables:
     """The tables without images that were dropped.
 
     Raises:
-        ValueError: they are not those of the unlabeled source.
+        BadInput: they are not those of the unlabeled source.
     """
     if dropped is None or not isinstance(tables.unlabeled, ImageTable):
         return tables
@@ -84,7 +85,7 @@ def cache_tables(config: TrainConfig, tables: Tables, size: tuple[int, int]) -> 
         size: height and width of views.
 
     Raises:
-        ValueError: the cache cannot be written.
+        BadInput: the cache cannot be written.
     """
     form, side = config.cache_images, config.cache_side or 2 * max(size)
     if form == "none":
@@ -94,7 +95,7 @@ def cache_tables(config: TrainConfig, tables: Tables, size: tuple[int, int]) -> 
         if table is None:
             continue
         if not isinstance(table, ImageTable):
-            raise ValueError("--cache-images keeps every image, and --unlabeled is a stream: drop one of the two")
+            raise BadInput("--cache-images keeps every image, and --unlabeled is a stream: drop one of the two")
         with Counter(f"caching {kind} images", len(table), enabled=distributed.rank() == 0) as counter:
             kept = cached(table, form, side, num_workers=_num_workers(config), progress=counter.advance)
         tables = tables._replace(**{kind: kept})

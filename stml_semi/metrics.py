@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stml_semi.errors import BadInput
 from stml_semi.neighbors import Gallery, check_embeddings
 
 
@@ -65,7 +66,7 @@ def summarize(scores: QueryScores, *, recall_at: Sequence[int], num_gallery: int
     """Means over the queries that have something to find; see `retrieval_metrics`, whose result this is."""
     num_queries = int((scores.num_relevant > 0).sum())
     if num_queries == 0:
-        raise ValueError(
+        raise BadInput(
             "no query has an image of its class to find: give at least two images of a class, "
             "or a gallery with classes of the queries"
         )

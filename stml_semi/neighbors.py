@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stml_semi.errors import BadInput
+
 _CHUNK, _TILE = 1024, 16384
 _BLOCK = 1024  # Rows that are converted to float64 at a time.
 # Cosines are counted in these steps, and a step and a row number share one int64: see `_keys`.
@@ -274,7 +276,7 @@ def check_embeddings(embeddings: Tensor, name: str) -> Tensor:
     if bad.any():
         rows = bad.nonzero().flatten().tolist()
         shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-        raise ValueError(
+        raise BadInput(
             f"{name} hold NaN or infinity in {len(rows)} of {len(embeddings)} rows ({shown}): "
             "leave these out, or look for what made the model diverge"
         )

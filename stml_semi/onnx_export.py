@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stml_semi.data.views import view_size
-from stml_semi.errors import RunFailed
+from stml_semi.errors import BadInput, RunFailed
 from stml_semi.hub import Retriever, load
 
 FILE = "embedder.onnx"
@@ -31,11 +31,11 @@ class _Served(nn.Module):
 def check_onnx() -> None:
     """
     Raises:
-        ValueError: the packages are not installed.
+        BadInput: the packages are not installed.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
-        raise ValueError(f"--format onnx needs {', '.join(missing)}: pip install 'stml-semi[onnx]'")
+        raise BadInput(f"--format onnx needs {', '.join(missing)}: pip install 'stml-semi[onnx]'")
 
 
 def export_onnx(folder: Path) -> float:
@@ -48,7 +48,7 @@ def export_onnx(folder: Path) -> float:
         The largest difference from PyTorch in any number of an embedding.
 
     Raises:
-        ValueError: packages are missing.
+        BadInput: packages are missing.
         RunFailed: torch cannot convert the model, or onnxruntime computes something else.
     """
     check_onnx()

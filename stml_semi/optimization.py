@@ -13,7 +13,7 @@ def make_optimizer(config: TrainConfig, embedder: Embedder, proxies: list[torch.
     """AdamW in one fused pass; biases, norms and proxies are not decayed, proxies learn `proxy_lr_scale` faster.
 
     Raises:
-        ValueError: --layer-decay for a backbone without a list of blocks.
+        BadInput: --layer-decay for a backbone without a list of blocks.
     """
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     scales = _layer_scales(config, embedder)

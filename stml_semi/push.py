@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stml_semi.card import PLACE, check_card
+from stml_semi.errors import BadInput
 from stml_semi.run_folder import RunFolder
 
 # What a model consists of. Checkpoints, optimizer state and anything pickled never match.
@@ -56,7 +57,7 @@ def push(
         note: told what happens.
 
     Raises:
-        ValueError: nothing to upload, no login, no permission, or the hub cannot be reached; the model stays as it was,
+        BadInput: nothing to upload, no login, no permission, or the hub cannot be reached; the model stays as it was,
             and the command to try again is part of the message.
     """
     folder = model_folder(model)
@@ -73,7 +74,7 @@ def push(
                 problem = _explain(error, repo)
                 if pause is None or not _is_transient(error):
                     kept = f"the model is complete in {folder}; try again with: {again}"
-                    raise ValueError(f"push {repo}: {problem}; {kept}") from None
+                    raise BadInput(f"push {repo}: {problem}; {kept}") from None
                 way = " by plain HTTP, without Xet" if leave_xet(error) else ""
                 tell(f"attempt {attempt + 1} failed ({problem}); trying again{way} in {pause:.0f} s")
                 time.sleep(pause)
@@ -107,14 +108,14 @@ def _xet_may_be_left() -> Iterator[Callable[[Exception], bool]]:
 def check_login(flag: str) -> None:
     """
     Raises:
-        ValueError: there is no token to upload with, or the hub is switched off.
+        BadInput: there is no token to upload with, or the hub is switched off.
     """
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
-        raise ValueError(f"{flag}: HF_HUB_OFFLINE is set; unset it to upload")
+        raise BadInput(f"{flag}: HF_HUB_OFFLINE is set; unset it to upload")
     if not get_token():
-        raise ValueError(
+        raise BadInput(
             f"{flag}: you are not logged in; run `hf auth login`, or set HF_TOKEN, with a token that may write"
         )
 
@@ -123,12 +124,12 @@ def model_folder(model: str) -> Path:
     """The model of a run, or the folder itself.
 
     Raises:
-        ValueError: there is none.
+        BadInput: there is none.
     """
     run = RunFolder(model, writes=False)
     folder = run.model if run.config.is_file() and run.metrics.is_file() else run.path
     if not (folder / "modules.json").is_file():
-        raise ValueError(f"{model}: holds no exported model; give a finished run, or what `export` wrote")
+        raise BadInput(f"{model}: holds no exported model; give a finished run, or what `export` wrote")
     return folder
 
 
@@ -143,7 +144,7 @@ def _files(folder: Path, repo: str, license: str | None) -> dict[str, Path | byt
         if "/" not in repo:
             raise HFValidationError("a repository belongs to someone")
     except HFValidationError:
-        raise ValueError(f"push {repo}: is no repository id; give user/name") from None
+        raise BadInput(f"push {repo}: is no repository id; give user/name") from None
     wanted = re.compile("|".join((*_UPLOADED, _ONNX, _MODULE)))
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files: dict[str, Path | bytes] = {name: path for name, path in found.items() if wanted.fullmatch(name)}
@@ -157,7 +158,7 @@ def _files(folder: Path, repo: str, license: str | None) -> dict[str, Path | byt
     for name, content in files.items():
         text = b"" if name.endswith((".safetensors", ".onnx", ".data")) else content
         if token and token in (text.read_bytes() if isinstance(text, Path) else text):
-            raise ValueError(f"push {repo}: {name} contains your access token; take it out, and revoke that token")
+            raise BadInput(f"push {repo}: {name} contains your access token; take it out, and revoke that token")
     return files
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from stml_semi.config import TrainConfig, read_recipe
+from stml_semi.errors import BadInput
 from stml_semi.inputs import restore_excluded
 from stml_semi.report.page import ReportedRun, write_report
 from stml_semi.run import open_tables
@@ -23,29 +24,29 @@ def report_runs(paths: Sequence[str], output: str | None) -> Path:
         Where the page is.
 
     Raises:
-        ValueError: no run there, or the page cannot be written.
+        BadInput: no run there, or the page cannot be written.
     """
     if len(set(paths)) < len(paths):
-        raise ValueError("RUN: the same run folder is named twice; name each once")
+        raise BadInput("RUN: the same run folder is named twice; name each once")
     runs = [_open(path) for path in paths]
     first = runs[0].folder
     target = Path(output) if output else first.report if len(runs) == 1 else first.path.parent / "comparison.html"
     if target.is_dir():
-        raise ValueError(f"--output {target}: is a folder; name a file such as {target / 'report.html'}")
+        raise BadInput(f"--output {target}: is a folder; name a file such as {target / 'report.html'}")
     try:
         return write_report(runs, target, device="cuda" if torch.cuda.is_available() else "cpu")
     except OSError as error:
-        raise ValueError(f"--output {target}: {error.strerror or error}; name a file that you can write") from None
+        raise BadInput(f"--output {target}: {error.strerror or error}; name a file that you can write") from None
 
 
 def _open(path: str) -> ReportedRun:
     folder = RunFolder(path, writes=False)
     if not folder.config.is_file() or not folder.metrics.is_file():
-        raise ValueError(f"{path}: no run folder (config.yaml and metrics.jsonl are missing); check the path")
+        raise BadInput(f"{path}: no run folder (config.yaml and metrics.jsonl are missing); check the path")
     config = TrainConfig.build(read_recipe(folder.config), origin=str(folder.config))
     try:
         tables = restore_excluded(open_tables(config), folder.read_overlap())
-    except ValueError as error:
+    except BadInput as error:
         # Moved or deleted since: curves and configuration can still be shown.
         return ReportedRun(folder, config, None, problem=f"{path}: its pictures cannot be opened ({error}).")
     return ReportedRun(folder, config, tables)

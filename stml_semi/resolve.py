@@ -7,6 +7,7 @@ from typing import Any, Literal
 from stml_semi.config import TrainConfig, flag, read_recipe
 from stml_semi.data.benchmarks import BENCHMARKS, benchmark_of
 from stml_semi.data.specs import specs_of
+from stml_semi.errors import BadInput
 from stml_semi.trackers import check_installed
 
 Command = Literal["semi", "unsup", "sup"]
@@ -16,12 +17,12 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
     """The configuration of a command: what it does not use is dropped, what depends on the data is filled in.
 
     Raises:
-        ValueError: a source that the command needs is missing, or the fields do not fit together.
+        BadInput: a source that the command needs is missing, or the fields do not fit together.
     """
     values = dict(values)
     for name in ("labeled", "unlabeled", "eval", "data_root", "backbone", "output_dir"):
         if not isinstance(values.get(name, ""), str | None):
-            raise ValueError(f"{flag(name)} {values[name]!r}: should be text; several sources are joined by commas")
+            raise BadInput(f"{flag(name)} {values[name]!r}: should be text; several sources are joined by commas")
     needs = {"semi": ("labeled", "unlabeled"), "unsup": ("unlabeled",), "sup": ("labeled",)}[command]
     if not values.get("output_dir") and all(values.get(name) for name in needs):
         parts = [command, *(_file_name(values[name]) for name in needs)]
@@ -34,7 +35,7 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
         if name not in needs:
             values[name] = None  # `sup --recipe semi.yaml` is the baseline of that recipe.
         elif not values.get(name):
-            raise ValueError(
+            raise BadInput(
                 f"{command} needs --{name}: a folder, a table, a hub id or a benchmark ({', '.join(BENCHMARKS)})"
             )
     benchmarks = [benchmark_of(part) for spec in known for part in specs_of(spec)]

@@ -23,6 +23,7 @@ from stml_semi.data.unlabeled import open_unlabeled
 from stml_semi.data.views import view_size
 from stml_semi.dry_run import describe_run
 from stml_semi.energy import gpu_joules
+from stml_semi.errors import BadInput
 from stml_semi.export import export_model
 from stml_semi.failures import explained
 from stml_semi.honesty import check_honest, claim, few_unlabeled, terms_of_use
@@ -59,7 +60,7 @@ def run(config: TrainConfig) -> Result:
     """Trains as configured and leaves a run folder.
 
     Raises:
-        ValueError: bad input, with the flag and the fix; nothing has been written or deleted then.
+        BadInput: bad input, with the flag and the fix; nothing has been written or deleted then.
     """
     # Buffers are alike in all processes as long as BatchNorm keeps its statistics.
     wrapper = DistributedDataParallelKwargs(broadcast_buffers=config.batchnorm == "batch")
@@ -169,7 +170,7 @@ def _push(config: TrainConfig, folder: RunFolder, progress: RunProgress) -> str 
     """What went wrong, if anything: a failed upload is no failed run."""
     try:
         pushed = push(str(folder.path), str(config.hub_model_id), private=config.hub_private, note=progress.note)
-    except ValueError as error:
+    except BadInput as error:
         return str(error)
     progress.note(f"uploaded to {pushed.url}")
     return None
@@ -183,14 +184,14 @@ def _together(step: Callable[[], T]) -> T:
     result = problem = None
     try:
         result = step()
-    except ValueError as error:
+    except BadInput as error:
         problem = error
     problems = distributed.gather_objects(None if problem is None else str(problem))
     if problem is not None:
         raise problem
     first = next((text for text in problems if text is not None), None)
     if first is not None:
-        raise ValueError(first)
+        raise BadInput(first)
     return cast(T, result)
 
 
@@ -204,12 +205,12 @@ _MAY_CHANGE |= {"no_report", "push_to_hub", "hub_model_id", "hub_private", "lice
 def _check_same_run(config: TrainConfig, stored: TrainConfig) -> None:
     """
     Raises:
-        ValueError: a resumed run with another objective, model or data.
+        BadInput: a resumed run with another objective, model or data.
     """
     changed = [n for n in TrainConfig.model_fields if n not in _MAY_CHANGE and getattr(config, n) != getattr(stored, n)]
     if changed:
         name = changed[0]
-        raise ValueError(
+        raise BadInput(
             f"--resume goes on with {flag(name)} {getattr(stored, name)}, not {getattr(config, name)}: leave "
             f"{', '.join(map(flag, changed))} out, or start another run"
         )
@@ -218,20 +219,20 @@ def _check_same_run(config: TrainConfig, stored: TrainConfig) -> None:
 def _check_outside(config: TrainConfig, folder: RunFolder) -> None:
     """
     Raises:
-        ValueError: the run folder holds what the run reads.
+        BadInput: the run folder holds what the run reads.
     """
     for name in ("labeled", "unlabeled", "eval", "data_root", "backbone"):
         for part in specs_of(getattr(config, name)):
             path = Path(part).expanduser()
             if part and path.exists() and folder.path.resolve() in (path.resolve(), *path.resolve().parents):
-                raise ValueError(f"--output-dir {folder.path} holds {flag(name)} {part}: choose a folder outside of it")
+                raise BadInput(f"--output-dir {folder.path} holds {flag(name)} {part}: choose a folder outside of it")
 
 
 def open_tables(config: TrainConfig) -> Tables:
     """Opens the sources of a configuration.
 
     Raises:
-        ValueError: naming the flag and the fix.
+        BadInput: naming the flag and the fix.
     """
     labeled = unlabeled = evaluation = None
     if config.labeled:
@@ -284,14 +285,14 @@ def _check_sizes(config: TrainConfig, tables: Tables) -> None:
         # Says so if there is no loss of this name.
         LabeledLoss(config.labeled_loss, num_classes=2, embedding_dim=2)
         if config.labeled_batch_size < world:
-            raise ValueError(f"--labeled-batch-size {config.labeled_batch_size} is less than the {world} processes")
+            raise BadInput(f"--labeled-batch-size {config.labeled_batch_size} is less than the {world} processes")
     if tables.unlabeled is not None:
         check_unlabeled(num_live(tables.unlabeled, config.live_images), config.queries_per_batch, config.num_neighbors)
         if config.unlabeled_batch_size < world:
-            raise ValueError(f"--unlabeled-batch-size {config.unlabeled_batch_size} is less than the {world} processes")
+            raise BadInput(f"--unlabeled-batch-size {config.unlabeled_batch_size} is less than the {world} processes")
     if tables.evaluation is not None:
         assert tables.evaluation.labels is not None
         if np.bincount(tables.evaluation.labels).max() < 2:
-            raise ValueError(f"--eval {tables.evaluation.name}: no class has two pictures, so there is nothing to find")
+            raise BadInput(f"--eval {tables.evaluation.name}: no class has two pictures, so there is nothing to find")
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("--mixed-precision fp16 needs a GPU; use bf16 or no")
+        raise BadInput("--mixed-precision fp16 needs a GPU; use bf16 or no")

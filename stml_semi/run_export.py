@@ -11,6 +11,7 @@ from stml_semi.card import CardFacts, Dtype, Origin, Weights, card_files, find_o
 from stml_semi.checkpoint import TEACHER, list_checkpoints, read_module
 from stml_semi.config import TrainConfig, read_recipe
 from stml_semi.data.views import view_size
+from stml_semi.errors import BadInput
 from stml_semi.export import export_model
 from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.onnx_export import check_onnx, export_onnx
@@ -47,21 +48,21 @@ def export_run(
         onnx: write embedder.onnx (always float32) beside the usual files.
 
     Raises:
-        ValueError: no run, no checkpoint, a damaged one, one of before validation chose a step, or an output folder
+        BadInput: no run, no checkpoint, a damaged one, one of before validation chose a step, or an output folder
             that holds something else.
     """
     if onnx:
         check_onnx()
     folder, target = RunFolder(run, writes=False), Path(output)
     if not folder.config.is_file() or not folder.metrics.is_file():
-        raise ValueError(f"{run}: is no run folder (config.yaml and metrics.jsonl); give one that training left")
+        raise BadInput(f"{run}: is no run folder (config.yaml and metrics.jsonl); give one that training left")
     if target.exists() and not _may_replace(target, folder):
-        raise ValueError(f"--output {output}: holds something other than a model; choose another folder")
+        raise BadInput(f"--output {output}: holds something other than a model; choose another folder")
     values = read_recipe(folder.config)
     config = TrainConfig.build(values if license is None else values | {"license": license})
     found = list_checkpoints(folder.checkpoints)
     if not found:
-        raise ValueError(f"{run}: has no checkpoint to export; --resume the run, or take {folder.model} if it is there")
+        raise BadInput(f"{run}: has no checkpoint to export; --resume the run, or take {folder.model} if it is there")
     step = int(found[-1].name.removeprefix("step-"))
     chosen = bool(config.validation_classes) and weights == "student"
     backbone = open_configured_backbone(config)
@@ -74,11 +75,11 @@ def export_run(
         embedder.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise BadInput(
             f"{run}: {found[-1].name} cannot be read ({reason}): delete it to export an earlier one"
         ) from None
     if chosen and not step:
-        raise ValueError(
+        raise BadInput(
             f"{run}: no step was scored on the validation classes before {found[-1].name}, so none is chosen: --resume "
             f"the run, or take --weights teacher"
         )

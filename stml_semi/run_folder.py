@@ -11,6 +11,7 @@ from typing import Any
 from stml_semi.config import TrainConfig, read_recipe
 from stml_semi.data.loading import BadPicture
 from stml_semi.data.overlap import Dropped
+from stml_semi.errors import BadInput
 
 # What a run writes, and what --overwrite therefore may delete; the configuration, by which a run is known, goes last.
 _OWN = (
@@ -54,41 +55,41 @@ class RunFolder:
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """
         Raises:
-            ValueError: the folder holds files and neither resume nor overwrite was asked for, it cannot be written,
+            BadInput: the folder holds files and neither resume nor overwrite was asked for, it cannot be written,
                 or there is nothing to resume.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"--output-dir {self.path}: is a file; name a folder")
+            raise BadInput(f"--output-dir {self.path}: is a file; name a folder")
         filled = self.path.is_dir() and any(self.path.iterdir())
         if filled and overwrite and not self._is_run():
-            raise ValueError(
+            raise BadInput(
                 f"--overwrite: {self.path} holds files but no config.yaml of a run, so it is left alone; choose "
                 f"another --output-dir or empty it yourself"
             )
         if filled and not resume and not overwrite:
-            raise ValueError(
+            raise BadInput(
                 f"--output-dir {self.path}: holds files already; add --resume to go on from its newest checkpoint, "
                 f"--overwrite to start anew, or choose another folder"
             )
         if resume and not self._is_run():
-            raise ValueError(f"--resume: {self.path} holds no run; check --output-dir, or drop --resume to start one")
+            raise BadInput(f"--resume: {self.path} holds no run; check --output-dir, or drop --resume to start one")
 
     def _is_run(self) -> bool:
         try:
             read_recipe(self.config)
-        except ValueError:
+        except BadInput:
             return False
         return True
 
     def check_classes(self, kept: KeptClasses) -> None:
         """
         Raises:
-            ValueError: a run that goes on would keep other classes for evaluation than it did.
+            BadInput: a run that goes on would keep other classes for evaluation than it did.
         """
         for kind, classes in kept.items():
             path = self._kept_classes(kind)
             if classes != (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []):
-                raise ValueError(
+                raise BadInput(
                     f"--resume: --labeled has other classes than when {path} was written, so trained ones would be "
                     f"evaluated on; bring the old ones back, or start another run"
                 )
@@ -117,7 +118,7 @@ class RunFolder:
             self.bad_images.touch()
         except OSError as error:
             reason = error.strerror or error
-            raise ValueError(f"--output-dir {self.path}: {reason}; choose a folder you can write to") from None
+            raise BadInput(f"--output-dir {self.path}: {reason}; choose a folder you can write to") from None
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""

@@ -12,6 +12,7 @@ from stml_semi.best import exported_step
 from stml_semi.data.classes import looked_up_in
 from stml_semi.data.loading import default_num_workers
 from stml_semi.data.sources import open_source
+from stml_semi.errors import BadInput
 from stml_semi.evaluation import embed_table, score_queries
 from stml_semi.hub import load
 from stml_semi.metrics import ClassScores, bootstrap_intervals, class_scores, summarize
@@ -50,16 +51,16 @@ def evaluate_model(
         per_class: adds `per_class`, a dict per class, worst MAP@R first.
 
     Raises:
-        ValueError: nothing to open, or nothing to score.
+        BadInput: nothing to open, or nothing to score.
     """
     wanted = _recall_at(recall_at)
     if confidence is not None and not 0 < confidence < 100:
-        raise ValueError(f"--confidence {confidence}: is in percent; give a number between 0 and 100, such as 95")
+        raise BadInput(f"--confidence {confidence}: is in percent; give a number between 0 and 100, such as 95")
     columns = {"image_column": image_column, "label_column": label_column, "data_root": data_root}
     table = open_source(data, flag="--data", labels="required", **columns)
     if gallery is not None:
         if gallery == data:
-            raise ValueError(f"--gallery {gallery}: is --data itself, where every picture finds itself; leave it out")
+            raise BadInput(f"--gallery {gallery}: is --data itself, where every picture finds itself; leave it out")
         table = looked_up_in(table, open_source(gallery, flag="--gallery", labels="required", **columns))
     wanted = wanted or table.recall_at
     accelerator = Accelerator()
@@ -98,7 +99,7 @@ def _recall_at(text: str | None) -> tuple[int, ...]:
         return ()
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"--k {text}: give numbers of neighbors joined by commas, such as 1,10,100")
+        raise BadInput(f"--k {text}: give numbers of neighbors joined by commas, such as 1,10,100")
     return tuple(sorted({int(part) for part in parts}))
 
 

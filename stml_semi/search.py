@@ -12,6 +12,7 @@ from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.sources import open_source
 from stml_semi.data.tables import ImageTable
 from stml_semi.embed import fingerprint
+from stml_semi.errors import BadInput
 from stml_semi.hub import Retriever, load
 from stml_semi.index import Index, Part
 from stml_semi.neighbors import Gallery, Neighbors, bfloat16_is_fast
@@ -60,14 +61,14 @@ def search(
         backend: "exact", or "faiss": its flat search, exact up to the rounding of float32.
 
     Raises:
-        ValueError: no index, a picture that cannot be read, a row that is not there, another model than the index's,
+        BadInput: no index, a picture that cannot be read, a row that is not there, another model than the index's,
             or faiss is not installed.
     """
     if backend == "faiss" and find_spec("faiss") is None:
-        raise ValueError("--backend faiss: it is not installed; pip install 'stml-semi[faiss]', or leave the flag out")
+        raise BadInput("--backend faiss: it is not installed; pip install 'stml-semi[faiss]', or leave the flag out")
     index = Index.open(folder)
     if not images and not rows:
-        raise ValueError("search: nothing to search for; name image files, or --row with rows of the index")
+        raise BadInput("search: nothing to search for; name image files, or --row with rows of the index")
     queries, names = [], []
     if images:
         queries.append(_embed(index, images, model))
@@ -87,7 +88,7 @@ def _embed(index: Index, images: Sequence[str], model: str | None) -> Tensor:
         try:
             pictures.append(read_image({"bytes": None, "path": path}))
         except BadImage as error:
-            raise ValueError(f"search {path}: {error}; give picture files") from None
+            raise BadInput(f"search {path}: {error}; give picture files") from None
     return torch.from_numpy(open_model(index, model).encode(pictures))
 
 
@@ -99,11 +100,11 @@ def open_model(index: Index, model: str | None = None) -> Retriever:
         model: default: the one that made the index.
 
     Raises:
-        ValueError: no such model, or another than the index's.
+        BadInput: no such model, or another than the index's.
     """
     retriever = load(model or index.info.model)
     if fingerprint(retriever) != index.info.fingerprint:
-        raise ValueError(
+        raise BadInput(
             f"--model {model or index.info.model}: the index was made with other weights ({index.info.model}), whose "
             f"embeddings do not compare; give that model, or embed again"
         )
@@ -114,7 +115,7 @@ def open_indexed(index: Index) -> ImageTable | None:
     """The indexed pictures, if they are still where they were."""
     try:
         table = open_source(index.info.data, flag="--index", labels="ignored", image_column=index.info.image_column)
-    except ValueError:
+    except BadInput:
         return None
     return table if len(table) == index.info.num_rows else None
 
@@ -131,7 +132,7 @@ def find_rows(index: Index, rows: Sequence[int]) -> dict[int, Row]:
     """Rows of an index by their number.
 
     Raises:
-        ValueError: a row that is not there, or that could not be read when the index was made.
+        BadInput: a row that is not there, or that could not be read when the index was made.
     """
     found = {}
     for number in {row // index.info.part_size for row in rows if 0 <= row < index.info.num_rows}:
@@ -140,9 +141,7 @@ def find_rows(index: Index, rows: Sequence[int]) -> dict[int, Row]:
         found |= {row: Row(part.embeddings[places[row]], part.images[places[row]]) for row in rows if row in places}
     missing = [row for row in rows if row not in found]
     if missing:
-        raise ValueError(
-            f"--row {missing[0]}: the index has no such row (0 to {index.info.num_rows - 1}, readable ones)"
-        )
+        raise BadInput(f"--row {missing[0]}: the index has no such row (0 to {index.info.num_rows - 1}, readable ones)")
     return found
 
 
@@ -205,10 +204,10 @@ def find_duplicates(folder: str, *, threshold: float = 0.97) -> list[Group]:
         threshold: cosine from which two pictures count as duplicates.
 
     Raises:
-        ValueError: no index, or a threshold that is no cosine above zero.
+        BadInput: no index, or a threshold that is no cosine above zero.
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"--threshold {threshold}: is a cosine; give a number above 0, up to 1")
+        raise BadInput(f"--threshold {threshold}: is a cosine; give a number above 0, up to 1")
     index = Index.open(folder)
     parts = index.info.num_parts
     label = np.arange(index.info.num_rows)

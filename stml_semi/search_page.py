@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from stml_semi.data.images import BadImage, ImageSource, read_image
 from stml_semi.data.tables import ImageTable
+from stml_semi.errors import BadInput
 from stml_semi.index import Index
 from stml_semi.search import Answer, open_indexed
 
@@ -39,7 +40,7 @@ def write_page(path: str, folder: str, answers: Sequence[Answer], images: Sequen
         images: the picture files among the queries; the other queries are rows of the index.
 
     Raises:
-        ValueError: the file cannot be written.
+        BadInput: the file cannot be written.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -63,7 +64,7 @@ def write_page(path: str, folder: str, answers: Sequence[Answer], images: Sequen
     try:
         Path(path).write_text(page, encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"--html {path}: {error.strerror or error}; name a file that can be written") from None
+        raise BadInput(f"--html {path}: {error.strerror or error}; name a file that can be written") from None
 
 
 def _thumbnail_of_row(table: ImageTable | None, row: int) -> str | None:

@@ -4,10 +4,9 @@ import json
 import os
 import sys
 import types
-from pathlib import Path
 from typing import Any, NoReturn
 
-from stml_semi.errors import RunFailed
+from stml_semi.errors import BadInput, RunFailed
 
 
 class one_line_errors:
@@ -18,19 +17,12 @@ class one_line_errors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
-        if isinstance(error, ValueError) and _is_ours(trace):
+        if isinstance(error, BadInput):
             stop(str(error), 2)
         if isinstance(error, RunFailed):
             stop(str(error), error.exit_code, everywhere=error.everywhere)
         if isinstance(error, KeyboardInterrupt):
             stop("interrupted", 130)
-
-
-def _is_ours(trace: types.TracebackType | None) -> bool:
-    """Whether an error was raised by this package on purpose, rather than by a library that it called."""
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 def stop(message: str, code: int, *, everywhere: bool = True) -> NoReturn:
@@ -61,10 +53,10 @@ def quiet_libraries() -> None:
 def among(name: str, value: str, *choices: str) -> None:
     """
     Raises:
-        ValueError: the value of a flag is none of its choices.
+        BadInput: the value of a flag is none of its choices.
     """
     if value not in choices:
-        raise ValueError(f"{name} {value}: choose one of {', '.join(choices)}")
+        raise BadInput(f"{name} {value}: choose one of {', '.join(choices)}")
 
 
 def say(sentence: str, values: dict[str, Any], as_json: bool) -> None:

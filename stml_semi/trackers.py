@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stml_semi.config import TrainConfig
+from stml_semi.errors import BadInput
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,12 +18,12 @@ _PROJECT = "stml-semi"
 def check_installed(names: list[str]) -> None:
     """
     Raises:
-        ValueError: a tracker that is not installed.
+        BadInput: a tracker that is not installed.
     """
     for name in names:
         found = find_spec(name)
         if found is None or found.origin is None:  # A mere folder of that name, as wandb leaves behind, has no origin.
-            raise ValueError(f"--report-to {name}: it is not installed; run `pip install {name}`, or leave it out")
+            raise BadInput(f"--report-to {name}: it is not installed; run `pip install {name}`, or leave it out")
 
 
 class Trackers:

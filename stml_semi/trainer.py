@@ -13,6 +13,7 @@ from stml_semi.checkpoint import TrainState, list_checkpoints, load_checkpoint, 
 from stml_semi.config import TrainConfig
 from stml_semi.data.loading import BadPicture, Batch, ViewSettings
 from stml_semi.data.tables import ImageTable
+from stml_semi.errors import BadInput
 from stml_semi.evaluation import TableEncoder
 from stml_semi.failures import FiniteWatch, report_non_finite
 from stml_semi.health import affinity_histogram, agreement, collapse, is_collapsed, spread
@@ -268,7 +269,7 @@ class Trainer:
         """Restores the newest checkpoint, if there is one. Returns the step to go on from.
 
         Raises:
-            ValueError: it is damaged, of another model, or beyond max_steps.
+            BadInput: it is damaged, of another model, or beyond max_steps.
         """
         found = list_checkpoints(self.folder.checkpoints)
         if not found:
@@ -276,7 +277,7 @@ class Trainer:
             return 0
         restored = load_checkpoint(found[-1], self._state())
         if restored.step > self.config.max_steps:
-            raise ValueError(f"--max-steps {self.config.max_steps} is less than {found[-1].name} has taken: raise it")
+            raise BadInput(f"--max-steps {self.config.max_steps} is less than {found[-1].name} has taken: raise it")
         if self.pool is not None:
             self.pool.table = restored.table
         self.progress.note(f"resuming from {found[-1]}")

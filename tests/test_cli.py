@@ -84,6 +84,21 @@ def test_bad_input_is_one_line_with_flag_and_fix(monkeypatch, capsys, folders, a
     assert sorted(folders.rglob("*")) == before  # Nothing written, nothing lost.
 
 
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, capsys, folders):
+    """Bad input is raised on purpose; any other ValueError, wherever it comes from, is not the user's."""
+
+    from stml_semi import run
+
+    def broken(config: TrainConfig) -> None:
+        list(zip((1, 2), (3,), strict=True))
+
+    monkeypatch.setattr(run, "open_tables", broken)
+    arguments = ["sup", "--labeled", folders / "labeled", "--output-dir", folders / "run"]
+    with pytest.raises(ValueError, match="zip"):
+        call(monkeypatch, capsys, *arguments)
+    assert "error:" not in capsys.readouterr().err
+
+
 def test_unknown_flag_is_refused_with_a_suggestion(monkeypatch, capsys):
     code, _, err = call(monkeypatch, capsys, "semi", "--max-step", "3")
     assert code == 2
@@ -229,6 +244,7 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(tmp_path):
         "config.yaml",
         "metrics.jsonl",
         "notes.txt",
+        "run.json",
     ]
 
 

@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import write_pictures
 
+from stml_semi import cli
+from stml_semi.config import TrainConfig, flag
 from stml_semi.doctor import examine
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +52,25 @@ def test_a_sound_setup_passes_and_leaves_nothing_behind(pictures):
     said = {finding.what for finding in found}
     parts = {"versions", "hardware", "precision", "--output-dir", "disk", "hub", "--labeled", "--unlabeled"}
     assert parts | {"--backbone", "evaluation", "memory", "speed"} <= said
+
+
+def test_backbone_weights_are_opened_not_the_backbone(pictures, tmp_path):
+    file = tmp_path / "swav.pth"
+    torch.save({"conv1.weight": torch.zeros(2, 3, 7, 7)}, file)
+    weights: dict[str, object] = {"backbone_weights": str(file)}
+    for values in (small(pictures) | weights, weights):
+        values.pop("backbone", None)
+        (text,) = broken(values).values()
+        assert f"--backbone-weights {file}: holds no ResNet-50" in text
+
+
+def test_doctor_takes_every_training_flag(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["cli.py", "doctor", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().out
+    assert all(flag(name) in said for name in TrainConfig.model_fields)
 
 
 def test_few_unlabeled_pictures_are_advised_against(pictures):

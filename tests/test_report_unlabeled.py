@@ -152,7 +152,7 @@ def test_what_the_pool_was_used_for(finished_run):
 def test_a_torn_checkpoint_costs_its_part_of_the_page_only(finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step-6" / "modules.safetensors").write_bytes(b"torn")
-    (tmp_path / "run" / "run.json").write_text(json.dumps([]))
+    (tmp_path / "run" / "run.json").write_text(json.dumps({}))
     page = Page(report_runs([str(tmp_path / "run")], None))
     page.check()
     assert "the unlabeled pictures are not shown: step-6 cannot be read" in page.text

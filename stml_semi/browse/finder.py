@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from stml_semi.data.images import BadImage, read_image
+from stml_semi.errors import BadInput
 from stml_semi.index import Index
 from stml_semi.search import Hit, find_rows, nearest_rows, open_indexed, open_model
 
@@ -44,7 +45,7 @@ class Finder:
             k: neighbors per query.
 
         Raises:
-            ValueError: no index, or another model than the index's.
+            BadInput: no index, or another model than the index's.
         """
         self.index = Index.open(folder)
         self.k = k
@@ -83,7 +84,7 @@ class Finder:
         with self._lock:
             try:
                 embedding = find_rows(self.index, [row])[row].embedding
-            except ValueError:
+            except BadInput:
                 raise LookupError(f"the index has no row {row}") from None
             return self._nearest(embedding[None], row)
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from stml_semi.browse.finder import FORMATS, MAX_BYTES, Finder, Found
 from stml_semi.data.images import BadImage
+from stml_semi.errors import BadInput
 
 _SECONDS = 30
 """For a request to arrive: a slow one does not hold its thread forever."""
@@ -99,13 +100,13 @@ def serve(finder: Finder, host: str, port: int) -> PageServer:
     """A server that listens; `serve_forever` answers.
 
     Raises:
-        ValueError: the address cannot be listened on.
+        BadInput: the address cannot be listened on.
     """
     try:
         return PageServer(finder, host, port)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(
+        raise BadInput(
             f"--host {host} --port {port}: {reason}; choose another port, or --port 0 for any free one"
         ) from None
 

@@ -21,6 +21,7 @@ from stml_semi import distributed
 from stml_semi.data.images import BadImage, ImageSource, raw, read_image
 from stml_semi.data.loading import HANDLING
 from stml_semi.data.tables import ImageTable
+from stml_semi.errors import BadInput
 
 Form = Literal["raw", "jpeg"]
 PART_ROWS = 256
@@ -98,7 +99,7 @@ def cached(
         progress: called with the number of pictures done since the last call, over all processes of this machine.
 
     Raises:
-        ValueError: the cache cannot be written.
+        BadInput: the cache cannot be written.
     """
     folder = distributed.gather_objects(str(cache_folder(table, form, side)) if distributed.rank() == 0 else "")[0]
     parts = [Path(folder) / f"{start:09d}.arrow" for start in range(0, len(table), PART_ROWS)]
@@ -108,7 +109,7 @@ def cached(
     own = missing[distributed.rank()][distributed.rank() % local :: local]
     problems = distributed.gather_objects(_build(_Parts(table, parts, own, form, side), num_workers, progress, local))
     if problem := next(filter(None, problems), None):
-        raise ValueError(
+        raise BadInput(
             f"--cache-images: {folder}: {problem}; make room, or set HF_DATASETS_CACHE to a folder on another disk"
         )
     return replace(table, cache=PictureCache(tuple(parts)).source)

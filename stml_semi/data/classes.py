@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stml_semi.data.tables import ImageTable
+from stml_semi.errors import BadInput
 
 # Keeps this draw apart from others with the same seed.
 _STREAM = 0x5C1A55
@@ -32,12 +33,12 @@ def split_by_classes(
         kind: what they are kept for, "test" or "validation".
 
     Raises:
-        ValueError: fewer than four classes, or no kept one has two images, so that there is nothing to find.
+        BadInput: fewer than four classes, or no kept one has two images, so that there is nothing to find.
     """
     assert table.labels is not None
     count, instead = len(table.classes), ", or name other images with --eval" if kind == "test" else ""
     if count < 4:
-        raise ValueError(
+        raise BadInput(
             f"--{kind}-classes {share}: {table.name} has {count} classes, two to train on and two to evaluate on are "
             f"the least; leave it out{instead}"
         )
@@ -45,7 +46,7 @@ def split_by_classes(
     chosen = np.sort(np.random.default_rng([seed, _STREAM]).permutation(count)[:num_kept])
     is_kept = np.isin(table.labels, chosen)
     if np.bincount(table.labels[is_kept]).max() < 2:
-        raise ValueError(
+        raise BadInput(
             f"--{kind}-classes {share}: none of the {num_kept} classes kept for evaluation has two images, so there is "
             f"nothing to find; raise it{instead}"
         )
@@ -76,7 +77,7 @@ def looked_up_in(queries: ImageTable, gallery: ImageTable) -> ImageTable:
     Classes are the same where their names are.
 
     Raises:
-        ValueError: one of them is split into queries and gallery already, or they share no class.
+        BadInput: one of them is split into queries and gallery already, or they share no class.
     """
     from datasets import concatenate_datasets
 
@@ -84,9 +85,9 @@ def looked_up_in(queries: ImageTable, gallery: ImageTable) -> ImageTable:
     assert gallery.labels is not None
     for flag, table in (("--data", queries), ("--gallery", gallery)):
         if table.queries is not None:
-            raise ValueError(f"{flag} {table.name}: says itself which images are looked up in which; drop --gallery")
+            raise BadInput(f"{flag} {table.name}: says itself which images are looked up in which; drop --gallery")
     if not set(queries.classes) & set(gallery.classes):
-        raise ValueError(
+        raise BadInput(
             f"--gallery {gallery.name}: has no class of --data {queries.name} ({gallery.classes[0]}, ... but not "
             f"{queries.classes[0]}, ...); classes are compared by name"
         )

@@ -47,7 +47,7 @@ def prepare_benchmark(name: str, sources: list[str], root: str | None) -> None:
     """Writes the tables of a benchmark, with a progress bar, and says where they are.
 
     Raises:
-        ValueError: as `prepare`.
+        BadInput: as `prepare`.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -92,7 +92,7 @@ def describe_source(
         label_column: as in `open_source`.
 
     Raises:
-        ValueError: as `open_source`.
+        BadInput: as `open_source`.
     """
     import numpy as np
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from stml_semi.data.archives import Row
 from stml_semi.data.benchmarks import BENCHMARKS, HubCopy
 from stml_semi.data.store import num_classes, wrong_counts
+from stml_semi.errors import BadInput
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,11 +27,11 @@ def open_copy(name: str) -> Copy:
     """Downloads the copy of a benchmark into the cache of `datasets`.
 
     Raises:
-        ValueError: no copy is known, it cannot be had, or it is not what it should be.
+        BadInput: no copy is known, it cannot be had, or it is not what it should be.
     """
     known = BENCHMARKS[name].hub
     if known is None:
-        raise ValueError(f"data prepare {name}: no trustworthy copy on the hub; give its archive with --source")
+        raise BadInput(f"data prepare {name}: no trustworthy copy on the hub; give its archive with --source")
     parts = {part: _load(known, part) for part in _PARTS}
     splits: dict[str, list[Row]] = {part: [] for part in _PARTS}
     for part, dataset in parts.items():
@@ -43,7 +44,7 @@ def open_copy(name: str) -> Copy:
             splits[split].append(Row(f"{part}/{row:06d}", text))
     for split, rows in splits.items():
         if problem := wrong_counts(name, split, len(rows), num_classes(rows), None):
-            raise ValueError(f"--source hub: {problem}; {known.id} has changed, use the official archive")
+            raise BadInput(f"--source hub: {problem}; {known.id} has changed, use the official archive")
         rows.sort(key=lambda row: row.label)  # Class by class, like an archive.
 
     def read(row: Row) -> bytes:
@@ -60,9 +61,9 @@ def _load(known: HubCopy, part: str) -> "Dataset":
         dataset = datasets.load_dataset(known.id, revision=known.revision, split=part)
     except Exception as error:
         problem = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"--source hub: {known.id}: {problem}; go online, or use the official archive") from None
+        raise BadInput(f"--source hub: {known.id}: {problem}; go online, or use the official archive") from None
     assert isinstance(dataset, datasets.Dataset)
     for column in ("image", known.label):
         if column not in dataset.features:
-            raise ValueError(f"--source hub: {known.id} lacks a column '{column}'; use the official archive")
+            raise BadInput(f"--source hub: {known.id} lacks a column '{column}'; use the official archive")
     return dataset.select_columns(["image", known.label]).cast_column("image", datasets.Image(decode=False))

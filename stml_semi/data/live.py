@@ -12,7 +12,7 @@ from stml_semi import distributed
 from stml_semi.data.plan import Rows, mixed_rows, pool_rows, quotas
 from stml_semi.data.streams import ImageStream, Position, StreamSource, Stretch
 from stml_semi.data.tables import ImageTable
-from stml_semi.errors import RunFailed
+from stml_semi.errors import BadInput, RunFailed
 
 StreamRecord = dict[str, Any]
 """JSON: where every stream stood before and after a pool was read, and a digest of what was read."""
@@ -197,7 +197,7 @@ def shares(source: ImageTable | ImageStream, pool_size: int) -> list[Share]:
     """What the sources of a mixture or a stream give.
 
     Raises:
-        ValueError: one of them gives none.
+        BadInput: one of them gives none.
     """
     if isinstance(source, ImageStream):
         names = [part.name for part in source.sources]
@@ -207,7 +207,7 @@ def shares(source: ImageTable | ImageStream, pool_size: int) -> list[Share]:
         sizes = np.diff(source.starts).tolist()
     given = quotas(sizes, source.weights, pool_size)
     if 0 in given:
-        raise ValueError(
+        raise BadInput(
             f"--unlabeled {source.name}: {names[given.index(0)]} gives none of the {sum(given)} live images; raise its "
             f"weight or --pool-size, or leave it out"
         )
@@ -218,7 +218,7 @@ def num_live(source: ImageTable | ImageStream, pool_size: int) -> int:
     """Pictures of a pool; a stream may turn out to have fewer.
 
     Raises:
-        ValueError: a source of a mixture gives none.
+        BadInput: a source of a mixture gives none.
     """
     if isinstance(source, ImageTable) and not source.weights:
         return min(pool_size, len(source))

@@ -24,6 +24,7 @@ from stml_semi.data.loading import HANDLING
 from stml_semi.data.names import plain_car, plain_name
 from stml_semi.data.sources import open_source
 from stml_semi.data.tables import ImageTable
+from stml_semi.errors import BadInput
 from stml_semi.neighbors import nearest_neighbors
 
 MAX_DISTANCE = 24
@@ -50,11 +51,11 @@ def without(table: ImageTable, dropped: list[Dropped]) -> ImageTable:
     """The table without some of its rows.
 
     Raises:
-        ValueError: the rows are not those of this table.
+        BadInput: the rows are not those of this table.
     """
     rows = np.array([one.row for one in dropped], dtype=np.int64)
     if len(rows) and (rows.max() >= len(table) or any(table.describe(one.row) != one.image for one in dropped[:100])):
-        raise ValueError("--unlabeled has other images than when overlap.jsonl was written; bring the old ones back")
+        raise BadInput("--unlabeled has other images than when overlap.jsonl was written; bring the old ones back")
     kept = np.setdiff1d(np.arange(len(table)), rows)
     labels = None if table.labels is None else table.labels[kept]
     return replace(table, images=table.images.select(kept), labels=labels, rows=kept)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stml_semi.errors import BadInput
+
 Rows = NDArray[np.int64]
 
 # Streams of random numbers that must not repeat each other.
@@ -129,10 +131,10 @@ def _draw(rng: np.random.Generator, rows: Rows, count: int) -> Rows:
 def check_labeled(num_classes: int, classes_per_batch: int, images_per_class: int) -> None:
     """
     Raises:
-        ValueError: fewer classes than a batch draws.
+        BadInput: fewer classes than a batch draws.
     """
     if num_classes < classes_per_batch:
-        raise ValueError(
+        raise BadInput(
             f"--labeled has {num_classes} classes, but a batch draws {classes_per_batch}: lower --labeled-batch-size "
             f"to {num_classes * images_per_class} or raise --images-per-class"
         )
@@ -141,7 +143,7 @@ def check_labeled(num_classes: int, classes_per_batch: int, images_per_class: in
 def check_unlabeled(num_images: int, queries_per_batch: int, num_neighbors: int) -> None:
     """
     Raises:
-        ValueError: fewer images than a batch draws.
+        BadInput: fewer images than a batch draws.
     """
     needed = queries_per_batch * num_neighbors
     if num_images < needed:
@@ -151,4 +153,4 @@ def check_unlabeled(num_images: int, queries_per_batch: int, num_neighbors: int)
             if fitting
             else f"add images or lower --num-neighbors below {num_images + 1}"
         )
-        raise ValueError(f"--unlabeled has {num_images} images, but a batch draws {needed}: {fix}")
+        raise BadInput(f"--unlabeled has {num_images} images, but a batch draws {needed}: {fix}")

@@ -17,6 +17,7 @@ from stml_semi.data.archives import LAYOUTS, Row, find_archive
 from stml_semi.data.benchmarks import BENCHMARKS
 from stml_semi.data.hub_copies import open_copy
 from stml_semi.data.store import ROOT_VARIABLE, data_root, num_classes, read_archive
+from stml_semi.errors import BadInput
 
 HUB = "hub"
 """In place of an archive: the copy on the Hugging Face hub, where there is a trustworthy one."""
@@ -50,20 +51,20 @@ def prepare(name: str, given: list[str], root: str | None, report: Report) -> li
         report: for a progress bar.
 
     Raises:
-        ValueError: no such benchmark or source, an archive that is damaged or not the official one, another number of
+        BadInput: no such benchmark or source, an archive that is damaged or not the official one, another number of
             images than there should be, or a data root that cannot be written.
     """
     if name not in LAYOUTS:
-        raise ValueError(f"data prepare {name}: name one of {', '.join(LAYOUTS)}")
+        raise BadInput(f"data prepare {name}: name one of {', '.join(LAYOUTS)}")
     place = data_root(root)
     if place is None:
-        raise ValueError(f"data prepare {name}: say where to put it with --data-root or ${ROOT_VARIABLE}")
+        raise BadInput(f"data prepare {name}: say where to put it with --data-root or ${ROOT_VARIABLE}")
     if not given:
-        raise ValueError(f"data prepare {name}: name the archive, or the folder it was extracted to, with --source")
+        raise BadInput(f"data prepare {name}: name the archive, or the folder it was extracted to, with --source")
     sources = [] if given == [HUB] else [Path(source).expanduser() for source in given]
     for source in sources:
         if not source.exists():
-            raise ValueError(f"--source {source}: no such file or folder; check the path")
+            raise BadInput(f"--source {source}: no such file or folder; check the path")
     folder = place / name
     unpacked = folder / ".unpacked"
     try:
@@ -83,7 +84,7 @@ def prepare(name: str, given: list[str], root: str | None, report: Report) -> li
         shutil.rmtree(unpacked, ignore_errors=True)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise ValueError(f"data prepare {name}: {where}{error.strerror or error}; nothing is lost, try again") from None
+        raise BadInput(f"data prepare {name}: {where}{error.strerror or error}; nothing is lost, try again") from None
     return [table for table in done if table]
 
 
@@ -96,11 +97,11 @@ def _prepare_split(
             return None
         shown = f"--source {' --source '.join(map(str, sources))}"
         lacking = ", ".join(os.path.relpath(path, archive) for path in found.missing)
-        raise ValueError(f"{shown}: not the whole official archive of {name}: it lacks {lacking}")
+        raise BadInput(f"{shown}: not the whole official archive of {name}: it lacks {lacking}")
     try:
         rows = read_archive(name, split, found.folder)
-    except ValueError as error:
-        raise ValueError(f"--source {' --source '.join(map(str, sources))}: {error}") from None
+    except BadInput as error:
+        raise BadInput(f"--source {' --source '.join(map(str, sources))}: {error}") from None
     top = found.folder
     path = folder / f"{split}.parquet"
     return _finish(path, rows, lambda row: (top / row.path).read_bytes(), report, what=f"{name}:{split}")
@@ -123,7 +124,7 @@ def _unpack(sources: list[Path], folder: Path, report: Report) -> None:
     partial.mkdir()
     for source in sources:
         if source.is_dir():
-            raise ValueError(f"--source {source}: one folder, or files only")
+            raise BadInput(f"--source {source}: one folder, or files only")
         if not source.name.lower().endswith(_ARCHIVES):
             shutil.copy(source, partial)
             continue
@@ -131,7 +132,7 @@ def _unpack(sources: list[Path], folder: Path, report: Report) -> None:
             _unpack_one(source, partial, report)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
             problem = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"--source {source}: damaged ({problem}); download it again") from None
+            raise BadInput(f"--source {source}: damaged ({problem}); download it again") from None
     stamp.write_text(names)
     partial.rename(folder)
 

@@ -21,6 +21,7 @@ from stml_semi.data.shards import read_shards, shards_of
 from stml_semi.data.specs import checked_parts, shares_of
 from stml_semi.data.store import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.tables import Ask, ImageTable, Labels, listed, one_line, paths_dataset
+from stml_semi.errors import BadInput
 
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
@@ -53,7 +54,7 @@ def open_source(
         data_root: folder of the benchmarks that do not ship with the package. Default: $STML_DATA.
 
     Raises:
-        ValueError: one line with the flag and the fix.
+        BadInput: one line with the flag and the fix.
     """
     whole = Ask(spec, flag, labels, image_column, label_column, data_root)
     parts = checked_parts(whole)
@@ -115,7 +116,7 @@ def _open_benchmark(ask: Ask, name: str, split: str) -> ImageTable:
         else:
             assert place.table is not None
             table = _open_prepared(ask, place.table, name, split)
-    except ValueError as error:
+    except BadInput as error:
         text = str(error)
         raise (error if text.startswith(f"{ask.flag} ") else ask.error(text)) from None
     return replace(table, name=f"{name}:{split}", recall_at=known.recall_at)
@@ -141,7 +142,7 @@ def load_hub(ask: Ask, source: str, split: str, *, streaming: bool = False) -> A
     """A data set of the hub, `user/name` or `user/name@revision`: a `Dataset`, or an `IterableDataset`.
 
     Raises:
-        ValueError: it is not there, or cannot be opened; says why and what to do.
+        BadInput: it is not there, or cannot be opened; says why and what to do.
     """
     hint = _closest(source)
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?", source) or Path(source).suffix.lower() in READERS:

@@ -36,7 +36,7 @@ def checked_parts(whole: "Ask") -> list[Part]:
     """The sources that a user joined.
 
     Raises:
-        ValueError: one of them is empty, or their weights make no mixture.
+        BadInput: one of them is empty, or their weights make no mixture.
     """
     parts = split_parts(whole.spec)
     if not parts or not all(part.spec for part in parts):

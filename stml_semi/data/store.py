@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stml_semi.data.archives import LAYOUTS, Row, absent, find_archive
 from stml_semi.data.benchmarks import BENCHMARKS, Split
+from stml_semi.errors import BadInput
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +42,7 @@ def find_split(name: str, split: str, root: str | None) -> Place:
     """Where a split of a benchmark is.
 
     Raises:
-        ValueError: nowhere; says where it was looked for, what lacks, and how to get there. Flag and name are the
+        BadInput: nowhere; says where it was looked for, what lacks, and how to get there. Flag and name are the
             caller's to add.
     """
     known = BENCHMARKS[name].splits[split]
@@ -49,7 +50,7 @@ def find_split(name: str, split: str, root: str | None) -> Place:
         return Place(known.file, None)
     folder = data_root(root)
     if folder is None:
-        raise ValueError(
+        raise BadInput(
             f"is not on this machine as far as known; set --data-root or ${ROOT_VARIABLE} to the folder that holds it "
             f"(`cli.py data prepare {name} --source ARCHIVE --data-root FOLDER` puts it there)"
         )
@@ -65,7 +66,7 @@ def find_split(name: str, split: str, root: str | None) -> Place:
         fix = f"run `cli.py data prepare {name} --source ARCHIVE --data-root {folder}`"
         if any((folder / top).is_dir() for top in (name, *layout.top)):
             fix = f"extract the whole archive there, or {fix}"
-        raise ValueError(f"neither {table} nor {found.missing[0]} exists; {fix}")
+        raise BadInput(f"neither {table} nor {found.missing[0]} exists; {fix}")
     return Place(None, found.folder)
 
 
@@ -73,24 +74,24 @@ def read_archive(name: str, split: str, folder: Path) -> list[Row]:
     """Rows of a split, after their number and their files have been checked.
 
     Raises:
-        ValueError: another number of images or classes than there should be, files that are not there, or lists that
+        BadInput: another number of images or classes than there should be, files that are not there, or lists that
             are not what the publisher's are. Flag and name are the caller's to add.
     """
     try:
         rows = list(LAYOUTS[name].read(folder, split))
     except OSError as error:
-        raise ValueError(f"{error.filename}: {error.strerror}; make the archive in {folder} readable") from None
+        raise BadInput(f"{error.filename}: {error.strerror}; make the archive in {folder} readable") from None
     except (ValueError, KeyError, IndexError, StopIteration) as error:
         problem = " ".join(str(error).split())
-        raise ValueError(f"the lists in {folder} are not the official ones ({problem}); extract them again") from None
+        raise BadInput(f"the lists in {folder} are not the official ones ({problem}); extract them again") from None
     if lost := absent(folder, rows):
-        raise ValueError(
+        raise BadInput(
             f"{len(lost):,} of the {len(rows):,} listed images are missing in {folder}, such as {lost[0]}; extract the "
             f"whole archive"
         )
     num_queries = sum(row.query for row in rows)
     if problem := wrong_counts(name, split, len(rows), num_classes(rows), num_queries):
-        raise ValueError(f"{problem}; {folder} is not the whole official archive, or not this one")
+        raise BadInput(f"{problem}; {folder} is not the whole official archive, or not this one")
     return rows
 
 
@@ -129,7 +130,7 @@ def open_archive(name: str, split: str, folder: Path, *, with_labels: bool) -> O
     """Images of a split where the archive lies, without a copy of them.
 
     Raises:
-        ValueError: as `read_archive`.
+        BadInput: as `read_archive`.
     """
     from stml_semi.data.tables import paths_dataset
 
@@ -156,7 +157,7 @@ def presence(name: str, root: str | None) -> str:
     for split in BENCHMARKS[name].splits:
         try:
             place = find_split(name, split, root)
-        except ValueError:
+        except BadInput:
             continue
         states["prepared" if place.table else "archive"] += 1
     if not states:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stml_semi.data.benchmarks import DEFAULT_RECALL_AT
+from stml_semi.errors import BadInput
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,8 +88,8 @@ class Ask:
     label_column: str | None
     data_root: str | None = None
 
-    def error(self, problem: str) -> ValueError:
-        return ValueError(f"{self.flag} {self.spec}: {problem}")
+    def error(self, problem: str) -> BadInput:
+        return BadInput(f"{self.flag} {self.spec}: {problem}")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from stml_semi.data.sources import load_hub, open_part, open_source, split_spec
 from stml_semi.data.specs import checked_parts, shares_of
 from stml_semi.data.streams import ImageStream, StreamSource
 from stml_semi.data.tables import Ask, ImageTable, listed
+from stml_semi.errors import BadInput
 
 # Shards that are read in turn: neighbors in a shard are often alike. Each costs the memory of what it reads ahead: of
 # parquet files of the hub that is all of the file.
@@ -40,7 +41,7 @@ def open_unlabeled(
         label_column: column of classes that are known; None looks for none.
 
     Raises:
-        ValueError: one line with the flag and the fix.
+        BadInput: one line with the flag and the fix.
     """
     flag = "--unlabeled"
     if not stream:
@@ -53,7 +54,7 @@ def open_unlabeled(
             data_root=data_root,
         )
     if label_column is not None:
-        raise ValueError("--unlabeled-label-column is for tables: leave it or --unlabeled-stream out")
+        raise BadInput("--unlabeled-label-column is for tables: leave it or --unlabeled-stream out")
     whole = Ask(spec, flag, "ignored", image_column, None, data_root)
     parts = checked_parts(whole)
     sources = tuple(_open(replace(whole, spec=part.spec), seed) for part in parts)

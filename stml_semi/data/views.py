@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from stml_semi.errors import BadInput
+
 AUGMENTS: tuple[str, ...] = ("paper", "strong", "glyph", "none")
 
 # Of random crops: the least share of the area, and the least side over the other.
@@ -69,7 +71,7 @@ def augment(pixels: Tensor, *, preset: str, size: tuple[int, int], rng: np.rando
             return _wiggle(_resize(pixels, size), rng)
         case "none":
             return _resize(pixels, size)
-    raise ValueError(f"--augment '{preset}' is unknown: choose one of {', '.join(AUGMENTS)}")
+    raise BadInput(f"--augment '{preset}' is unknown: choose one of {', '.join(AUGMENTS)}")
 
 
 def fine_enough(
@@ -226,12 +228,12 @@ def view_size(processor: Any) -> tuple[int, int]:
     Found by asking it: sizes are spelled in a dozen ways, and some processors crop without saying so.
 
     Raises:
-        ValueError: the size follows the picture, or the result is no picture.
+        BadInput: the size follows the picture, or the result is no picture.
     """
     made = {tuple(eval_view(Image.new("RGB", size), processor).shape) for size in ((300, 300), (400, 300), (200, 500))}
     shape = made.pop()
     if made or len(shape) != 3 or shape[0] != 3:
-        raise ValueError(
+        raise BadInput(
             f"--backbone: {type(processor).__name__} does not make RGB pictures of one size: set "
             f"--image-size, or take a backbone whose image processor crops or resizes to a fixed size"
         )
@@ -245,13 +247,13 @@ def normalization(processor: Any) -> Normalization:
     processors that keep their numbers elsewhere.
 
     Raises:
-        ValueError: the processor does something else to colors.
+        BadInput: the processor does something else to colors.
     """
     black, white, gray = (_middle_color(processor, level) for level in (0, 255, 51))
     std = 1 / (white - black)
     mean = -black * std
     if not torch.allclose((0.2 - mean) / std, gray, atol=1e-4):
-        raise ValueError(
+        raise BadInput(
             f"--backbone: {type(processor).__name__} does more to colors than subtract a mean and "
             f"divide by a std, so training views cannot match it: take another backbone"
         )

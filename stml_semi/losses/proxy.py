@@ -7,6 +7,8 @@ import re
 import torch
 from torch import Tensor, nn
 
+from stml_semi.errors import BadInput
+
 # Where the paper's settings are not the library's defaults.
 _SETTINGS: dict[str, dict[str, float]] = {"proxy_anchor": {"margin": 0.1, "alpha": 32}}
 
@@ -29,14 +31,14 @@ class LabeledLoss(nn.Module):
             embedding_dim: width d of the embeddings.
 
         Raises:
-            ValueError: unknown name (with the closest match).
+            BadInput: unknown name (with the closest match).
         """
         super().__init__()
         losses = labeled_losses()
         if name not in losses:
             close = difflib.get_close_matches(name, losses, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(losses)}"
-            raise ValueError(f"--labeled-loss {name}: no such loss; {hint}")
+            raise BadInput(f"--labeled-loss {name}: no such loss; {hint}")
         sizes = {"num_classes": num_classes, "embedding_size": embedding_dim}
         accepted = _arguments(losses[name])
         fitting = {key: size for key, size in sizes.items() if key in accepted}

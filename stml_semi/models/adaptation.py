@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from stml_semi.errors import BadInput
 from stml_semi.models.noise import replayed_noise
 
 
@@ -17,11 +18,11 @@ def find_blocks(backbone: nn.Module) -> list[str]:
     """Names of the repeated parts of a backbone, in order: layers of a ViT, stages of a ResNet, ConvNeXt or Swin.
 
     Raises:
-        ValueError: the backbone has none.
+        BadInput: the backbone has none.
     """
     lists = [name for name, module in backbone.named_modules() if _is_list_of_blocks(module)]
     if not lists:
-        raise ValueError(
+        raise BadInput(
             f"{type(backbone).__name__} has no list of layers: leave out --train-layers, --lora-rank, --layer-decay "
             f"and --gradient-checkpointing"
         )
@@ -64,13 +65,13 @@ def freeze_prefix(backbone: nn.Module, train_layers: str) -> None:
         train_layers: all, or last:N. last:0 trains the heads alone.
 
     Raises:
-        ValueError: more blocks than there are.
+        BadInput: more blocks than there are.
     """
     if train_layers == "all":
         return
     wanted, count = int(train_layers.removeprefix("last:")), len(find_blocks(backbone))
     if wanted > count:
-        raise ValueError(f"--train-layers {train_layers}: this backbone has {count} blocks; take last:{count} or all")
+        raise BadInput(f"--train-layers {train_layers}: this backbone has {count} blocks; take last:{count} or all")
     for name, depth in depths(backbone).items():
         if wanted == 0 or depth <= count - wanted:
             backbone.get_parameter(name).requires_grad_(False)
@@ -86,7 +87,7 @@ def add_lora(backbone: nn.Module, rank: int) -> None:
         rank: of the updates, which are scaled by 2 (alpha = 2 x rank).
 
     Raises:
-        ValueError: the blocks have no linear layers (a ResNet, say).
+        BadInput: the blocks have no linear layers (a ResNet, say).
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -97,7 +98,7 @@ def add_lora(backbone: nn.Module, rank: int) -> None:
         if isinstance(module, nn.Linear) and name.startswith(prefixes) and module.weight.requires_grad
     ]
     if not linear:
-        raise ValueError(f"--lora-rank: {type(backbone).__name__} has no linear layers to adapt; it is meant for ViTs")
+        raise BadInput(f"--lora-rank: {type(backbone).__name__} has no linear layers to adapt; it is meant for ViTs")
     targets = "|".join(re.escape(name) for name in linear)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=f"({targets})"), backbone)
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from stml_semi.errors import BadInput
+
 EMBEDDED = Path(__file__).parent / "embedded"
 
 
@@ -37,7 +39,7 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
         image_size: side of the input in pixels; position embeddings are resampled where they depend on it.
 
     Raises:
-        ValueError: not found, or not an image backbone.
+        BadInput: not found, or not an image backbone.
     """
     from transformers import AutoConfig, AutoImageProcessor
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -54,10 +56,10 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
         config = AutoConfig.from_pretrained(path)
         config = getattr(config, "vision_config", config)
         if type(config) not in MODEL_MAPPING:
-            raise ValueError(f"transformers has no AutoModel for '{config.model_type}'")
+            raise BadInput(f"transformers has no AutoModel for '{config.model_type}'")
         model_class: Any = MODEL_MAPPING[type(config)]
         if model_class.main_input_name != "pixel_values":
-            raise ValueError(f"'{config.model_type}' does not take images")
+            raise BadInput(f"'{config.model_type}' does not take images")
         # A ViT's pooler is a layer of its masked-language ancestors: random unless it was trained, and not used here.
         options = (
             {"add_pooling_layer": False}
@@ -71,7 +73,7 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
         processor = AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
+        raise BadInput(
             f"{flag} {name}: {reason} - give a folder with config.json, model.safetensors and "
             f"preprocessor_config.json, a hub id such as facebook/dinov2-small, or tiny-resnet"
         ) from error
@@ -82,7 +84,7 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
     random = sorted({*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])})
     used = [key for key in random if not key.startswith("pooler.")]
     if used:
-        raise ValueError(
+        raise BadInput(
             f"{flag} {name}: its file lacks {len(used)} of the model's weights ({used[0]}, ...), which would be "
             f"random: is config.json that of these weights?"
         )
@@ -101,9 +103,7 @@ def _switch_off_batch_noise(config: Any) -> None:
 def resize(model: Any, processor: Any, image_size: int) -> Backbone:
     """The same backbone for another input size, saved as such: whoever opens the export needs no extra argument."""
     if model.config.model_type == "timm_wrapper":
-        raise ValueError(
-            "--image-size: timm backbones keep their size; take an id that was trained at the size you want"
-        )
+        raise BadInput("--image-size: timm backbones keep their size; take an id that was trained at the size you want")
     processor = type(processor).from_dict({**processor.to_dict(), **_scaled_sizes(processor, image_size)})
     if getattr(model.config, "image_size", None) not in (None, image_size):
         native = model.state_dict()
@@ -137,7 +137,7 @@ def _resample_positions(positions: Tensor, shape: torch.Size) -> Tensor:
     old_side, new_side = int(old**0.5), int(new**0.5)
     prefix = old - old_side**2
     if new - new_side**2 != prefix or positions.shape[-1] != shape[-1]:
-        raise ValueError("--image-size: this backbone's positions do not resample; leave --image-size out")
+        raise BadInput("--image-size: this backbone's positions do not resample; leave --image-size out")
     flat = positions.reshape(old, -1)
     grid = flat[prefix:].T.reshape(1, -1, old_side, old_side)
     grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)

@@ -2,6 +2,7 @@
 
 from stml_semi.config import TrainConfig
 from stml_semi.data.views import normalization, view_size
+from stml_semi.errors import BadInput
 from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_prefix
 from stml_semi.models.backbone import Backbone, open_backbone
 from stml_semi.models.embedder import Embedder, freeze_unused, resolve_pooling
@@ -11,7 +12,7 @@ from stml_semi.models.torchvision_layout import open_resnet50
 def open_configured_backbone(config: TrainConfig) -> Backbone:
     """
     Raises:
-        ValueError: naming the flag and the fix.
+        BadInput: naming the flag and the fix.
     """
     if config.backbone_weights:
         return open_resnet50(config.backbone_weights, image_size=config.image_size)
@@ -22,7 +23,7 @@ def build_embedder(config: TrainConfig, backbone: Backbone) -> Embedder:
     """The model of a configuration; its heads are random (torch's generator), so seed before.
 
     Raises:
-        ValueError: a pooling, or a way to train it, that the backbone cannot do.
+        BadInput: a pooling, or a way to train it, that the backbone cannot do.
     """
     size = view_size(backbone.processor)
     freeze_prefix(backbone.model, config.train_layers)
@@ -41,7 +42,7 @@ def build_embedder(config: TrainConfig, backbone: Backbone) -> Embedder:
     )
     freeze_unused(embedder, size)
     if config.compile and embedder.is_random:
-        raise ValueError(
+        raise BadInput(
             "--compile: this backbone uses dropout or stochastic depth, whose draws are not compiled; leave it out"
         )
     return embedder

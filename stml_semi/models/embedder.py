@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stml_semi.config import Pooling
 from stml_semi.data.views import Normalization
+from stml_semi.errors import BadInput
 from stml_semi.models.backbone import probe
 from stml_semi.models.noise import KeyedNoise, is_random
 
@@ -41,7 +42,7 @@ def resolve_pooling(pooling: Pooling, backbone: Any, size: tuple[int, int]) -> P
     """The pooling that fits a backbone, found by looking at its output.
 
     Raises:
-        ValueError: the backbone has no such output.
+        BadInput: the backbone has no such output.
     """
     output = probe(backbone, size)
     features = output.last_hidden_state
@@ -56,11 +57,11 @@ def resolve_pooling(pooling: Pooling, backbone: Any, size: tuple[int, int]) -> P
         else:
             pooling = "cls" if prefix else "mean"
     if pooling == "cls" and not prefix:
-        raise ValueError(f"--pooling cls: {kind} has no class token; use mean or mean_max")
+        raise BadInput(f"--pooling cls: {kind} has no class token; use mean or mean_max")
     if pooling == "mean_max" and prefix:
-        raise ValueError(f"--pooling mean_max is for feature maps, and {kind} has a class token: use cls or mean")
+        raise BadInput(f"--pooling mean_max is for feature maps, and {kind} has a class token: use cls or mean")
     if pooling == "pooler" and getattr(output, "pooler_output", None) is None:
-        raise ValueError(f"--pooling pooler: {kind} has no pooler; use {'mean_max' if is_map else 'cls or mean'}")
+        raise BadInput(f"--pooling pooler: {kind} has no pooler; use {'mean_max' if is_map else 'cls or mean'}")
     width = output.pooler_output.flatten(1).shape[1] if pooling == "pooler" else features.shape[1 if is_map else -1]
     return Pool(pooling, prefix, width)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stml_semi.errors import BadInput
 from stml_semi.models.backbone import Backbone, resize
 
 # Where trainers put the weights in their files; DINO's teacher is the better of its two.
@@ -27,7 +28,7 @@ def open_resnet50(file: str, *, image_size: int | None = None) -> Backbone:
         image_size: side of the input in pixels, default 224.
 
     Raises:
-        ValueError: no such file, or no ResNet-50 in it.
+        BadInput: no such file, or no ResNet-50 in it.
     """
     import transformers as tr
 
@@ -39,7 +40,7 @@ def open_resnet50(file: str, *, image_size: int | None = None) -> Backbone:
     wrong = [key for key, value in wanted.items() if key not in named or named[key].shape != value.shape]
     if wrong or len(named) != len(wanted):
         problem = f"{wrong[0]} is missing or of another shape" if wrong else "it has more layers"
-        raise ValueError(f"--backbone-weights {file}: is no ResNet-50 ({problem}); give one of width 1 and 50 layers")
+        raise BadInput(f"--backbone-weights {file}: is no ResNet-50 ({problem}); give one of width 1 and 50 layers")
     model.load_state_dict({key: value.float() for key, value in named.items()}, strict=False)
     processor = tr.BitImageProcessor(
         size={"shortest_edge": 256},
@@ -55,7 +56,7 @@ def open_resnet50(file: str, *, image_size: int | None = None) -> Backbone:
 def _read(file: str) -> dict[str, Any]:
     path = Path(file).expanduser()
     if not path.is_file():
-        raise ValueError(f"--backbone-weights {file}: no such file; give a .pth or .safetensors file")
+        raise BadInput(f"--backbone-weights {file}: no such file; give a .pth or .safetensors file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -67,7 +68,7 @@ def _read(file: str) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Damaged files raise nearly everything.
         reason = " ".join(str(error).split())[:150]
-        raise ValueError(
+        raise BadInput(
             f"--backbone-weights {file}: cannot be read without running code from it ({reason}); save the tensors "
             f"alone, as safetensors"
         ) from None
@@ -84,7 +85,7 @@ def _encoder(content: dict[str, Any], file: str) -> dict[str, Tensor]:
     prefixes = [key.removesuffix(_FIRST) for key in tensors if key.endswith(_FIRST)]
     prefixes = [prefix for prefix in prefixes if prefix + _LAST in tensors]
     if not prefixes:
-        raise ValueError(
+        raise BadInput(
             f"--backbone-weights {file}: holds no ResNet-50 in torchvision's layout (conv1, layer1 ... layer4); for "
             f"other models use --backbone"
         )

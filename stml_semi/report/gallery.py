@@ -98,7 +98,7 @@ def build_gallery(
         num_workers: decoding processes.
 
     Raises:
-        ValueError: nothing to find, or a model whose embeddings are not finite.
+        BadInput: nothing to find, or a model whose embeddings are not finite.
     """
     num_queries = int(np.clip(1200 // (10 * len(models)), 12, 60))
     retrievers = [model.retriever for model in models]

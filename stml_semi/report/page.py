@@ -10,6 +10,7 @@ import torch
 from stml_semi import distributed
 from stml_semi.config import TrainConfig, flag
 from stml_semi.data.loading import default_num_workers
+from stml_semi.errors import BadInput
 from stml_semi.hub import load
 from stml_semi.report.affinities import affinity_charts
 from stml_semi.report.charts import letter, score_charts, training_charts
@@ -72,7 +73,7 @@ def write_report(runs: Sequence[ReportedRun], target: Path, *, device: torch.dev
         device: where the models embed.
 
     Raises:
-        ValueError: models and pictures that do not go together.
+        BadInput: models and pictures that do not go together.
         OSError: the file cannot be written.
     """
     pictures, notes = Pictures(), [run.problem for run in runs if run.problem]
@@ -188,7 +189,7 @@ def _view(
                 device=device,
                 num_workers=default_num_workers(distributed.local_world_size()),
             )
-        except ValueError as error:
+        except BadInput as error:
             notes.append(f"{run.folder.path}: the unlabeled pictures are not shown: {error}.")
     bad = run.folder.bad_lines()
     sittings = run.folder.sittings()

@@ -69,7 +69,7 @@ def frozen_backbone(config: TrainConfig, device: torch.device | str) -> Retrieve
     """The backbone as a run found it, with the pooling that the run used.
 
     Raises:
-        ValueError: it cannot be opened any more.
+        BadInput: it cannot be opened any more.
     """
     backbone = open_configured_backbone(config)
     pool = resolve_pooling(config.pooling, backbone.model, view_size(backbone.processor))
@@ -118,7 +118,7 @@ def search(
         seed: of the sample and the random queries.
 
     Raises:
-        ValueError: nothing to find, or embeddings that are not finite.
+        BadInput: nothing to find, or embeddings that are not finite.
     """
     assert table.labels is not None
     sample = choose_rows(

@@ -16,7 +16,7 @@ from stml_semi.data.live import Live
 from stml_semi.data.pool import UnlabeledPool
 from stml_semi.data.streams import ImageStream
 from stml_semi.data.tables import ImageTable
-from stml_semi.errors import RunFailed
+from stml_semi.errors import BadInput, RunFailed
 from stml_semi.evaluation import embed_table
 from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.models.embedder import Embedder
@@ -78,7 +78,7 @@ def open_last_pool(
         num_workers: decoding processes.
 
     Raises:
-        ValueError: the pool names rows that the table does not have, so it is of another source; or the checkpoint
+        BadInput: the pool names rows that the table does not have, so it is of another source; or the checkpoint
             or the stream cannot be read.
     """
     found = list_checkpoints(checkpoints)
@@ -90,7 +90,7 @@ def open_last_pool(
         if pool.table is None:
             return None
         if isinstance(source, ImageTable) and pool.table.rows.max() >= len(source):
-            raise ValueError(
+            raise BadInput(
                 f"the pool names row {pool.table.rows.max()}, and {source.name} has {len(source)} pictures now"
             )
         backbone = open_configured_backbone(config)
@@ -98,10 +98,10 @@ def open_last_pool(
         embedder.load_state_dict(read_module(found[-1], TEACHER))
     except (OSError, KeyError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{found[-1].name} cannot be read ({reason})") from None
+        raise BadInput(f"{found[-1].name} cannot be read ({reason})") from None
     try:
         live = pool.live.again(pool.table.refresh, pool.table.stream)
     except (OSError, RunFailed) as error:
-        raise ValueError(str(error)) from None
+        raise BadInput(str(error)) from None
     step = int(found[-1].name.removeprefix("step-"))
     return LastPool(step, pool, live, embedder.eval().to(device), backbone.processor, device, num_workers)

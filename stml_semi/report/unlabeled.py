@@ -76,7 +76,7 @@ def view_pool(
         num_workers: decoding processes.
 
     Raises:
-        ValueError: the pool is of another source, or it or the checkpoint cannot be read.
+        BadInput: the pool is of another source, or it or the checkpoint cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="stml-semi-pool-") as folder:
         last = open_last_pool(config, checkpoints, unlabeled, Path(folder), device=device, num_workers=num_workers)
