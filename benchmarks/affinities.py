@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from stml_semi.config import TrainConfig
-from stml_semi.data.sources import open_source
-from stml_semi.evaluation import embed_table
-from stml_semi.health import agreement, spread
+from stml_semi.data.sources.open_source import open_source
 from stml_semi.losses.distances import normalize, pairwise_squared_distances
 from stml_semi.losses.neighborhoods import neighborhood_overlap
 from stml_semi.losses.relations import calibrated_sigma, contextual_affinity, pooled_affinity
 from stml_semi.models.build import build_embedder, open_configured_backbone
-from stml_semi.refresh import find_neighborhoods
+from stml_semi.models.evaluation import embed_table
+from stml_semi.training.health import agreement, spread
+from stml_semi.training.neighborhoods import find_neighborhoods
 
 DEFAULT = "tiny-resnet,random-tiny-resnet,random-resnet18,random-vit,random-dinov2"
 PUBLISHED = 3.0

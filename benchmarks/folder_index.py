@@ -16,7 +16,7 @@ from unittest import mock
 
 from datasets import config
 
-from stml_semi.data.sources import open_source
+from stml_semi.data.sources.open_source import open_source
 
 _LONG_AGO = 1_600_000_000
 """Directories that have just changed are not remembered; these are said to be old."""

@@ -29,9 +29,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import stml_semi.data.images as reader
-from stml_semi.data.cache import cached
-from stml_semi.data.loading import Steps, ViewSettings, showing
-from stml_semi.data.tables import ImageTable, image_dataset
+from stml_semi.data.batches.loading import Steps, ViewSettings, showing
+from stml_semi.data.image_table import ImageTable, image_dataset
+from stml_semi.data.picture_cache import cached
 
 NUM_PICTURES = 64
 USUAL, BARE, OURS, PILLOW, RAW, RAW_SMALL, JPEG_SMALL = WAYS = (

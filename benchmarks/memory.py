@@ -26,7 +26,7 @@ from stml_semi.losses.relations import contextual_affinity
 from stml_semi.losses.stml import stml_loss
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.teacher import Teacher
-from stml_semi.optimization import make_optimizer
+from stml_semi.training.optimizer import make_optimizer
 
 SIZES: tuple[int | None, ...] = (None, 64, 32, 16, 8)
 

@@ -26,16 +26,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stml_semi.config import TrainConfig
-from stml_semi.data.loading import Steps, ViewSettings
-from stml_semi.data.plan import LabeledPlan, UnlabeledPlan
-from stml_semi.data.sources import open_source
+from stml_semi.data.batches.loading import Steps, ViewSettings
+from stml_semi.data.batches.plan import LabeledPlan, UnlabeledPlan
+from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.views import Normalization
 from stml_semi.losses.relations import contextual_affinity
 from stml_semi.losses.stml import stml_loss
 from stml_semi.models.embedder import Embedder, resolve_pooling
 from stml_semi.models.teacher import Teacher
-from stml_semi.objective import Labeled, Objective, Unlabeled
-from stml_semi.optimization import make_optimizer
+from stml_semi.training.objective import Labeled, Objective, Unlabeled
+from stml_semi.training.optimizer import make_optimizer
 
 STUDENT, TEACHER, LOSSES, BACKWARD, OPTIMIZER, EMA = PARTS = (
     "student forward",

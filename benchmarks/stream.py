@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from stml_semi.data.live import live_images
-from stml_semi.data.unlabeled import open_unlabeled
+from stml_semi.data.batches.live_images import live_images
+from stml_semi.data.sources.open_unlabeled import open_unlabeled
 
 _BYTES = 65_536
 _SHARDS = 10

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stml_semi.data.sources import open_source
-from stml_semi.data.tables import ImageTable
-from stml_semi.evaluation import embed_table
-from stml_semi.hub import load
-from stml_semi.sheet import Found, draw, find
+from stml_semi.data.image_table import ImageTable
+from stml_semi.data.sources.open_source import open_source
+from stml_semi.models.evaluation import embed_table
+from stml_semi.report.neighbor_sheet import Found, draw, find
+from stml_semi.sharing.load import load
 
 NUM_NEIGHBORS = 8
 

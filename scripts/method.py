@@ -16,15 +16,15 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import read_image
-from stml_semi.data.sources import open_source
-from stml_semi.data.tables import ImageTable
-from stml_semi.evaluation import embed_table
-from stml_semi.hub import load
+from stml_semi.data.sources.open_source import open_source
 from stml_semi.losses.distances import normalize, pairwise_squared_distances
 from stml_semi.losses.neighborhoods import neighborhood_overlap
 from stml_semi.losses.relations import calibrated_sigma
+from stml_semi.models.evaluation import embed_table
 from stml_semi.neighbors import nearest_neighbors
+from stml_semi.sharing.load import load
 
 INK, PAPER, TRAINED, SLOW, LOSS = "#1f2328", "#ffffff", "#dbeafe", "#e7e5e4", "#fef3c7"
 NUM_CLASSES, PER_CLASS = 6, 5

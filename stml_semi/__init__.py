@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stml_semi.config import TrainConfig
-    from stml_semi.hub import load
-    from stml_semi.index import Index
     from stml_semi.metrics import retrieval_metrics
-    from stml_semi.scoring import evaluate_model as evaluate
+    from stml_semi.search.index import Index
+    from stml_semi.sharing.evaluate import evaluate_model as evaluate
+    from stml_semi.sharing.load import load
 
 __version__ = "0.1.0"
 __all__ = ["Index", "TrainConfig", "__version__", "evaluate", "load", "retrieval_metrics"]
 
 # Importing torch and transformers takes seconds: only those who use a name wait for what it needs.
 _HOMES = {
-    "Index": "index:Index",
+    "Index": "search.index:Index",
     "TrainConfig": "config:TrainConfig",
-    "evaluate": "scoring:evaluate_model",
-    "load": "hub:load",
+    "evaluate": "sharing.evaluate:evaluate_model",
+    "load": "sharing.load:load",
     "retrieval_metrics": "metrics:retrieval_metrics",
 }
 

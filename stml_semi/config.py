@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from stml_semi.errors import BadInput
+from stml_semi.runtime.errors import BadInput
 
 T = TypeVar("T")
 # The panel of `--help` in which a field is listed.

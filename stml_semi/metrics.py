@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stml_semi.errors import BadInput
 from stml_semi.neighbors import Gallery, check_embeddings
+from stml_semi.runtime.errors import BadInput
 
 
 class QueryScores(NamedTuple):

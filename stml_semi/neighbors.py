@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stml_semi.errors import BadInput
+from stml_semi.runtime.errors import BadInput
 
 _CHUNK, _TILE = 1024, 16384
 _BLOCK = 1024  # Rows that are converted to float64 at a time.

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
+from helpers.pictures import write_pictures
+from helpers.real_runs import train
+from helpers.shared import once
 from PIL import Image
-from real_runs import train
 
-pytest_plugins = ["source_helpers"]
+pytest_plugins = ["helpers.source_helpers"]
 torch.set_num_threads(1)
 
 SIZE = 32
@@ -106,31 +107,6 @@ def pictures() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     small = rng.integers(0, 255, (8, 5, 6, 3), dtype=np.uint8)
     return [Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC) for pixels in small]
-
-
-def write_pictures(folder: Path, count: int, *, seed: int = 0, side: int = 24) -> list[Path]:
-    """PNG files 0.png, 1.png, ... that look alike for one seed: a class."""
-    rng = np.random.default_rng(seed)
-    base = rng.integers(0, 255, (4, 4, 3))
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for i in range(count):
-        pixels = np.clip(base + rng.normal(0, 25, base.shape), 0, 255).astype(np.uint8)
-        paths.append(folder / f"{i}.png")
-        Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(paths[-1])
-    return paths
-
-
-def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that one of several test processes fills, and all of them read."""
-    place = tmp_path_factory.getbasetemp()
-    folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / name
-    with FileLock(f"{folder}.lock"):
-        if not folder.with_suffix(".done").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            make(folder)
-            folder.with_suffix(".done").touch()
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import miniature
 import numpy as np
 import pytest
-from conftest import write_pictures
-from docs_blocks import ROOT, TRAINING, Block, check_flags, commands, parse_only, prose, read_blocks, run_line
+from helpers import miniature
+from helpers.docs_blocks import ROOT, TRAINING, Block, check_flags, commands, parse_only, prose, read_blocks, run_line
+from helpers.pictures import write_pictures
 from PIL import Image
 
-from stml_semi.data import benchmarks
+from stml_semi.data.benchmarks import facts as benchmarks
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BACKBONES = {
@@ -130,7 +130,7 @@ class _named:
 def _only_checked(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.fullmatch(r"no-run: \S.*", block.info), f"line {block.line}: say why: ```bash no-run: REASON"
     subprocess.run(["bash", "-n", "-c", block.text], check=True)
-    monkeypatch.setattr("stml_semi.resolve.check_installed", lambda names: None)
+    monkeypatch.setattr("stml_semi.training.resolve.check_installed", lambda names: None)
     for line in commands(block.text) if "#SBATCH" not in block.text else block.text.replace("\\\n", " ").splitlines():
         parse_only(line)
 
@@ -144,7 +144,7 @@ def test_commands_are_in_fenced_blocks_and_flags_in_sentences_exist(page):
             check_flags(inline.replace("...", "").split())
     from typer.main import get_command
 
-    from stml_semi.cli import app
+    from stml_semi.cli.app import app
 
     known = {"--help", *(o for c in _all_commands(get_command(app)) for p in c.params for o in p.opts)}
     said = {

@@ -1,1 +1,1 @@
-"""From what the user names on the command line to batches of pixels."""
+"""Images: sources, tables, views, batches."""

@@ -17,15 +17,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from stml_semi import distributed
-from stml_semi.data.benchmarks import benchmark_of
+from stml_semi.data.batches.loading import HANDLING
+from stml_semi.data.benchmarks.class_names import plain_car, plain_name
+from stml_semi.data.benchmarks.facts import benchmark_of
+from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, encoded, read_image
-from stml_semi.data.loading import HANDLING
-from stml_semi.data.names import plain_car, plain_name
-from stml_semi.data.sources import open_source
-from stml_semi.data.tables import ImageTable
-from stml_semi.errors import BadInput
+from stml_semi.data.sources.open_source import open_source
 from stml_semi.neighbors import nearest_neighbors
+from stml_semi.runtime import distributed
+from stml_semi.runtime.errors import BadInput
 
 MAX_DISTANCE = 24
 """Bits, of 256, in which the hashes of near-duplicates differ at most."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from stml_semi.errors import BadInput
+from stml_semi.runtime.errors import BadInput
 
 AUGMENTS: tuple[str, ...] = ("paper", "strong", "glyph", "none")
 

@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from stml_semi.errors import BadInput
+from stml_semi.runtime.errors import BadInput
 
 # Where the paper's settings are not the library's defaults.
 _SETTINGS: dict[str, dict[str, float]] = {"proxy_anchor": {"margin": 0.1, "alpha": 32}}

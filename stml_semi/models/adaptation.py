@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stml_semi.errors import BadInput
-from stml_semi.models.noise import replayed_noise
+from stml_semi.models.keyed_noise import replayed_noise
+from stml_semi.runtime.errors import BadInput
 
 
 def find_blocks(backbone: nn.Module) -> list[str]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from stml_semi.errors import BadInput
+from stml_semi.runtime.errors import BadInput
 
 EMBEDDED = Path(__file__).parent / "embedded"
 

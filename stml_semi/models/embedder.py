@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from stml_semi.config import Pooling
 from stml_semi.data.views import Normalization
-from stml_semi.errors import BadInput
 from stml_semi.models.backbone import probe
-from stml_semi.models.noise import KeyedNoise, is_random
+from stml_semi.models.keyed_noise import KeyedNoise, is_random
+from stml_semi.runtime.errors import BadInput
 
 # Vision towers whose pooler was trained: their class token alone lacks the last norm (CLIP) or does not exist (SigLIP).
 _TRAINED_POOLER = {"clip_vision_model", "siglip_vision_model", "siglip2_vision_model"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stml_semi.report.projection import Projected
+from stml_semi.report.retrieval.projection import Projected
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

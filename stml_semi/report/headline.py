@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from stml_semi.best import exported_step, is_validation
-from stml_semi.report.gallery import Assessed, Gallery
-from stml_semi.report.intervals import Interval
+from stml_semi.report.retrieval.gallery import Assessed, Gallery
+from stml_semi.report.retrieval.intervals import Interval
+from stml_semi.training.best_student import exported_step, is_validation
 
 # Precision may differ a little from the run's (bf16 there, float32 here); more than this is another model.
 _SAME = 0.005

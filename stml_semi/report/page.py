@@ -7,21 +7,21 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stml_semi import distributed
 from stml_semi.config import TrainConfig, flag
-from stml_semi.data.loading import default_num_workers
-from stml_semi.errors import BadInput
-from stml_semi.hub import load
-from stml_semi.report.affinities import affinity_charts
+from stml_semi.data.batches.loading import default_num_workers
 from stml_semi.report.charts import letter, score_charts, training_charts
-from stml_semi.report.gallery import Gallery, Model, build_gallery, score_columns
 from stml_semi.report.headline import headlines, percent
 from stml_semi.report.pictures import Pictures
-from stml_semi.report.pool_sample import DUPLICATE
-from stml_semi.report.retrieval import frozen_backbone
-from stml_semi.report.unlabeled import PoolView, view_pool
-from stml_semi.run_folder import RunFolder
-from stml_semi.survey import Tables
+from stml_semi.report.retrieval.gallery import Gallery, Model, build_gallery, score_columns
+from stml_semi.report.retrieval.sample import frozen_backbone
+from stml_semi.report.unlabeled.affinities import affinity_charts
+from stml_semi.report.unlabeled.pool_sample import DUPLICATE
+from stml_semi.report.unlabeled.pool_view import PoolView, view_pool
+from stml_semi.run_folder.folder import RunFolder
+from stml_semi.runtime import distributed
+from stml_semi.runtime.errors import BadInput
+from stml_semi.sharing.load import load
+from stml_semi.training.survey import Tables
 
 _MOST_BAD = 30
 

@@ -5,8 +5,8 @@ import io
 
 from PIL import Image, features
 
+from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, read_image
-from stml_semi.data.tables import ImageTable
 
 SIDE = 64
 _QUALITY = 55

@@ -12,7 +12,7 @@ SECONDS, MEMORY = 10, 3 * 2**29
 
 _READ = """
 import resource, signal, sys, time
-from fuzz_corpus import corpus
+from helpers.fuzz_corpus import corpus
 from stml_semi.data.images import BadImage, read_image, read_pixels
 
 seconds, memory = map(int, sys.argv[1:])
@@ -40,7 +40,7 @@ print(good, bad)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 def test_damaged_files_are_read_or_refused_soon_and_in_bounded_memory():
-    environment = {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}:{':'.join(sys.path)}", "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{':'.join(sys.path)}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _READ, str(SECONDS), str(MEMORY)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import write_pictures
+from helpers.pictures import write_pictures
 from PIL import Image
 
 from stml_semi.config import TrainConfig
-from stml_semi.data.names import plain_car, plain_name
+from stml_semi.data.benchmarks.class_names import plain_car, plain_name
+from stml_semi.data.claims import claim
+from stml_semi.data.image_table import ImageTable
 from stml_semi.data.overlap import MAX_DISTANCE, Dropped, find_by_class, find_by_picture, perceptual_hash, without
-from stml_semi.data.sources import open_source
-from stml_semi.data.tables import ImageTable
-from stml_semi.honesty import claim
-from stml_semi.resolve import resolve
-from stml_semi.run import run
-from stml_semi.survey import Tables
+from stml_semi.data.sources.open_source import open_source
+from stml_semi.training.resolve import resolve
+from stml_semi.training.run import run
+from stml_semi.training.survey import Tables
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_run_drops_lists_resumes_and_says_so(tables, tmp_path, monkeypatch, ca
     lines = [json.loads(line) for line in (tmp_path / "run/overlap.jsonl").read_text().splitlines()]
     assert [line["image"][-5:] for line in lines] == ["0.jpg", "1.jpg", "2.jpg", "3.png"]
     assert "4 of 15 unlabeled images are left out: 2 of 1 classes" in capsys.readouterr().err
-    monkeypatch.setattr("stml_semi.inputs.find_by_picture", None)  # A resumed run looks at the list.
+    monkeypatch.setattr("stml_semi.training.inputs.find_by_picture", None)  # A resumed run looks at the list.
     again = run(resolve("semi", values | {"resume": True, "max_steps": 2}))
     assert len(again.lines) == len(result.lines) + 2
     assert [json.loads(line) for line in (tmp_path / "run/overlap.jsonl").read_text().splitlines()] == lines

@@ -9,9 +9,9 @@ from stml_semi.data.views import normalization, view_size
 from stml_semi.models.adaptation import add_lora, checkpoint_blocks, depths, find_blocks, freeze_prefix, merged
 from stml_semi.models.backbone import open_backbone
 from stml_semi.models.embedder import Embedder, resolve_pooling
-from stml_semi.models.noise import row_keys
+from stml_semi.models.keyed_noise import row_keys
 from stml_semi.models.teacher import Teacher
-from stml_semi.optimization import make_optimizer
+from stml_semi.training.optimizer import make_optimizer
 
 VITS = ["vit", "deit", "dinov2", "dinov3", "clip", "siglip"]
 BLOCKS = dict.fromkeys([*VITS, "swin", "resnet", "convnext"], 2) | {"timm": 4}

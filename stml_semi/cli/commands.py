@@ -1,0 +1,245 @@
+"""The commands that use a trained model: parse and call. Heavy imports stay inside."""
+
+import contextlib
+import json
+import sys
+from typing import Annotated, cast, get_args
+
+import typer
+
+from stml_semi.cli.terminal import among, is_main, one_line_errors, quiet_libraries, say
+
+DATA_ROOT = "Folder of the benchmarks. Default: $STML_DATA."
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="A run folder, an exported model, a hub id, or a bare backbone.")],
+    data: Annotated[str, typer.Option(help="Labeled images: like --labeled of `semi`, e.g. kanji:test.")],
+    gallery: Annotated[
+        str | None, typer.Option(help="Labeled images to look those of --data up in. Default: in one another.")
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of both with the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of both with the class.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
+    num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
+    data_root: Annotated[str | None, typer.Option(help=DATA_ROOT)] = None,
+    k: Annotated[str | None, typer.Option("--k", help="Neighbors for recall, such as 1,10,100.", metavar="N,N")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Run the backbone in bfloat16.")] = False,
+    confidence: Annotated[
+        float | None, typer.Option(help="Percent: adds confidence intervals from a bootstrap over queries.")
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Add a table of the worst classes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Score a model on labeled images: recall@k, R-precision and MAP@R, each image against all others, or against
+    those of --gallery.
+
+    Example: python cli.py evaluate --model runs/demo --data kanji:test
+    """
+    with one_line_errors():
+        quiet_libraries()
+        from stml_semi.sharing.evaluate import evaluate_model
+
+        line = evaluate_model(
+            model,
+            data,
+            gallery=gallery,
+            image_column=image_column,
+            label_column=label_column,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            data_root=data_root,
+            recall_at=k,
+            bf16=bf16,
+            confidence=confidence,
+            per_class=per_class,
+        )
+    if not is_main():
+        return
+    if as_json:
+        print(json.dumps(line))
+    else:
+        from stml_semi.cli.printing import print_scores, print_worst_classes
+
+        title = f"{line['data']}: {line['num_queries']} queries among {line['num_gallery']} images"
+        print_scores(title, {model: line})
+        if per_class:
+            print_worst_classes(line["per_class"])
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run folder, finished or not.", metavar="RUN")],
+    output: Annotated[str, typer.Option(help="Folder of the model; an older model there is replaced.")],
+    weights: Annotated[str, typer.Option(help="student, or teacher: its moving average.")] = "student",
+    license: Annotated[str | None, typer.Option(help="For the card. Default: the base model's, if known.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the stored weights: float32; bfloat16 or float16 for half.")] = (
+        "float32"
+    ),
+    format: Annotated[str, typer.Option(help="safetensors, or onnx: embedder.onnx beside it.")] = "safetensors",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
+) -> None:
+    """Write a run's newest checkpoint as a model that sentence-transformers and transformers open.
+
+    Example: python cli.py export runs/demo --output model --weights teacher
+    """
+    with one_line_errors():
+        among("--weights", weights, "student", "teacher")
+        among("--format", format, "safetensors", "onnx")
+        quiet_libraries()
+        from stml_semi.sharing.card import Dtype
+        from stml_semi.sharing.export_run import export_run
+
+        among("--dtype", dtype, *get_args(Dtype))
+        made = export_run(
+            run,
+            output,
+            weights="teacher" if weights == "teacher" else "student",
+            license=license,
+            dtype=cast(Dtype, dtype),
+            onnx=format == "onnx",
+        )
+    say(f"{made.folder}: the {made.weights} after {made.step} steps", {**made._asdict(), "folder": output}, as_json)
+
+
+def push(
+    model: Annotated[str, typer.Argument(help="A finished run, or a folder that export wrote.", metavar="RUN")],
+    repo: Annotated[str, typer.Argument(help="Where to: user/name.", metavar="REPO")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository private.")] = False,
+    license: Annotated[str | None, typer.Option(help="For the card, in place of the one that it states.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
+) -> None:
+    """Upload a model with its card to the Hugging Face hub, in one commit.
+
+    The login is that of `hf auth login`, or HF_TOKEN. Example: python cli.py push runs/demo user/name --private
+    """
+    with one_line_errors():
+        from stml_semi.sharing.push import push as upload
+
+        def note(text: str) -> None:
+            print(text, file=sys.stderr)
+
+        pushed = upload(model, repo, private=private, license=license, note=note)
+    say(f"uploaded to {pushed.url}", pushed._asdict(), as_json)
+
+
+def embed(
+    model: Annotated[str, typer.Option(help="A run folder, an exported model, a hub id, or a bare backbone.")],
+    data: Annotated[str, typer.Option(help="Images: like --unlabeled of `semi`.")],
+    output: Annotated[str, typer.Option(help="Folder of the index; an unfinished one there is gone on with.")],
+    format: Annotated[str, typer.Option(help="Of its parts: safetensors, parquet or npy.")] = "safetensors",
+    image_column: Annotated[str | None, typer.Option(help="Column of --data with the images.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
+    num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
+    part_size: Annotated[int, typer.Option(help="Images per part: memory, and what an interruption costs.", min=1)] = (
+        16384
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
+) -> None:
+    """Embed images into an index: embeddings of unit length and row ids, for `search` and `dedup`, or for yourself.
+
+    Example: python cli.py embed --model runs/demo --data photos/ --output index
+    """
+    with one_line_errors():
+        quiet_libraries()
+        from stml_semi.search.embed import embed_source
+        from stml_semi.search.index import FORMATS
+
+        among("--format", format, *FORMATS)
+        made = embed_source(
+            model,
+            data,
+            output,
+            format=next(known for known in FORMATS if known == format),
+            image_column=image_column,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            part_size=part_size,
+        )
+    before = made.num_rows - made.num_embedded - made.num_bad
+    known = f", {before} of them embedded before" if before > 0 else ""
+    bad = f", {made.num_bad} unreadable (bad_images.jsonl)" if made.num_bad else ""
+    say(f"{output}: {made.num_rows} images{known}{bad}", made._asdict(), as_json)
+
+
+def search(
+    index: Annotated[str, typer.Option(help="Folder that `embed` wrote.")],
+    images: Annotated[list[str] | None, typer.Argument(help="Picture files.", metavar="IMAGE...")] = None,
+    row: Annotated[list[int] | None, typer.Option(help="A row of the index as a query; may be repeated.")] = None,
+    model: Annotated[str | None, typer.Option(help="Default: the one that made the index.")] = None,
+    k: Annotated[int, typer.Option("--k", help="Answers per query.", min=1)] = 10,
+    backend: Annotated[str, typer.Option(help="exact, or faiss where that is installed.")] = "exact",
+    html: Annotated[str | None, typer.Option(help="Write a page with pictures to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of tables.")] = False,
+) -> None:
+    """Find the images of an index that are nearest to given ones, exactly.
+
+    Example: python cli.py search --index index query.jpg --html answers.html
+    """
+    with one_line_errors():
+        quiet_libraries()
+        from stml_semi.search.query import Backend
+        from stml_semi.search.query import search as find
+
+        among("--backend", backend, *get_args(Backend))
+        answers = find(index, images or (), rows=row or (), model=model, k=k, backend=cast(Backend, backend))
+        if html:
+            from stml_semi.search.answers_page import write_page
+
+            write_page(html, index, answers, images or ())
+    if as_json:
+        print(json.dumps([{"query": a.query, "hits": [hit._asdict() for hit in a.hits]} for a in answers]))
+        return
+    from stml_semi.cli.printing import print_answers
+
+    print_answers(answers)
+
+
+def browse(
+    index: Annotated[str, typer.Option(help="Folder that `embed` wrote.")],
+    model: Annotated[str | None, typer.Option(help="Default: the one that made the index.")] = None,
+    k: Annotated[int, typer.Option("--k", help="Neighbors per picture.", min=1, max=1000)] = 20,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. The default can be reached from this machine only.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8765,
+) -> None:
+    """Open a page on this machine where one drops a picture and sees its neighbors.
+
+    Example: python cli.py browse --model runs/demo --index index
+
+    Pictures that are dropped are looked at in memory and not kept. Ctrl+C ends it.
+    """
+    with one_line_errors():
+        quiet_libraries()
+        from stml_semi.search.browse.finder import Finder
+        from stml_semi.search.browse.server import is_loopback, serve
+
+        server = serve(Finder(index, model, k=k), host, port)
+    if not is_loopback(host):
+        print("warning: whoever reaches this address can look through the indexed pictures", file=sys.stderr)
+    print(f"{server.url} (Ctrl+C ends it)", flush=True)
+    with contextlib.suppress(KeyboardInterrupt), server:
+        server.serve_forever()
+
+
+def dedup(
+    index: Annotated[str, typer.Option(help="Folder that `embed` wrote.")],
+    threshold: Annotated[float, typer.Option(help="Cosine from which two images are near-duplicates.")] = 0.97,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of text.")] = False,
+) -> None:
+    """List groups of near-duplicates in an index, largest first.
+
+    Example: python cli.py dedup --index index --threshold 0.98
+    """
+    with one_line_errors():
+        quiet_libraries()
+        from stml_semi.search.query import find_duplicates
+
+        groups = find_duplicates(index, threshold=threshold)
+    if as_json:
+        print(json.dumps([group._asdict() for group in groups]))
+        return
+    for number, group in enumerate(groups, 1):
+        print(f"group {number}: {len(group.rows)} images")
+        print("".join(f"  {image} (row {row})\n" for row, image in zip(group.rows, group.images, strict=True)), end="")
+    print(f"{len(groups)} groups, {sum(len(group.rows) - 1 for group in groups)} images more than needed")

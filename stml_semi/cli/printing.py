@@ -1,0 +1,105 @@
+"""Result tables in the terminal."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stml_semi.search.query import Answer
+from stml_semi.training.best_student import exported_step, is_validation
+from stml_semi.training.preflight.costs import Finding
+from stml_semi.training.run import Result
+
+_COLUMNS = {"r_precision": "R-precision", "map@r": "MAP@R"}
+_SHOWN = {"frozen": "frozen backbone", "student": "trained", "teacher": "trained (teacher)"}
+
+
+def print_result(result: Result) -> None:
+    """Frozen beside trained, from the first and last evaluation of a run, or with validation from the chosen step."""
+    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    folder = result.folder.path
+    step = exported_step(result.lines) or 0
+    by_data = itertools.groupby(sorted(result.lines, key=is_validation, reverse=True), key=lambda line: line["data"])
+    for data, lines in by_data:
+        last = {line["model"]: line for line in lines if line["step"] <= step}
+        line = next(iter(last.values()))
+        claim = f"step {step} was chosen on these" if is_validation(line) else result.claim
+        title = "; ".join([f"{data}: {line['num_queries']} queries", *([claim] if claim else [])])
+        print_scores(title, {_SHOWN[model]: scores for model, scores in last.items()})
+    if not any(not is_validation(line) for line in result.lines):
+        console.print(
+            "No evaluation: name labeled images of other classes with --eval, or keep half of them with --test-classes "
+            "0.5, to see recall and MAP@R."
+        )
+    console.print(f"Run folder: {folder}   model: {folder / 'model'}")
+
+
+def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
+    """A table of metrics, in percent."""
+    first = next(iter(rows.values()))
+    recalls = [key for key in first if key.startswith("recall@")]
+    keys = [*recalls, "r_precision", "map@r"]
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("")
+    for key in keys:
+        table.add_column(_COLUMNS.get(key, key), justify="right")
+    for name, scores in rows.items():
+        table.add_row(Text(name), *(f"{100 * scores[key]:.1f}" for key in keys))
+        if intervals := scores.get("intervals"):
+            pairs = (tuple(100 * bound for bound in intervals[key]) for key in keys)
+            label = f"{scores['confidence']:g}% interval"
+            table.add_row(Text(label), *(f"{low:.1f}-{high:.1f}" for low, high in pairs), style="dim")
+    # The name of a split is no emoji (":train:"), nor are brackets in a path markup.
+    Console(width=max(80, 30 + 12 * len(keys)), markup=False, emoji=False, highlight=False).print(table)
+
+
+def print_worst_classes(rows: Sequence[dict[str, Any]], count: int = 10) -> None:
+    """The classes that are found worst, of a list that begins with them."""
+    keys = [key for key in rows[0] if key not in ("class", "num_queries")]
+    title = f"worst {min(count, len(rows))} of {len(rows)} classes"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("class")
+    table.add_column("queries", justify="right")
+    for key in keys:
+        table.add_column(_COLUMNS.get(key, key), justify="right")
+    for row in rows[:count]:
+        table.add_row(Text(row["class"]), str(row["num_queries"]), *(f"{100 * row[key]:.1f}" for key in keys))
+    Console(width=max(80, 30 + 12 * len(keys)), markup=False, emoji=False, highlight=False).print(table)
+
+
+def print_answers(answers: Sequence[Answer]) -> None:
+    """Nearest images of each query, nearest first."""
+    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    for answer in answers:
+        table = Table(title=Text(answer.query), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        table.add_column("", justify="right")
+        table.add_column("cosine", justify="right")
+        table.add_column("row", justify="right")
+        table.add_column("image", overflow="fold")
+        for rank, hit in enumerate(answer.hits, 1):
+            table.add_row(str(rank), f"{hit.similarity:.4f}", str(hit.row), Text(hit.image))
+        console.print(table)
+
+
+def print_plan(plan: dict[str, str]) -> None:
+    """What a dry run found out, a line for each part."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, text in plan.items():
+        table.add_row(name, text)
+    Console().print(table, highlight=False, markup=False)
+
+
+def print_finding(finding: Finding) -> None:
+    """A line of `doctor`."""
+    style = {"ok": "green", "advice": "yellow", "broken": "bold red"}[finding.level]
+    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    console.print(Text.assemble((f"{finding.level:6} ", style), (f"{finding.what}: ", "bold"), finding.text))

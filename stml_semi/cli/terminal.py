@@ -1,0 +1,65 @@
+"""How commands end: bad input in one line, results in a sentence or as JSON, and only once."""
+
+import json
+import os
+import sys
+import types
+from typing import Any, NoReturn
+
+from stml_semi.runtime.errors import BadInput, RunFailed
+
+
+class one_line_errors:
+    """Bad input ends with one clear line and exit code 2; what is not the user's doing keeps its traceback."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        if isinstance(error, BadInput):
+            stop(str(error), 2)
+        if isinstance(error, RunFailed):
+            stop(str(error), error.exit_code, everywhere=error.everywhere)
+        if isinstance(error, KeyboardInterrupt):
+            stop("interrupted", 130)
+
+
+def stop(message: str, code: int, *, everywhere: bool = True) -> NoReturn:
+    if is_main():
+        print(f"error: {message}", file=sys.stderr)
+    elif not everywhere:
+        print(f"error: process {os.environ['RANK']}: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def is_main() -> bool:
+    """Whether this is the first process of `accelerate launch`, known before torch is imported."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def quiet_libraries() -> None:
+    """Bars and advice of the libraries underneath are not about what the user asked for."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from datasets.utils.logging import disable_progress_bar
+    from transformers.utils import logging as transformers_logging
+
+    disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def among(name: str, value: str, *choices: str) -> None:
+    """
+    Raises:
+        BadInput: the value of a flag is none of its choices.
+    """
+    if value not in choices:
+        raise BadInput(f"{name} {value}: choose one of {', '.join(choices)}")
+
+
+def say(sentence: str, values: dict[str, Any], as_json: bool) -> None:
+    """Prints a result, on the main process."""
+    if is_main():
+        print(json.dumps(values) if as_json else sentence)

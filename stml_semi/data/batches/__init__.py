@@ -1,0 +1,1 @@
+"""From tables to the batches of a run: plan, pool, decoding."""

@@ -1,0 +1,258 @@
+"""This process's share of the plan, decoded and augmented by workers."""
+
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from stml_semi.data.batches.plan import LabeledPlan, Rows, UnlabeledPlan
+from stml_semi.data.image_table import ImageTable
+from stml_semi.data.images import BadImage, Enough, read_image, read_pixels
+from stml_semi.data.views import augment, blank_views, eval_views, fine_enough, view_rng
+from stml_semi.runtime.errors import RunFailed
+
+# A run of unreadable neighbors this long is no accident any more.
+_MOST_REPLACEMENTS = 100
+
+
+class BadPicture(NamedTuple):
+    """A picture that could not be read: a line of bad_images.jsonl."""
+
+    image: str
+    reason: str
+
+
+class Batch(NamedTuple):
+    """One process's share of a global batch."""
+
+    labeled_pixels: Tensor
+    """(B, 3, H, W) uint8, one view each."""
+    labels: Tensor
+    """(B,) int64."""
+    unlabeled_pixels: Tensor
+    """(U, num_views, 3, H, W) uint8."""
+    image_index: Tensor
+    """(U,) int64: row of the unlabeled source, the identity shared by views."""
+    bad: list[BadPicture]
+
+
+class ViewSettings(NamedTuple):
+    """How training views are made."""
+
+    preset: str
+    size: tuple[int, int]
+    num_views: int
+    seed: int
+
+
+class Steps(Dataset[Batch]):
+    """Item `step` is this process's share of that step's global batch; either half may be missing."""
+
+    def __init__(
+        self,
+        views: ViewSettings,
+        *,
+        labeled: tuple[ImageTable, LabeledPlan] | None,
+        unlabeled: tuple[ImageTable, UnlabeledPlan] | None,
+        labeled_share: slice,
+        unlabeled_share: slice,
+    ) -> None:
+        self.views = views
+        self.labeled = labeled
+        self.unlabeled = unlabeled
+        self.labeled_share = labeled_share
+        self.unlabeled_share = unlabeled_share
+
+    def __getitem__(self, step: int) -> Batch:
+        bad: list[BadPicture] = []
+        labeled_pixels = blank_views(0, size=self.views.size)
+        labels = torch.empty(0, dtype=torch.int64)
+        unlabeled_pixels = blank_views(0, self.views.num_views, size=self.views.size)
+        index = torch.empty(0, dtype=torch.int64)
+        if self.labeled:
+            table, plan = self.labeled
+            assert table.labels is not None
+            rows = plan.rows(self.views.seed, step)
+            first = 0  # Positions count over the whole global batch: labeled rows first, unlabeled ones after them.
+            pictures, used = self._pictures(table, rows, self.labeled_share, step, first, 1, bad)
+            labeled_pixels = pictures[:, 0]
+            labels = torch.from_numpy(table.labels[used])
+        if self.unlabeled:
+            table, plan = self.unlabeled
+            rows = plan.batch(self.views.seed, step)
+            first = plan_size(self.labeled)
+            unlabeled_pixels, used = self._pictures(
+                table, rows, self.unlabeled_share, step, first, self.views.num_views, bad
+            )
+            index = torch.from_numpy(used)
+        return Batch(labeled_pixels, labels, unlabeled_pixels, index, bad)
+
+    def _pictures(
+        self, table: ImageTable, rows: Rows, share: slice, step: int, first: int, num_views: int, bad: list[BadPicture]
+    ) -> tuple[Tensor, Rows]:
+        """Views (n, num_views, 3, H, W) of a share of rows, and the rows that were really used, (n,)."""
+        preset, size, _, seed = self.views
+        own = rows[share]
+        pixels = blank_views(len(own), num_views, size=size)
+        used = own.copy()
+        for i, row in enumerate(own):
+            rngs = partial(_view_rngs, seed, step, first + share.start + i, num_views)
+            used[i], picture = _read_or_replace(table, int(row), self._enough(rngs), bad)
+            for view, rng in enumerate(rngs()):
+                pixels[i, view] = augment(picture, preset=preset, size=size, rng=rng)
+        return pixels, used
+
+    def _enough(self, rngs: Callable[[], Iterator[np.random.Generator]]) -> Enough:
+        """Whether a picture may be decoded as small as that, given the parts of it that its views will show."""
+        preset, size = self.views.preset, self.views.size
+        return lambda height, width: fine_enough(height, width, preset=preset, size=size, rngs=rngs())
+
+
+def _view_rngs(seed: int, step: int, position: int, num_views: int) -> Iterator[np.random.Generator]:
+    return (view_rng(seed, step, position, view) for view in range(num_views))
+
+
+def showing(rows: Rows, table: ImageTable, views: ViewSettings) -> Steps:
+    """Every step shows each of these rows once: what a loader can do, without a run."""
+    alone = np.empty((len(rows), 0), np.int64)
+    plan = UnlabeledPlan(rows, alone, queries_per_batch=len(rows), num_neighbors=1)
+    return Steps(
+        views,
+        labeled=None,
+        unlabeled=(table, plan),
+        labeled_share=slice(0, 0),
+        unlabeled_share=slice(0, len(rows)),
+    )
+
+
+def plan_size(labeled: tuple[ImageTable, LabeledPlan] | None) -> int:
+    """Rows of the labeled half of a global batch."""
+    return labeled[1].classes_per_batch * labeled[1].images_per_class if labeled else 0
+
+
+def _read_or_replace(table: ImageTable, row: int, enough: Enough, bad: list[BadPicture]) -> tuple[int, Tensor]:
+    """The picture of a row; if it cannot be read, the next readable one of its class, else of the source.
+
+    Large ones may come smaller, as long as that is enough.
+    The replacement depends on the row alone: it is the same in every process and in a resumed run.
+    """
+    for candidate in itertools.chain([row], _stand_ins(table, row)):
+        try:
+            return candidate, read_pixels(table.source(candidate), enough=enough)
+        except BadImage as error:
+            bad.append(BadPicture(table.describe(candidate), str(error)))
+    raise RunFailed(
+        f"{table.name}: none of {_MOST_REPLACEMENTS} pictures tried for one can be read; the last is {bad[-1].image} "
+        f"({bad[-1].reason})"
+    )
+
+
+def _stand_ins(table: ImageTable, row: int) -> Iterator[int]:
+    """Rows that may take the place of `row`, in cyclic order from it on: those of its class first."""
+    others = np.roll(np.arange(len(table)), -row)[1:]
+    if table.labels is not None:
+        alike = table.labels[others] == table.labels[row]
+        others = np.concatenate([others[alike][: _MOST_REPLACEMENTS // 2], others[~alike]])
+    yield from others[:_MOST_REPLACEMENTS].tolist()
+
+
+class EvalBatch(NamedTuple):
+    """Evaluation views of consecutive rows."""
+
+    pixels: Tensor
+    """(n, 3, H, W) float32, as the image processor makes them; a bad picture is all zeros."""
+    readable: Tensor
+    """(n,) bool."""
+    bad: list[BadPicture]
+
+
+class EvalChunks(Dataset[EvalBatch]):
+    """Item i is the i-th chunk of rows, seen through the backbone's image processor."""
+
+    def __init__(self, table: ImageTable, rows: NDArray[np.int64], processor: Any, batch_size: int) -> None:
+        self.table = table
+        self.chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        self.processor = processor
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, item: int) -> EvalBatch:
+        pictures, readable, bad = [], [], []
+        for row in self.chunks[item]:
+            try:
+                pictures.append(read_image(self.table.source(int(row))))
+                readable.append(True)
+            except BadImage as error:
+                bad.append(BadPicture(self.table.describe(int(row)), str(error)))
+                readable.append(False)
+        mask = torch.tensor(readable)
+        if not pictures:
+            return EvalBatch(torch.empty(0), mask, bad)
+        seen = eval_views(pictures, self.processor)
+        pixels = seen.new_zeros((len(mask), *seen.shape[1:]))
+        pixels[mask] = seen
+        return EvalBatch(pixels, mask, bad)
+
+
+def step_batches(dataset: Steps, steps: range, *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
+    """This process's batches for `steps`, in order, decoded ahead by workers."""
+    try:
+        yield from _loader(dataset, steps, num_workers, pin_memory)
+    except RunFailed as error:
+        error.__traceback__ = None  # Its frames would keep the workers, and the interpreter waits for those at its end.
+        # From a worker the message comes wrapped into its traceback: the last line is what we said.
+        raise RunFailed(
+            str(error).strip().splitlines()[-1].removeprefix(f"{RunFailed.__module__}.RunFailed: ")
+        ) from None
+
+
+def _loader(dataset: Steps, steps: range, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=steps,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        **HANDLING,
+    )
+
+
+def eval_batches(dataset: EvalChunks, *, num_workers: int, pin_memory: bool) -> Iterator[EvalBatch]:
+    """Chunks in order, decoded ahead by workers."""
+    yield from DataLoader(
+        dataset,
+        batch_size=None,
+        shuffle=False,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        **HANDLING,
+    )
+
+
+def default_num_workers(local_world_size: int) -> int:
+    """Decoding processes per training process of this machine: the cores that are left, 8 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(cores // local_world_size - 1, 8), 0)
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to the whole process group (torchrun, Slurm) must not end the workers of a run that will save."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+# Batches come as the dataset makes them.
+HANDLING: dict[str, Any] = {"collate_fn": _as_is, "worker_init_fn": _ignore_signals}

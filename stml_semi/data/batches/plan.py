@@ -1,0 +1,156 @@
+"""Which images form the global batch of a step: a pure function of seed, step and neighbor table.
+
+Every process computes the same plan and takes its share, so nothing has to be communicated or saved.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stml_semi.runtime.errors import BadInput
+
+Rows = NDArray[np.int64]
+
+# Streams of random numbers that must not repeat each other.
+_CLASSES, _IMAGES, _QUERIES, _POOL, _NEIGHBORS = range(5)
+
+
+class LabeledPlan(NamedTuple):
+    """What labeled sampling needs to know of a table."""
+
+    rows_by_class: list[Rows]
+    classes_per_batch: int
+    images_per_class: int
+
+    def rows(self, seed: int, step: int) -> Rows:
+        """Rows of the labeled table for a step: classes x images_per_class, (B,) class after class.
+
+        Classes come from a permutation that starts anew once all had their turn, so each is seen equally often.
+        A class with fewer images than asked for shows some of them again.
+        """
+        classes = _turn(seed, _CLASSES, len(self.rows_by_class), self.classes_per_batch, step)
+        rng = np.random.default_rng([seed, _IMAGES, step])
+        return np.concatenate([_draw(rng, self.rows_by_class[c], self.images_per_class) for c in classes])
+
+
+class UnlabeledPlan(NamedTuple):
+    """What unlabeled sampling needs to know of a pool."""
+
+    rows: Rows
+    """(P,) rows of the unlabeled table that are live."""
+    neighbors: NDArray[np.int64]
+    """(P, at least num_neighbors - 1) positions in the pool of each image's neighbors, in any order."""
+    queries_per_batch: int
+    num_neighbors: int
+    """How many images a query brings along, itself included: drawn from `neighbors` if there are more of them."""
+
+    def batch(self, seed: int, step: int) -> Rows:
+        """Rows of the unlabeled table for a step: each query followed by its neighbors, (B,) query after query."""
+        queries = _turn(seed, _QUERIES, len(self.rows), self.queries_per_batch, step)
+        near = self.neighbors[queries]
+        if near.shape[1] >= self.num_neighbors:
+            # A neighbor's luck depends on who it is, not on its place in the list: where rounding lets two neighbors
+            # change places, the same ones are drawn.
+            salt = np.random.default_rng([seed, _NEIGHBORS, step]).integers(2**63, size=(len(queries), 1))
+            drawn = _mix(near ^ salt).argsort(1)[:, : self.num_neighbors - 1]
+            near = np.take_along_axis(near, drawn, axis=1)
+        return self.rows[np.concatenate([queries[:, None], near], axis=1).ravel()]
+
+
+def pool_rows(seed: int, refresh: int, num_images: int, pool_size: int) -> Rows:
+    """Rows that are live after the given refresh, (P,), rising: the next `pool_size` of a random order of all images.
+
+    A source that is not larger than the pool is all of it, always.
+    """
+    if num_images <= pool_size:
+        return np.arange(num_images)
+    return np.sort(_turn(seed, _POOL, num_images, pool_size, refresh))
+
+
+def quotas(sizes: Sequence[int | None], weights: Sequence[float], pool_size: int) -> list[int]:
+    """How many live images every source of a mixture gives.
+
+    Weights are kept exactly (to one image): where a source has fewer images than its share of `pool_size`, the pool
+    becomes smaller rather than made up of others.
+
+    Args:
+        sizes: images of each source; None for a stream, which never runs out.
+        weights: of each, 1 in sum.
+        pool_size: most images that are live.
+    """
+    live = min([pool_size, *(int(n / w + 1e-9) for n, w in zip(sizes, weights, strict=True) if n is not None)])
+    exact = [live * weight for weight in weights]
+    given = [int(share + 1e-9) for share in exact]
+    by_rest = sorted(range(len(exact)), key=lambda i: given[i] - exact[i])
+    for i in by_rest[: live - sum(given)]:
+        given[i] += 1
+    return given
+
+
+def mixed_rows(seed: int, refresh: int, starts: Sequence[int], given: Sequence[int]) -> Rows:
+    """Rows that are live after the given refresh, (P,), rising: of each source the next ones, as many as it gives.
+
+    Args:
+        seed: of the run.
+        refresh: how many came before.
+        starts: the first row of every source, and the number of rows.
+        given: from `quotas`.
+    """
+    sizes = np.diff(starts).tolist()
+    drawn = [pool_rows(seed, refresh, size, count) for size, count in zip(sizes, given, strict=True)]
+    return np.concatenate([start + rows for start, rows in zip(starts, drawn, strict=False)])
+
+
+def _turn(seed: int, stream: int, total: int, size: int, number: int) -> Rows:
+    """The `number`-th batch of `size` different items out of `total`, by permutations that each cover all items.
+
+    The last batch of a permutation is filled up from its beginning.
+    """
+    per_round = -(-total // size)
+    round_number, turn = divmod(number, per_round)
+    order = np.random.default_rng([seed, stream, round_number]).permutation(total)
+    return order[(turn * size + np.arange(size)) % total]
+
+
+def _mix(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Numbers that look random: the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    mixed = numbers.astype(np.uint64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _draw(rng: np.random.Generator, rows: Rows, count: int) -> Rows:
+    """`count` rows, all different as far as there are that many."""
+    order = rng.permutation(rows)
+    return np.resize(order, count)
+
+
+def check_labeled(num_classes: int, classes_per_batch: int, images_per_class: int) -> None:
+    """
+    Raises:
+        BadInput: fewer classes than a batch draws.
+    """
+    if num_classes < classes_per_batch:
+        raise BadInput(
+            f"--labeled has {num_classes} classes, but a batch draws {classes_per_batch}: lower --labeled-batch-size "
+            f"to {num_classes * images_per_class} or raise --images-per-class"
+        )
+
+
+def check_unlabeled(num_images: int, queries_per_batch: int, num_neighbors: int) -> None:
+    """
+    Raises:
+        BadInput: fewer images than a batch draws.
+    """
+    needed = queries_per_batch * num_neighbors
+    if num_images < needed:
+        fitting = num_images // num_neighbors * num_neighbors
+        fix = (
+            f"lower --unlabeled-batch-size to {fitting}"
+            if fitting
+            else f"add images or lower --num-neighbors below {num_images + 1}"
+        )
+        raise BadInput(f"--unlabeled has {num_images} images, but a batch draws {needed}: {fix}")

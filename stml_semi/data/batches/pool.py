@@ -1,0 +1,152 @@
+"""The live unlabeled images and their neighbors, renewed every `refresh_every` steps."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stml_semi.data.batches.live_images import Live, LiveImages, StreamRecord
+from stml_semi.data.batches.plan import Rows, UnlabeledPlan
+from stml_semi.data.image_table import ImageTable
+from stml_semi.losses.neighborhoods import neighborhood_overlap
+
+
+class Neighborhoods(NamedTuple):
+    """What the trainer found out about candidates for the pool."""
+
+    rows: Rows
+    """(P,) those that could be read."""
+    neighbors: Tensor
+    """(P, k) positions among them, of which a query's companions are drawn."""
+    compared: Tensor
+    """(P, K) positions among them: what relations compare, each image itself first; (P, 0) if they compare a batch."""
+    sigma: float
+    """Bandwidth of pairwise similarity."""
+
+
+Neighbors = Callable[[ImageTable, Rows, int], Neighborhoods]
+"""(table, candidate rows, refresh) -> neighborhoods: asks the trainer, since samplers never run a model."""
+
+
+class Relations(NamedTuple):
+    """What a refresh lets the losses know."""
+
+    sigma: float
+    """Bandwidth of pairwise similarity."""
+    overlap: Tensor | None
+    """(V U, V U): how much neighborhoods in the pool agree; None where they are compared within the batch."""
+
+
+class PoolTable(NamedTuple):
+    """The pool as a checkpoint keeps it."""
+
+    refresh: int
+    """How many refreshes came before this one."""
+    rows: Rows
+    neighbors: np.ndarray
+    compared: np.ndarray
+    sigma: float
+    stream: StreamRecord | None = None
+    """Where the pictures of a stream are; None of a table."""
+
+
+class UnlabeledPool:
+    """Keeps `pool_size` unlabeled images live and knows each one's nearest neighbors."""
+
+    def __init__(
+        self,
+        live: LiveImages,
+        *,
+        seed: int,
+        queries_per_batch: int,
+        num_neighbors: int,
+        refresh_every: int,
+        first_step: int,
+    ) -> None:
+        """
+        Args:
+            live: where its pictures come from.
+            seed: of the run.
+            queries_per_batch: images that are drawn for a batch with their company.
+            num_neighbors: size of that company, the query included.
+            refresh_every: steps for which pictures stay live.
+            first_step: step at which unlabeled images are first used; refreshes count from there.
+        """
+        self.live, self.seed = live, seed
+        self.queries_per_batch = queries_per_batch
+        self.num_neighbors = num_neighbors
+        self.refresh_every = refresh_every
+        self.first_step = first_step
+        self.table: PoolTable | None = None
+        self._drawn: Live | None = None
+
+    def next_refresh(self, step: int) -> int:
+        """The first step after `step` at which the table is renewed."""
+        if step < self.first_step:
+            return self.first_step
+        return step + self.refresh_every - (step - self.first_step) % self.refresh_every
+
+    def is_valid(self, step: int) -> bool:
+        """Whether the table in hand is the one for `step`."""
+        if self.table is None or step < self.first_step:
+            return False
+        return self.table.refresh == (step - self.first_step) // self.refresh_every
+
+    @property
+    def num_known(self) -> int:
+        """How many different pictures were drawn from so far: of a table all, of a stream those that were read."""
+        drawn = self._drawn.record if self._drawn is not None else self.table.stream if self.table is not None else None
+        return self.live.num_known(drawn)
+
+    @property
+    def images(self) -> ImageTable:
+        """The table that the rows of the last plan are of."""
+        assert self._drawn is not None
+        return self._drawn.table
+
+    def plan(self, step: int, neighbors: Neighbors) -> UnlabeledPlan:
+        """The unlabeled plan in force at `step`, after a refresh if one is due.
+
+        Args:
+            step: at or after `first_step`.
+            neighbors: called only when the table has to be renewed.
+        """
+        refresh = (step - self.first_step) // self.refresh_every
+        if self.table is None or not self.is_valid(step):
+            self._drawn = self.live.draw(refresh, None if self.table is None else self.table.stream)
+            found = neighbors(self._drawn.table, self._drawn.rows, refresh)
+            drawn, compared = (part.cpu().numpy() for part in (found.neighbors, found.compared))
+            self.table = PoolTable(refresh, found.rows, drawn, compared, found.sigma, self._drawn.record)
+        elif self._drawn is None:  # The run goes on, and its table was restored.
+            self._drawn = self.live.again(refresh, self.table.stream)
+        return self.plan_of(self.table)
+
+    def plan_of(self, table: PoolTable) -> UnlabeledPlan:
+        """The plan that is in force while a table is."""
+        return UnlabeledPlan(table.rows, table.neighbors, self.queries_per_batch, self.num_neighbors)
+
+    def relations(self, step: int, image_index: Tensor, *, num_views: int) -> Relations:
+        """What the pool knows of the images of a batch.
+
+        An image that took the place of one that could not be read is like itself alone. Which images those are only
+        the device knows, which nobody waits for here: the overlap is that of the images that were planned.
+
+        Args:
+            step: whose batch it is.
+            image_index: (U,) rows of the unlabeled table, as they were read.
+            num_views: how often each image is in the batch, view after view.
+        """
+        assert self.table is not None
+        if not self.table.compared.shape[1]:
+            return Relations(self.table.sigma, None)
+        device = image_index.device
+        planned = self.plan_of(self.table).batch(self.seed, step)
+        positions = torch.from_numpy(np.searchsorted(self.table.rows, planned))
+        lists = torch.from_numpy(self.table.compared)
+        overlap = neighborhood_overlap(lists, positions, expand=self.num_neighbors).to(device, non_blocking=True)
+        as_planned = torch.from_numpy(planned).to(device, non_blocking=True) == image_index
+        same = image_index[:, None] == image_index
+        overlap = torch.where(as_planned[:, None] & as_planned, overlap, same.float())
+        return Relations(self.table.sigma, overlap.repeat(num_views, num_views))

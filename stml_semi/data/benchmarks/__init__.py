@@ -1,0 +1,1 @@
+"""The benchmarks of the field by name: facts, layouts, tables."""

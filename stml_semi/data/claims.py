@@ -1,0 +1,82 @@
+"""What may be said of a run's results, given the data it saw."""
+
+from stml_semi.config import TrainConfig
+from stml_semi.data.benchmarks.facts import Benchmark, benchmark_of
+from stml_semi.data.image_table import ImageTable
+from stml_semi.data.overlap import Dropped
+from stml_semi.data.sources.specs import specs_of
+from stml_semi.runtime.errors import BadInput
+from stml_semi.training.trainer import Tables
+
+_FEW = 1500
+"""Unlabeled images: between 880, which did harm in docs/RESULTS.md, and 1,760, which helped."""
+
+
+def claim(tables: Tables) -> str:
+    """Whether the evaluation's classes were trained on, as far as anyone can know."""
+    if tables.evaluation is None:
+        return ""
+    if tables.labeled is not None:
+        shared = len(set(tables.labeled.classes) & set(tables.evaluation.classes))
+        if shared:
+            return f"{shared} of its {len(tables.evaluation.classes)} classes have the names of trained ones"
+    tested = tables.evaluation.name.split(":")[0]
+    used = [
+        (table is tables.labeled, benchmark_of(part))
+        for table in (tables.labeled, tables.unlabeled)
+        if table is not None
+        for part in specs_of(table.name)
+    ]
+    if all(benchmark is not None for _, benchmark in used):
+        # Sets of one publisher keep their test classes out of all training splits; a foreign pool may hold them.
+        strange = [benchmark for _, benchmark in used if benchmark and benchmark.eval != tables.evaluation.name]
+        if not strange:
+            return "classes never trained on"
+        known = [_shared(benchmark, tested, tables.excluded) for benchmark in strange if tested in benchmark.shares]
+        if not any(labeled and benchmark in strange for labeled, benchmark in used):
+            return "; ".join(["no label of its classes was used", *known])
+    return "" if tables.labeled is None else "no class shares its name with a trained one"
+
+
+def _shared(benchmark: Benchmark, tested: str, excluded: tuple[Dropped, ...] | None) -> str:
+    """What is known of test classes in a foreign pool."""
+    if excluded is None:
+        return benchmark.shares[tested]
+    own = {one.test_class for one in excluded if one.test_class and benchmark_of(one.source) is benchmark}
+    if own:
+        return f"{len(own)} of its classes were taken out of {benchmark.name} by name"
+    return f"{benchmark.shares[tested]}, of which none could be told by name"
+
+
+def terms_of_use(config: TrainConfig) -> list[str]:
+    """What the publishers of the data ask of everyone who uses a model trained on them."""
+    parts = [part for spec in (config.labeled, config.unlabeled, config.eval) for part in specs_of(spec)]
+    used = {known.name: known for part in parts if (known := benchmark_of(part))}
+    return [
+        f"{known.title.split(':')[0]}: {known.license}"
+        for known in used.values()
+        if known.license.startswith("non-commercial")
+    ]
+
+
+def few_unlabeled(tables: Tables) -> str:
+    """A warning where unlabeled images are so few that they did harm in docs/RESULTS.md; else nothing."""
+    if not isinstance(tables.unlabeled, ImageTable):
+        return ""
+    count, labeled = len(tables.unlabeled), 0 if tables.labeled is None else len(tables.labeled)
+    if count >= _FEW and count > labeled:
+        return ""
+    advice = "try --num-neighbors 2 --pool-neighbors 5" + (", and compare with `sup`" if labeled else "")
+    return f"{count:,} unlabeled images: pools of so few were seen to do harm; {advice}"
+
+
+def check_honest(config: TrainConfig) -> None:
+    """
+    Raises:
+        BadInput: a benchmark's test split among the training data.
+    """
+    for name in ("labeled", "unlabeled"):
+        for spec in specs_of(getattr(config, name)):
+            benchmark = benchmark_of(spec)
+            if benchmark is not None and spec == benchmark.eval:
+                raise BadInput(f"--{name} {spec}: these are the pictures that results are measured on; train on others")

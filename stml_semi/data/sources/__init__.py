@@ -1,0 +1,1 @@
+"""What the user names becomes a table of images, or a stream."""

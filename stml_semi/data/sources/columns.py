@@ -1,0 +1,217 @@
+"""Files with columns, and which of them hold images and labels.
+
+Importing this module is cheap: pyarrow and datasets are imported by the functions that need them.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stml_semi.data.image_table import Ask, ImageTable, image_dataset, listed, paths_dataset
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IMAGE_COLUMNS = (
+    *("image", "img", "picture", "photo", "path", "file", "file_name", "filename", "filepath", "file_path"),
+    *("image_path", "img_path", "image_file", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp"),
+)
+LABEL_COLUMNS = (
+    *("label", "labels", "class", "class_id", "class_name", "category", "category_id", "target", "fine_label"),
+    *("item_id", "product_id", "label_name", "species", "species_id", "identity", "y", "cls"),
+)
+# Parquet files up to this size are read into memory; larger ones become a memory-mapped copy in the cache of datasets.
+_IN_MEMORY_BYTES = 2**30
+
+
+class Columns(NamedTuple):
+    """A table of which nothing but the columns is known yet."""
+
+    features: Mapping[str, Any]
+    """Column -> its feature as in `datasets`; None if it can be neither image nor label."""
+    read: Callable[[list[str]], "Dataset"]
+    folder: Path
+    """What relative paths start from."""
+
+
+def read_csv(path: Path) -> Columns:
+    from datasets import Value
+    from pyarrow import csv as arrow_csv
+
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file, delimiter=delimiter), [])
+
+    def read(columns: list[str]) -> "Dataset":
+        import pyarrow
+
+        # Everything is text: a class may be called 007 or NA.
+        convert = arrow_csv.ConvertOptions(
+            include_columns=columns,
+            column_types=dict.fromkeys(columns, pyarrow.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+        )
+        parse = arrow_csv.ParseOptions(delimiter=delimiter)
+        return image_dataset(arrow_csv.read_csv(path, parse_options=parse, convert_options=convert))
+
+    return Columns({name: Value("string") for name in names}, read, path.parent)
+
+
+def read_json(path: Path) -> Columns:
+    """One object per line, or one list of objects."""
+    from datasets import Value
+
+    first = next(_records(path), {})
+    features = {k: None if isinstance(v, (list, dict)) else Value("string") for k, v in first.items()}
+
+    def read(columns: list[str]) -> "Dataset":
+        import pyarrow
+
+        values: dict[str, list[str | None]] = {name: [] for name in columns}
+        for record in _records(path):
+            for name, column in values.items():
+                value = record.get(name)
+                column.append(None if value is None else str(value))
+        return image_dataset(pyarrow.table({k: pyarrow.array(v, pyarrow.string()) for k, v in values.items()}))
+
+    return Columns(features, read, path.parent)
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8-sig") as file:
+        start = file.read(1)
+        while start.isspace():
+            start = file.read(1)
+        file.seek(0)
+        yield from json.load(file) if start == "[" else (json.loads(line) for line in file if not line.isspace())
+
+
+def read_parquet(path: Path) -> Columns:
+    from datasets import Dataset, Features
+    from pyarrow import parquet
+
+    def read(columns: list[str]) -> Dataset:
+        if path.stat().st_size > _IN_MEMORY_BYTES:
+            dataset = Dataset.from_parquet(str(path), columns=columns)
+            assert isinstance(dataset, Dataset)
+            return dataset
+        return image_dataset(parquet.ParquetFile(path).read(columns))
+
+    return Columns(Features.from_arrow_schema(parquet.read_schema(path)), read, path.parent)
+
+
+READERS: dict[str, Callable[[Path], Columns]] = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".jsonl": read_json,
+    ".json": read_json,
+    ".parquet": read_parquet,
+}
+
+
+def table_from_columns(ask: Ask, columns: Columns) -> ImageTable:
+    from datasets import Image, Value
+
+    names = listed(list(columns.features))
+    if not columns.features:
+        raise ask.error("is empty; give a table with a column of images")
+    image = image_column_of(ask, columns.features)
+    if image is None:
+        first = " (a csv names its columns in the first line)" if ask.spec.lower().endswith((".csv", ".tsv")) else ""
+        raise ask.error(f"no image column among {names}; name it with {ask.flag}-image-column{first}")
+    label = None if ask.labels == "ignored" else label_column_of(ask, columns.features)
+    if label is None and ask.labels == "required":
+        raise ask.error(f"no label column among {names}; name it with {ask.flag}-label-column")
+    with ask.reading():
+        dataset = columns.read([image, label] if label else [image])
+        texts = dataset.with_format("arrow")
+    if len(dataset) == 0:
+        raise ask.error("holds no rows; give a table with a row per image")
+    feature = dataset.features[image]
+    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+        paths = texts[:][image].to_pylist()
+        images = paths_dataset([p and os.path.join(columns.folder, p) for p in paths])
+        few = [path for path in images[:5]["image"] if path["path"]]
+        if few and not any(os.path.exists(path["path"]) for path in few):
+            raise ask.error(
+                f"none of the first {len(few)} files in column '{image}' exists, such as {few[0]['path']}; "
+                f"paths must be absolute or start from {columns.folder.absolute()}"
+            )
+    else:
+        with ask.reading():
+            images = dataset.select_columns([image])
+            images = images if image == "image" else images.rename_column(image, "image")
+            images = images.cast_column("image", Image(decode=False))
+    if label is None:
+        return ImageTable(ask.spec, images, None, ())
+    with ask.reading():
+        encoded = texts[:][label].combine_chunks().dictionary_encode()
+    return ImageTable(ask.spec, images, *number_labels(ask, label, dataset.features[label], encoded))
+
+
+def image_column_of(ask: Ask, features: Mapping[str, Any]) -> str | None:
+    from datasets import Image, Value
+
+    texts = [k for k, f in features.items() if isinstance(f, Value) and ("string" in f.dtype or "binary" in f.dtype)]
+    pairs = [k for k, f in features.items() if isinstance(f, dict) and "bytes" in f]
+    return _find(ask, "image", ask.image_column, features, Image, pairs + texts, IMAGE_COLUMNS)
+
+
+def label_column_of(ask: Ask, features: Mapping[str, Any]) -> str | None:
+    from datasets import ClassLabel, Value
+
+    plain = [k for k, f in features.items() if isinstance(f, Value) and "binary" not in f.dtype]
+    return _find(ask, "label", ask.label_column, features, ClassLabel, plain, LABEL_COLUMNS)
+
+
+def _find(
+    ask: Ask,
+    kind: str,
+    chosen: str | None,
+    features: Mapping[str, Any],
+    best: type,
+    others: list[str],
+    usual: tuple[str, ...],
+) -> str | None:
+    """The chosen column; else one of the best type, usual names first; else one of the others with a usual name."""
+    if chosen:
+        if chosen not in features:
+            flag = f"{ask.flag}-{kind}-column"
+            raise ask.error(f"no column '{chosen}'; set {flag} to one of {listed(list(features))}")
+        return chosen
+    typed = [name for name, feature in features.items() if isinstance(feature, best)]
+    for names in (typed, others):
+        by_name = {name.lower(): name for name in names}
+        if found := next((by_name[name] for name in usual if name in by_name), None):
+            return found
+        if typed:
+            return typed[0]
+    return None
+
+
+class Labeling(NamedTuple):
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+
+def number_labels(ask: Ask, column: str, feature: Any, encoded: Any) -> Labeling:
+    """Contiguous labels in the order of the class names, from a dictionary-encoded column."""
+    names = encoded.dictionary.to_pylist()
+    if class_names := getattr(feature, "names", None):  # -1 is how a ClassLabel says that there is none.
+        names = [class_names[value] if 0 <= value < len(class_names) else None for value in names]
+    known = [name is not None and name == name and name != "" for name in names]  # NaN differs from itself.
+    codes = encoded.indices.fill_null(len(names)).to_numpy()
+    missing = int((~np.array([*known, False])[codes]).sum())
+    if missing:
+        raise ask.error(f"{missing} of {len(codes)} rows have no label in column '{column}'; fill them in or drop them")
+    texts = [str(name) for name in names]
+    classes = sorted(set(texts))
+    places = {name: i for i, name in enumerate(classes)}
+    return Labeling(np.array([places[text] for text in texts], dtype=np.int64)[codes], tuple(classes))

@@ -1,0 +1,119 @@
+"""What --unlabeled names: a table, or a stream."""
+
+import glob
+from dataclasses import replace
+from pathlib import Path
+
+from stml_semi.data.benchmarks.facts import BENCHMARKS
+from stml_semi.data.image_table import Ask, ImageTable, listed
+from stml_semi.data.sources.columns import image_column_of
+from stml_semi.data.sources.open_source import load_hub, open_part, open_source, split_spec
+from stml_semi.data.sources.shards import shards_of
+from stml_semi.data.sources.specs import checked_parts, shares_of
+from stml_semi.data.sources.streams import ImageStream, StreamSource
+from stml_semi.runtime.errors import BadInput
+
+# Shards that are read in turn: neighbors in a shard are often alike. Each costs the memory of what it reads ahead: of
+# parquet files of the hub that is all of the file.
+_SHARDS_IN_TURN = 4
+_SHARDS_IN_TURN_HUB = 1
+_KINDS = {".tar": "webdataset", ".parquet": "parquet", ".jsonl": "json"}
+
+
+def open_unlabeled(
+    spec: str,
+    *,
+    stream: bool,
+    image_column: str | None,
+    data_root: str | None,
+    seed: int,
+    label_column: str | None = None,
+) -> ImageTable | ImageStream:
+    """The pictures of --unlabeled.
+
+    Args:
+        spec: what the user typed.
+        stream: whether what can be read as a stream is: webdataset shards, parquet and jsonl files, hub ids. Folders of
+            pictures, benchmarks and lists of paths are small without their pictures: they stay tables.
+        image_column: column of the images or their paths. Default: found by type, then by name.
+        data_root: folder of the benchmarks.
+        seed: of the order of shards.
+        label_column: column of classes that are known; None looks for none.
+
+    Raises:
+        BadInput: one line with the flag and the fix.
+    """
+    flag = "--unlabeled"
+    if not stream:
+        return open_source(
+            spec,
+            flag=flag,
+            labels="ignored" if label_column is None else "required",
+            image_column=image_column,
+            label_column=label_column,
+            data_root=data_root,
+        )
+    if label_column is not None:
+        raise BadInput("--unlabeled-label-column is for tables: leave it or --unlabeled-stream out")
+    whole = Ask(spec, flag, "ignored", image_column, None, data_root)
+    parts = checked_parts(whole)
+    sources = tuple(_open(replace(whole, spec=part.spec), seed) for part in parts)
+    if not any(isinstance(source, StreamSource) for source in sources):
+        raise whole.error(
+            "nothing of it can be read as a stream (tar shards, parquet and jsonl files, and hub ids can); leave "
+            "--unlabeled-stream out"
+        )
+    weights = shares_of(parts) or (1.0,)
+    if len(weights) < len(sources):
+        raise whole.error(
+            "nobody knows how long a stream is: say how much of the pool each source gives, as in "
+            + ",".join(f"{part.spec}={1 / len(parts):.2g}" for part in parts)
+        )
+    return ImageStream(spec, sources, weights)
+
+
+def _open(ask: Ask, seed: int) -> StreamSource | ImageTable:
+    from datasets import Dataset, Image, load_dataset
+
+    source, split = split_spec(ask.spec)
+    files = [] if split or source in BENCHMARKS else _files(source)
+    if files:
+        kind = _KINDS[files[0].suffix.lower()]
+        with ask.reading():
+            dataset = load_dataset(kind, data_files={"train": list(map(str, files))}, split="train", streaming=True)
+            if kind == "parquet":
+                # A shard is read ahead as a whole: let it be a row group, of which a file has many.
+                dataset = dataset.reshard()
+    elif source in BENCHMARKS or Path(source).expanduser().exists():
+        return open_part(ask)
+    else:
+        dataset = load_hub(ask, source, split or "train", streaming=True)
+    features = dataset.features
+    if features is None:  # Nobody wrote down what the columns are: the first row tells.
+        with ask.reading():
+            features = Dataset.from_list(list(dataset.take(1))).features
+    column = image_column_of(ask, features)
+    if column is None:
+        raise ask.error(f"no image column among {listed(list(features))}; name it with {ask.flag}-image-column")
+    dataset = dataset.select_columns([column])
+    if isinstance(features[column], Image):
+        dataset = dataset.cast_column(column, Image(decode=False))
+    with ask.reading():
+        first = next(iter(dataset), None)
+    if first is None:
+        raise ask.error("holds no rows; give a stream of images")
+    folder, in_turn = (files[0].parent, _SHARDS_IN_TURN) if files else (Path(), _SHARDS_IN_TURN_HUB)
+    return StreamSource(ask.spec, dataset, column, folder, seed=seed, in_turn=in_turn)
+
+
+def _files(source: str) -> list[Path]:
+    """Files that can be read as a stream: tar shards; one parquet or jsonl file, a pattern, or a folder of them."""
+    if shards := shards_of(source):
+        return shards
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = [file for file in sorted(path.iterdir()) if not file.name.startswith(".")]
+    else:
+        found = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path))))
+    kinds = {file.suffix.lower() if file.is_file() else "" for file in found}
+    return found if len(kinds) == 1 and kinds <= _KINDS.keys() else []

@@ -1,0 +1,73 @@
+"""What a user types after --labeled and the like: sources joined by commas, each perhaps with a weight."""
+
+import os
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from stml_semi.data.image_table import Ask
+
+_WEIGHT = re.compile(r"(.+)=(\d+(?:\.\d*)?|\.\d+)")
+
+
+class Part(NamedTuple):
+    """One of the joined sources."""
+
+    spec: str
+    """A benchmark, path, pattern or hub id, perhaps with `:split`."""
+    weight: float | None = None
+    """The number after `=`; None without one."""
+
+
+def split_parts(text: str | None) -> list[Part]:
+    """`inat=0.7,photos/=0.3` -> its parts. What exists under the very name that was typed is one path: commas, and an
+    equals sign as in `year=2021`, are part of it. Hub ids, splits and revisions have no equals sign."""
+    if not text:
+        return []
+    return [_part(piece.strip()) for piece in ([text] if _exists(text) else text.split(","))]
+
+
+def specs_of(text: str | None) -> list[str]:
+    """The parts without their weights."""
+    return [part.spec for part in split_parts(text)]
+
+
+def checked_parts(whole: "Ask") -> list[Part]:
+    """The sources that a user joined.
+
+    Raises:
+        BadInput: one of them is empty, or their weights make no mixture.
+    """
+    parts = split_parts(whole.spec)
+    if not parts or not all(part.spec for part in parts):
+        raise whole.error("names nothing; give a folder, a file, a benchmark or a hub id, joined by single commas")
+    weighted = [part for part in parts if part.weight is not None]
+    if not weighted:
+        return parts
+    first = weighted[0]
+    if whole.flag != "--unlabeled":
+        raise whole.error(
+            f"weights are for --unlabeled; leave '={first.weight:g}' out of {first.spec}={first.weight:g}"
+        )
+    if len(parts) == 1:
+        raise whole.error(f"a weight says how much of a mixture is one source, and this is all of it: {first.spec}")
+    if len(weighted) < len(parts) or not all(part.weight for part in parts):
+        raise whole.error(
+            "give every source a weight above 0, or none: each is its share of the pool, as in a=0.7,b=0.3"
+        )
+    return parts
+
+
+def shares_of(parts: list[Part]) -> tuple[float, ...]:
+    """Weights as shares of 1; () where there are none."""
+    weights = [part.weight for part in parts if part.weight is not None]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def _part(text: str) -> Part:
+    match = None if _exists(text) else _WEIGHT.fullmatch(text)
+    return Part(match[1], float(match[2])) if match else Part(text)
+
+
+def _exists(text: str) -> bool:
+    return os.path.exists(os.path.expanduser(text))

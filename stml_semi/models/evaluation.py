@@ -1,0 +1,153 @@
+"""Embed a table with a model's evaluation view, and score it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stml_semi.data.batches.loading import BadPicture, EvalChunks, eval_batches
+from stml_semi.data.image_table import ImageTable
+from stml_semi.metrics import QueryScores, query_scores, summarize
+from stml_semi.runtime import distributed
+from stml_semi.runtime.errors import BadInput
+
+Encode = Callable[[Tensor], Tensor]
+"""pixels (B, 3, H, W) -> embeddings (B, d)."""
+
+
+class EmbeddedTable(NamedTuple):
+    """Embeddings of rows of a table, in their order, the same on every process."""
+
+    embeddings: Tensor
+    """(N, d) float32, not normalized; a picture that cannot be read has zeros."""
+    readable: NDArray[np.bool_]
+    """(N,)"""
+    bad: list[BadPicture]
+
+
+@torch.inference_mode()
+def embed_table(
+    table: ImageTable,
+    encode: Encode,
+    processor: Any,
+    *,
+    rows: NDArray[np.int64] | None = None,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> EmbeddedTable:
+    """Embeds rows of a table; each process takes its share, and all get the whole.
+
+    Args:
+        table: pictures.
+        encode: the model's forward pass, autocast included.
+        processor: the backbone's image processor.
+        rows: which rows, default all.
+        batch_size: pictures per forward pass.
+        num_workers: decoding processes.
+        device: where `encode` expects its pixels.
+        progress: called with the number of pictures done since the last call.
+    """
+    rows = np.arange(len(table)) if rows is None else rows
+    share = distributed.share(len(rows), rank=distributed.rank(), world_size=distributed.world_size())
+    chunks = EvalChunks(table, rows[share], processor, batch_size)
+    pin = torch.device(device).type == "cuda"
+    parts, readable, bad = [], [], []
+    for batch in eval_batches(chunks, num_workers=num_workers, pin_memory=pin):
+        readable.append(batch.readable)
+        bad.extend(batch.bad)
+        if batch.readable.any():
+            embedded = encode(batch.pixels.to(device, non_blocking=True)).float()
+            embedded[~batch.readable.to(device)] = 0
+        else:
+            embedded = None
+        parts.append((len(batch.readable), embedded))
+        if progress is not None:
+            progress(len(batch.readable))
+    width = max(distributed.gather_objects(max((e.shape[1] for _, e in parts if e is not None), default=0)))
+    own = [torch.zeros(n, width, device=device) if e is None else e for n, e in parts]
+    embeddings = torch.cat(own) if own else torch.zeros(0, width, device=device)
+    mask = torch.cat(readable).to(device) if readable else torch.zeros(0, dtype=torch.bool, device=device)
+    return EmbeddedTable(
+        distributed.gather(embeddings, len(rows)),
+        distributed.gather(mask, len(rows)).cpu().numpy(),
+        [picture for part in distributed.gather_objects(bad) for picture in part],
+    )
+
+
+class TableEncoder:
+    """Embeds tables the way a run does: its precision, its image processor, its workers, its batch size."""
+
+    def __init__(self, accelerator: Accelerator, processor: Any, *, batch_size: int, num_workers: int) -> None:
+        self.accelerator, self.processor = accelerator, processor
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    def __call__(self, table: ImageTable, encode: Encode, rows: NDArray[np.int64] | None = None) -> EmbeddedTable:
+        """Embeds a table (or rows of it) with a function that maps pixels to embeddings."""
+
+        def autocast(pixels: Tensor) -> Tensor:
+            with self.accelerator.autocast():
+                return encode(pixels)
+
+        return embed_table(
+            table,
+            autocast,
+            self.processor,
+            rows=rows,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            device=self.accelerator.device,
+        )
+
+
+class TableScores(NamedTuple):
+    """Scores of single queries: the readable pictures of a table, in their order."""
+
+    scores: QueryScores
+    labels: Tensor
+    """(Q,) int64."""
+    num_gallery: int
+    """Pictures that are searched, the query itself included where it is one of them."""
+
+
+def score_queries(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> TableScores:
+    """Scores every readable picture of an embedded table against all others.
+
+    Every picture is looked up in all others, unless the table says which are queries: those are looked up in the rest.
+    Each process scores its share of the queries, and all get the result.
+
+    Raises:
+        BadInput: no image can be read.
+    """
+    assert table.labels is not None
+    if not embedded.readable.any():
+        raise BadInput(f"{table.name}: none of its {len(table)} images can be read, such as {table.describe(0)}")
+    keep = torch.from_numpy(embedded.readable).to(embedded.embeddings.device)
+    embeddings, labels = embedded.embeddings[keep], torch.from_numpy(table.labels).to(keep.device)[keep]
+    gallery = gallery_labels = None
+    if table.queries is not None:
+        asks = torch.from_numpy(table.queries).to(keep.device)[keep]
+        gallery, gallery_labels = embeddings[~asks], labels[~asks]
+        embeddings, labels = embeddings[asks], labels[asks]
+    share = distributed.share(len(labels), rank=distributed.rank(), world_size=distributed.world_size())
+    rows = torch.arange(len(labels), device=keep.device)[share]
+    scores = query_scores(
+        embeddings, labels, recall_at=recall_at, gallery=gallery, gallery_labels=gallery_labels, rows=rows
+    )
+    gathered = QueryScores(*(distributed.gather(part, len(labels)) for part in scores))
+    return TableScores(gathered, labels, len(labels) if gallery is None else len(gallery))
+
+
+def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> dict[str, float]:
+    """Retrieval metrics of an embedded table; unreadable pictures are neither query nor gallery.
+
+    Raises:
+        BadInput: no labels, or no two pictures of one class.
+    """
+    found = score_queries(table, embedded, recall_at)
+    return summarize(found.scores, recall_at=recall_at, num_gallery=found.num_gallery)

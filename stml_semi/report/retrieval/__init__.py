@@ -1,0 +1,1 @@
+"""Evaluation images: scores, neighbors before and after, maps."""

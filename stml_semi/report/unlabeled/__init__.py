@@ -1,0 +1,1 @@
+"""The pool as the teacher sees it."""

@@ -1,0 +1,201 @@
+"""All that a resume needs, in safetensors and JSON; nothing is pickled.
+
+Random numbers are functions of seed and step, so no generator state is kept.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stml_semi.data.batches.pool import PoolTable
+from stml_semi.runtime.errors import BadInput
+
+TEACHER = "teacher.model."
+"""Prefix of the averaged model among the tensors of a checkpoint."""
+
+
+class TrainState(NamedTuple):
+    """The moving parts of a run."""
+
+    modules: dict[str, nn.Module]
+    """Bare modules (no wrappers) by name: embedder, teacher, objective."""
+    optimizer: torch.optim.Optimizer
+    scaler: Any = None
+    """GradScaler of fp16 runs."""
+
+
+def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable | None, *, keep: int) -> Path:
+    """Writes folder/step-N under a temporary name, renames it when complete, and deletes all but the last `keep`.
+
+    Returns the checkpoint's path. An error (a full disk, say) leaves earlier checkpoints as they were.
+    """
+    target = folder / f"step-{step}"
+    temporary = folder / f".step-{step}.partial"
+    for left in folder.glob(".step-*"):  # Of processes that were killed while saving.
+        shutil.rmtree(left)
+    temporary.mkdir(parents=True)
+    try:
+        tensors = {
+            f"{module}.{name}": value
+            for module, part in state.modules.items()
+            for name, value in part.state_dict().items()
+        }
+        optimizer = state.optimizer.state_dict()["state"]
+        files = {
+            "modules.safetensors": tensors,
+            "optimizer.safetensors": {
+                f"{i}.{key}": torch.as_tensor(value) for i, values in optimizer.items() for key, value in values.items()
+            },
+        }
+        if table is not None:
+            files["pool.safetensors"] = {
+                "rows": torch.from_numpy(table.rows),
+                "neighbors": torch.from_numpy(table.neighbors),
+                "compared": torch.from_numpy(table.compared),
+            }
+        for name, content in files.items():
+            save_file(
+                {key: value.detach().cpu().contiguous().clone() for key, value in content.items()}, temporary / name
+            )
+        summary = {
+            "step": step,
+            "pool_refresh": None if table is None else table.refresh,
+            "pool_sigma": None if table is None else table.sigma,
+            "pool_stream": None if table is None else table.stream,
+            "scaler": None if state.scaler is None else state.scaler.state_dict(),
+            "sha256": {name: _sha256(temporary / name) for name in files},
+        }
+        (temporary / "state.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        for path in temporary.iterdir():
+            _flush(path)
+        replaced = folder / f".step-{step}.replaced"
+        if target.exists():
+            target.rename(replaced)
+        temporary.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+        _flush(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(m[1]), p) for p in folder.iterdir() if (m := re.fullmatch(r"step-(\d+)", p.name))]
+    return [path for _, path in sorted(found)]
+
+
+def read_module(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
+    """One module's tensors of a checkpoint, such as "embedder." or "teacher.model.", named without the prefix.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+    """
+    stored = load_file(checkpoint / "modules.safetensors")
+    return {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+
+
+def read_pool(checkpoint: Path) -> PoolTable | None:
+    """The pool of a checkpoint, if it has one.
+
+    Raises:
+        OSError, ValueError, SafetensorError: it cannot be read.
+    """
+    summary = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if summary["pool_refresh"] is None:
+        return None
+    return _pool_table(summary, load_file(checkpoint / "pool.safetensors"))
+
+
+def _pool_table(summary: dict[str, Any], pool: dict[str, Tensor]) -> PoolTable:
+    rows, neighbors, compared = (pool[n].numpy().astype(np.int64) for n in ("rows", "neighbors", "compared"))
+    refresh, sigma = summary["pool_refresh"], summary["pool_sigma"]
+    return PoolTable(refresh, rows, neighbors, compared, sigma, summary.get("pool_stream"))
+
+
+class Restored(NamedTuple):
+    """Where a run goes on."""
+
+    step: int
+    table: PoolTable | None
+
+
+def load_checkpoint(path: Path, state: TrainState) -> Restored:
+    """Restores `state` in place.
+
+    Raises:
+        BadInput: a file is missing, torn or was changed (its name and the previous checkpoint are named), or it
+            belongs to another configuration.
+    """
+    try:
+        summary = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if (
+            not isinstance(summary, dict)
+            or not {"step", "pool_refresh", "pool_sigma", "scaler", "sha256"} <= summary.keys()
+        ):
+            raise BadInput("state.json is not what was written")
+        for name, digest in summary["sha256"].items():
+            if _sha256(path / name) != digest:
+                raise OSError(f"{name} is not what was written")
+        tensors = load_file(path / "modules.safetensors")
+        optimizer = load_file(path / "optimizer.safetensors")
+        pool = load_file(path / "pool.safetensors") if summary["pool_refresh"] is not None else None
+    except (OSError, ValueError, KeyError) as error:
+        earlier = [p for p in list_checkpoints(path.parent) if p != path]
+        fix = f"delete {path} to go on from {earlier[-1].name}" if earlier else "start anew with --overwrite"
+        raise BadInput(f"--resume: checkpoint {path} cannot be read ({error}): {fix}") from error
+    try:
+        for name, module in state.modules.items():
+            prefix = f"{name}."
+            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            module.load_state_dict(own)
+    except RuntimeError as error:
+        raise BadInput(
+            f"--resume: checkpoint {path} is of another model or loss; use the configuration it was made with "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from None
+    _load_optimizer(state.optimizer, optimizer)
+    if state.scaler is not None and summary["scaler"] is not None:
+        state.scaler.load_state_dict(summary["scaler"])
+    return Restored(summary["step"], None if pool is None else _pool_table(summary, pool))
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    values: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            # Fused optimizers walk parameter and moments side by side: both must lie in memory the same way.
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+        values.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Brings a file or folder to the disk, so that a rename never outruns the data it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

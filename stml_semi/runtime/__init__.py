@@ -1,0 +1,1 @@
+"""What any program needs: processes, errors, progress, the machine, files."""

@@ -1,0 +1,1 @@
+"""An index of embeddings: fill it, ask it, show it."""

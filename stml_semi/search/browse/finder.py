@@ -1,0 +1,134 @@
+"""What the browse page asks: neighbors of an uploaded picture or of a row, and small pictures of rows."""
+
+import io
+import threading
+import warnings
+from pathlib import PurePath
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stml_semi.data.images import BadImage, read_image
+from stml_semi.runtime.errors import BadInput
+from stml_semi.search.index import Index
+from stml_semi.search.query import Hit, find_rows, nearest_rows, open_indexed, open_model
+
+MAX_BYTES = 20 * 2**20
+"""Of an upload."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Uploads that are decoded: what browsers and cameras write."""
+_MAX_PIXELS = 50_000_000
+_SIDE = 256
+_MOST_BYTES_IN_MEMORY = 2 * 2**30
+
+
+class Found(NamedTuple):
+    """A neighbor, as the page shows it."""
+
+    row: int
+    name: str
+    """The last parts of its path: the page need not tell how the disk is laid out."""
+    similarity: float
+    """Cosine."""
+
+
+class Finder:
+    """An index with its model and pictures. Requests come from several threads; one at a time computes."""
+
+    def __init__(self, folder: str, model: str | None, *, k: int) -> None:
+        """
+        Args:
+            folder: the index.
+            model: default: the one that made the index.
+            k: neighbors per query.
+
+        Raises:
+            BadInput: no index, or another model than the index's.
+        """
+        self.index = Index.open(folder)
+        self.k = k
+        self.retriever = open_model(self.index, model)
+        self.table = open_indexed(self.index)
+        self._lock = threading.Lock()
+        info = self.index.info
+        small = 4 * info.num_rows * info.num_features <= _MOST_BYTES_IN_MEMORY
+        self._parts = list(self.index.parts()) if small else None
+
+    @property
+    def title(self) -> str:
+        """What is searched, in a few words."""
+        return f"{PurePath(self.index.info.data).name}, {self.index.info.num_rows:,} pictures"
+
+    def by_picture(self, data: bytes) -> list[Found]:
+        """Neighbors of an uploaded picture.
+
+        Args:
+            data: the encoded picture.
+
+        Raises:
+            BadImage: it is of no known format, damaged, or too large.
+        """
+        _check(data)
+        with self._lock:
+            picture = read_image({"bytes": data, "path": None})
+            return self._nearest(torch.from_numpy(self.retriever.encode([picture])), -1)
+
+    def by_row(self, row: int) -> list[Found]:
+        """Neighbors of a row of the index, itself left out.
+
+        Raises:
+            LookupError: no such row.
+        """
+        with self._lock:
+            try:
+                embedding = find_rows(self.index, [row])[row].embedding
+            except BadInput:
+                raise LookupError(f"the index has no row {row}") from None
+            return self._nearest(embedding[None], row)
+
+    def thumbnail(self, row: int) -> bytes:
+        """A row's picture as a small JPEG.
+
+        Raises:
+            LookupError: no such row, or its picture cannot be read (any more).
+        """
+        if self.table is None or not 0 <= row < len(self.table):
+            raise LookupError(f"no picture of row {row}")
+        with self._lock:
+            source = self.table.source(row)
+        try:
+            picture = read_image(source)
+        except BadImage as error:
+            raise LookupError(f"the picture of row {row} cannot be read ({error})") from None
+        picture.thumbnail((_SIDE, _SIDE))
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=85)
+        return file.getvalue()
+
+    def _nearest(self, query: Tensor, own: int) -> list[Found]:
+        parts = self.index.parts() if self._parts is None else self._parts
+        (hits,) = nearest_rows(parts, query, torch.tensor([own]), self.k)
+        return [_shown(hit) for hit in hits]
+
+
+def _shown(hit: Hit) -> Found:
+    return Found(hit.row, "/".join(PurePath(hit.image).parts[-2:]), hit.similarity)
+
+
+def _check(data: bytes) -> None:
+    """Looks at the header alone: a small file may unpack to a huge picture.
+
+    Raises:
+        BadImage: not one of FORMATS, or too many pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+        except Exception:  # Decoders raise nearly everything on damaged files.
+            raise BadImage(f"not a picture ({', '.join(FORMATS)})") from None
+    if width * height > _MAX_PIXELS:
+        raise BadImage(f"too large ({width} x {height} pixels; at most {_MAX_PIXELS // 10**6} million)")

@@ -1,0 +1,254 @@
+"""`browse`: a page on this machine where one drops a picture and sees its neighbors.
+
+The standard library's server is enough for one person at one machine, and nothing else has to be installed or kept up
+to date. What it serves is a fixed list: no part of an address ever becomes a path. Other sites that the browser visits
+cannot use it: their requests are known by Host (DNS rebinding), Origin and Sec-Fetch-Site, and are refused.
+"""
+
+import ipaddress
+import json
+import re
+import socket
+import socketserver
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from stml_semi.data.images import BadImage
+from stml_semi.runtime.errors import BadInput
+from stml_semi.search.browse.finder import FORMATS, MAX_BYTES, Finder, Found
+
+_SECONDS = 30
+"""For a request to arrive: a slow one does not hold its thread forever."""
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' blob: data:; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+_ROW = re.compile(r"/(picture|row)/(\d{1,12})", re.ASCII)
+
+
+class Answer(NamedTuple):
+    """What goes back."""
+
+    body: bytes
+    kind: str
+    status: HTTPStatus = HTTPStatus.OK
+
+
+class Refused(Exception):
+    """A request that is not answered; the message is for the person at the page."""
+
+    def __init__(self, status: HTTPStatus, message: str, *, allow: str = "") -> None:
+        super().__init__(message)
+        self.status, self.allow = status, allow
+
+
+class PageServer(ThreadingHTTPServer):
+    """Serves one index until it is shut down."""
+
+    daemon_threads = True
+
+    def __init__(self, finder: Finder, host: str, port: int) -> None:
+        """
+        Args:
+            finder: answers.
+            host: address or name to listen on.
+            port: 0 takes any free one.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+        self.finder, self.host = finder, host
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.pages = _pages(finder)
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        """Without the name look-up of the base class, which may take seconds and is not needed."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.host, self.server_address[1]
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.server_port}/"
+
+    def knows(self, host: str) -> bool:
+        """Whether a Host header names this server.
+
+        A name that somebody else's DNS server resolves to this machine does not: only numbers, localhost, and the name
+        that was asked for.
+        """
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            if name in ("localhost", self.host.lower()):
+                return True
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def serve(finder: Finder, host: str, port: int) -> PageServer:
+    """A server that listens; `serve_forever` answers.
+
+    Raises:
+        BadInput: the address cannot be listened on.
+    """
+    try:
+        return PageServer(finder, host, port)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(
+            f"--host {host} --port {port}: {reason}; choose another port, or --port 0 for any free one"
+        ) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: PageServer  # pyright: ignore[reportIncompatibleVariableOverride]
+    server_version, sys_version = "stml-semi", ""
+    timeout = _SECONDS
+
+    def _respond(self) -> None:
+        allow = ""
+        try:
+            answer = self._answer()
+        except Refused as error:
+            answer, allow = _json({"error": str(error)}, error.status), error.allow
+        self.send_response(answer.status)
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        if allow:
+            self.send_header("Allow", allow)
+        self.send_header("Content-Type", answer.kind)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _respond
+
+    def _answer(self) -> Answer:
+        path = urlsplit(self.path).path if self.path.startswith("/") else ""
+        self._check_sender(path)
+        if path == "/search":
+            self._check_method("POST")
+            return _neighbors(self._search())
+        known = _ROW.fullmatch(path)
+        if not known and path not in self.server.pages:
+            raise Refused(HTTPStatus.NOT_FOUND, "there is no such page")
+        self._check_method("GET", "HEAD")
+        if not known:
+            return self.server.pages[path]
+        try:
+            if known[1] == "row":
+                return _neighbors(self.server.finder.by_row(int(known[2])))
+            return Answer(self.server.finder.thumbnail(int(known[2])), "image/jpeg")
+        except LookupError as error:
+            raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
+
+    def _check_sender(self, path: str) -> None:
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or not self.server.knows(hosts[0]):
+            raise Refused(HTTPStatus.FORBIDDEN, f"this page is at {self.server.url} only")
+        origin = self.headers.get("Origin")
+        site = self.headers.get("Sec-Fetch-Site", "none")
+        followed = path == "/" and self.headers.get("Sec-Fetch-Mode") == "navigate"
+        if (origin and urlsplit(origin).netloc != hosts[0]) or (site not in ("none", "same-origin") and not followed):
+            raise Refused(HTTPStatus.FORBIDDEN, "other sites cannot use this page")
+
+    def _check_method(self, *methods: str) -> None:
+        if self.command not in methods:
+            allow = ", ".join(methods)
+            raise Refused(
+                HTTPStatus.METHOD_NOT_ALLOWED, f"{self.command} is not allowed here, only {allow}", allow=allow
+            )
+
+    def _search(self) -> list[Found]:
+        kind = self.headers.get_content_type()
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch(r"\d{1,15}", length, re.ASCII):
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, "the size of the file is missing")
+        if int(length) > MAX_BYTES:
+            self._discard(int(length))
+            raise Refused(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the file has {int(length) / 2**20:.0f} MiB; at most {MAX_BYTES // 2**20} are taken",
+            )
+        data = self._read(int(length))
+        if not kind.startswith("image/"):
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"not a picture ({', '.join(FORMATS)})")
+        try:
+            return self.server.finder.by_picture(data)
+        except BadImage as error:
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+
+    def _read(self, length: int) -> bytes:
+        try:
+            data = self.rfile.read(length)
+        except OSError:  # The sender was too slow, or is gone.
+            data = b""
+        if len(data) < length:
+            raise Refused(HTTPStatus.BAD_REQUEST, "the file did not arrive whole")
+        return data
+
+    def _discard(self, length: int) -> None:
+        """Browsers read an answer only after they have sent a file; what is far too large is cut off all the same."""
+        left = min(length, 10 * MAX_BYTES)
+        try:
+            while left > 0 and (part := self.rfile.read(min(left, 2**16))):
+                left -= len(part)
+        except OSError:  # The sender was too slow, or is gone: it gets the same answer.
+            return
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: the terminal belongs to whoever started the page."""
+
+
+def _neighbors(hits: list[Found]) -> Answer:
+    return _json({"hits": [hit._asdict() for hit in hits]})
+
+
+def _json(values: object, status: HTTPStatus = HTTPStatus.OK) -> Answer:
+    return Answer(json.dumps(values).encode(), "application/json", status)
+
+
+def _pages(finder: Finder) -> dict[str, Answer]:
+    """Everything that is served beside answers, in memory from the start."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("stml_semi", "search/browse"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("page.html").render(
+        title=finder.title,
+        k=finder.k,
+        has_pictures=finder.table is not None,
+        max_bytes=MAX_BYTES,
+        formats=", ".join(FORMATS),
+        num_rows=finder.index.info.num_rows,
+    )
+    package = files("stml_semi")
+    style = (package / "report" / "style.css").read_bytes() + (package / "search" / "browse" / "style.css").read_bytes()
+    return {
+        "/": Answer(page.encode(), "text/html; charset=utf-8"),
+        "/style.css": Answer(style, "text/css; charset=utf-8"),
+        "/script.js": Answer(
+            (package / "search" / "browse" / "script.js").read_bytes(), "text/javascript; charset=utf-8"
+        ),
+    }

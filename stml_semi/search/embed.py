@@ -1,0 +1,149 @@
+"""`embed`: any model on any pictures, into an index on disk."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from stml_semi.data.batches.loading import default_num_workers
+from stml_semi.data.image_table import ImageTable
+from stml_semi.data.sources.open_source import open_source
+from stml_semi.models.evaluation import EmbeddedTable, embed_table
+from stml_semi.runtime import distributed
+from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.progress import Counter
+from stml_semi.search.index import Format, Index, IndexInfo, Part, read_info
+from stml_semi.sharing.load import Retriever, load
+
+# 33 MB of 512 numbers each: little to lose, few files for a million.
+PART_SIZE = 16384
+
+
+class Embedded(NamedTuple):
+    """What was done."""
+
+    folder: str
+    num_rows: int
+    """Rows of the source."""
+    num_embedded: int
+    """Those that this call embedded; the others were there already, or cannot be read."""
+    num_bad: int
+    """Those that cannot be read."""
+
+
+def embed_source(
+    model: str,
+    data: str,
+    output: str,
+    *,
+    format: Format = "safetensors",
+    image_column: str | None = None,
+    batch_size: int = 256,
+    num_workers: int | None = None,
+    part_size: int = PART_SIZE,
+) -> Embedded:
+    """Embeds all pictures of a source into an index, part by part; run again, it goes on where it was stopped.
+
+    Memory: one part, on every process.
+
+    Raises:
+        BadInput: nothing to open, or an output folder that holds something else.
+    """
+    table = open_source(data, flag="--data", labels="ignored", image_column=image_column)
+    accelerator = Accelerator()
+    retriever = load(model, device=accelerator.device)
+    info = IndexInfo(
+        model=_absolute(model),
+        fingerprint=fingerprint(retriever),
+        data=_absolute(data),
+        image_column=image_column,
+        num_rows=len(table),
+        sample=[table.describe(row) for row in (0, len(table) // 2, len(table) - 1)],
+        part_size=part_size,
+        format=format,
+        num_features=retriever.num_features,
+    )
+    index = Index(output, info)
+    main = accelerator.is_main_process
+    problems = distributed.gather_objects(_problem(index) if main else None)
+    if problems[0]:
+        raise BadInput(problems[0])
+    bad_images = index.folder / "bad_images.jsonl"
+    if main:
+        index.folder.mkdir(parents=True, exist_ok=True)
+        index.save_info()
+    workers = default_num_workers(distributed.local_world_size()) if num_workers is None else num_workers
+    # The main process alone looks: the others might see a part that it has just written.
+    done = distributed.gather_objects([index.has(number) for number in range(info.num_parts)] if main else None)[0]
+    embedded = 0
+    with Counter("embed", len(table), enabled=main) as counter:
+        for number in range(info.num_parts):
+            rows = np.arange(number * part_size, min((number + 1) * part_size, len(table)))
+            if done[number]:
+                counter.skip(len(rows))
+                continue
+            made = embed_table(
+                table,
+                retriever,
+                retriever.processor,
+                rows=rows,
+                batch_size=batch_size,
+                num_workers=workers,
+                device=accelerator.device,
+                progress=lambda count: counter.advance(count * distributed.world_size()),
+            )
+            if main:
+                with bad_images.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(bad._asdict(), ensure_ascii=False) + "\n" for bad in made.bad)
+                index.write(number, _part(table, rows, made))
+            embedded += int(made.readable.sum())
+    if main:
+        index.info = info._replace(complete=True)
+        index.save_info()
+    accelerator.wait_for_everyone()
+    num_bad = len(set(bad_images.read_text(encoding="utf-8").splitlines())) if bad_images.is_file() else 0
+    accelerator.end_training()
+    return Embedded(output, len(table), embedded, num_bad)
+
+
+def fingerprint(retriever: Retriever) -> str:
+    """A hash of a model's weights, by which an index knows what made it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(retriever.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _part(table: ImageTable, rows: Any, made: EmbeddedTable) -> Part:
+    readable = rows[made.readable]
+    embeddings = made.embeddings[torch.from_numpy(made.readable).to(made.embeddings.device)]
+    return Part(F.normalize(embeddings.float(), dim=1).cpu(), readable, [table.describe(int(row)) for row in readable])
+
+
+def _problem(index: Index) -> str | None:
+    """Why the output folder cannot be used."""
+    folder = index.folder
+    found = read_info(folder)
+    if found is None:
+        filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        return f"--output {folder}: holds files that are no index; choose another folder" if filled else None
+    fields = ("fingerprint", "num_rows", "sample", "part_size", "format", "num_features")
+    changed = [name for name in fields if getattr(found, name) != getattr(index.info, name)]
+    if changed:
+        what = {"fingerprint": "another model", "num_rows": "other data", "sample": "other data"}.get(
+            changed[0], f"another {changed[0].replace('_', ' ')}"
+        )
+        return f"--output {folder}: holds an index of {what} ({found.model}, {found.data}); choose another folder"
+    return None
+
+
+def _absolute(name: str) -> str:
+    """Local paths in full, so that the index is understood from anywhere; other names as they are."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name

@@ -1,0 +1,213 @@
+"""An index on disk: embeddings with row ids in parts, so that neither writing nor searching needs them all at once.
+
+    index.json                  what was embedded with what; `complete` once all parts are there
+    part-00000.safetensors      embeddings (n, d) float32, unit length, and rows (n,) int64 of the source
+    part-00000.ids.jsonl        a line per row: {"row": 17, "image": "birds/17.jpg"}
+    bad_images.jsonl            pictures that could not be read; they are in no part
+
+With `parquet` a part is one file with columns row, image and embedding. With `npy` it is a bare array beside its ids.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stml_semi.runtime.errors import BadInput
+
+Format = Literal["safetensors", "parquet", "npy"]
+FORMATS: tuple[Format, ...] = ("safetensors", "parquet", "npy")
+
+
+class Part(NamedTuple):
+    """Some consecutive readable rows of a source."""
+
+    embeddings: Tensor
+    """(n, d) float32, unit length."""
+    rows: NDArray[np.int64]
+    """(n,), rising."""
+    images: "Sequence[str] | _Names"
+    """(n,) how a user finds each picture."""
+
+
+class IndexInfo(NamedTuple):
+    """What index.json says."""
+
+    model: str
+    fingerprint: str
+    """Of the model's weights: embeddings of different models do not compare."""
+    data: str
+    image_column: str | None
+    num_rows: int
+    """Rows of the source, readable or not."""
+    sample: list[str]
+    """First, middle and last picture of the source."""
+    part_size: int
+    """Rows of the source in each part."""
+    format: Format
+    num_features: int
+    complete: bool = False
+
+    @property
+    def num_parts(self) -> int:
+        return -(-self.num_rows // self.part_size)
+
+
+class Index:
+    """A folder of parts. Reading is lazy: one part at a time is in memory."""
+
+    def __init__(self, folder: str | Path, info: IndexInfo) -> None:
+        self.folder, self.info = Path(folder), info
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Index":
+        """
+        Raises:
+            BadInput: no index there, or an unfinished one.
+        """
+        info = read_info(Path(folder))
+        if info is None:
+            raise BadInput(f"--index {folder}: holds no index; make one with `embed --output {folder}`")
+        if not info.complete:
+            raise BadInput(f"--index {folder}: is not finished; run the same `embed` command again to go on")
+        return cls(folder, info)
+
+    def parts(self) -> Iterator[Part]:
+        """All parts in order of their rows; parts without readable pictures are left out.
+
+        Raises:
+            BadInput: a part is missing or damaged.
+        """
+        for number in range(self.info.num_parts):
+            part = self.part(number)
+            if len(part.rows):
+                yield part
+
+    def part(self, number: int) -> Part:
+        """
+        Raises:
+            BadInput: it is missing or damaged.
+        """
+        try:
+            return _READ[self.info.format](self._path(number))
+        except Exception as error:  # Readers of three formats raise what they like on damaged files.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            fix = "delete that file and run the same `embed` command again"
+            raise BadInput(
+                f"--index {self.folder}: {self._path(number).name} cannot be read ({reason}): {fix}"
+            ) from None
+
+    def has(self, number: int) -> bool:
+        """Whether a part was written."""
+        return self._path(number).is_file()
+
+    def write(self, number: int, part: Part) -> None:
+        """Writes a part; what has its final name is complete."""
+        path = self._path(number)
+        temporary = path.with_name(f".{path.name}.partial")
+        _WRITE[self.info.format](temporary, part)
+        if self.info.format != "parquet":
+            lines = (
+                json.dumps({"row": int(row), "image": image}, ensure_ascii=False) + "\n"
+                for row, image in zip(part.rows, part.images, strict=True)
+            )
+            ids = _ids(path).with_suffix(".partial")
+            with ids.open("w", encoding="utf-8") as file:
+                file.writelines(lines)
+            ids.replace(_ids(path))
+        temporary.replace(path)
+
+    def save_info(self) -> None:
+        """Writes index.json."""
+        temporary = self.folder / "index.json.partial"
+        temporary.write_text(json.dumps(self.info._asdict(), indent=1, ensure_ascii=False), encoding="utf-8")
+        temporary.replace(self.folder / "index.json")
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part-{number:05}.{self.info.format}"
+
+
+def read_info(folder: Path) -> IndexInfo | None:
+    """index.json of a folder, or None if it holds no index."""
+    try:
+        return IndexInfo(**json.loads((folder / "index.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _ids(path: Path) -> Path:
+    return path.with_suffix(".ids.jsonl")
+
+
+def _write_safetensors(path: Path, part: Part) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"embeddings": part.embeddings.contiguous(), "rows": torch.from_numpy(part.rows)}, path)
+
+
+def _read_safetensors(path: Path) -> Part:
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    return Part(tensors["embeddings"], tensors["rows"].numpy(), _Names(_ids(path)))
+
+
+def _write_npy(path: Path, part: Part) -> None:
+    with path.open("wb") as file:
+        np.save(file, part.embeddings.numpy())
+
+
+def _read_npy(path: Path) -> Part:
+    names = _Names(_ids(path))
+    rows = np.array([line["row"] for line in names.lines], dtype=np.int64)
+    return Part(torch.from_numpy(np.load(path)), rows, names)
+
+
+def _write_parquet(path: Path, part: Part) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    width = part.embeddings.shape[1]
+    values = pa.FixedSizeListArray.from_arrays(pa.array(part.embeddings.numpy().reshape(-1)), width)
+    columns = {"row": pa.array(part.rows), "image": pa.array(list(part.images), pa.string()), "embedding": values}
+    parquet.write_table(pa.table(columns), path)
+
+
+def _read_parquet(path: Path) -> Part:
+    from pyarrow import parquet
+
+    table = parquet.ParquetFile(path).read().combine_chunks()
+    column = table.column("embedding").combine_chunks()
+    flat = column.flatten().to_numpy()
+    embeddings = torch.from_numpy(flat.reshape(len(column), column.type.list_size).copy())
+    return Part(embeddings, table.column("row").to_numpy(), table.column("image").to_pylist())
+
+
+class _Names:
+    """Names of a part, read when the first is asked for: a search shows few of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines: list[dict[str, Any]] | None = None
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        if self._lines is None:
+            with self.path.open(encoding="utf-8") as file:
+                self._lines = [json.loads(line) for line in file]
+        return self._lines
+
+    def __iter__(self) -> Iterator[str]:
+        return (line["image"] for line in self.lines)
+
+    def __getitem__(self, place: int) -> str:
+        return self.lines[place]["image"]
+
+
+_WRITE = {"safetensors": _write_safetensors, "parquet": _write_parquet, "npy": _write_npy}
+_READ = {"safetensors": _read_safetensors, "parquet": _read_parquet, "npy": _read_npy}

@@ -1,0 +1,1 @@
+"""A trained model as others meet it: load, export, score, card, upload."""

@@ -1,0 +1,121 @@
+"""`evaluate`: any model on any labeled pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from stml_semi.data.batches.loading import default_num_workers
+from stml_semi.data.class_split import looked_up_in
+from stml_semi.data.sources.open_source import open_source
+from stml_semi.metrics import ClassScores, bootstrap_intervals, class_scores, summarize
+from stml_semi.models.evaluation import embed_table, score_queries
+from stml_semi.run_folder.folder import RunFolder
+from stml_semi.runtime import distributed
+from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.progress import Counter
+from stml_semi.sharing.load import load
+from stml_semi.training.best_student import exported_step
+
+
+def evaluate_model(
+    model: str,
+    data: str,
+    *,
+    gallery: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    batch_size: int = 256,
+    num_workers: int | None = None,
+    recall_at: str | None = None,
+    bf16: bool = False,
+    confidence: float | None = None,
+    per_class: bool = False,
+    data_root: str | None = None,
+) -> dict[str, Any]:
+    """Retrieval metrics of a model: a line like those of metrics.jsonl; `step` is None unless the model is a run.
+
+    Args:
+        model: what `load` opens.
+        data: labeled pictures: each is looked up in all others, unless there is a gallery.
+        gallery: labeled pictures that those of `data` are looked up in; classes are the same where their names are.
+        image_column: of both.
+        label_column: of both.
+        batch_size: pictures per forward pass.
+        num_workers: decoding processes.
+        recall_at: numbers of neighbors, joined by commas; default: what is customary with the data.
+        bf16: run the backbone in bfloat16 (scores are computed from float32 embeddings either way).
+        confidence: percent; adds `intervals`, name of a metric -> [low, high], from a bootstrap over queries.
+        per_class: adds `per_class`, a dict per class, worst MAP@R first.
+
+    Raises:
+        BadInput: nothing to open, or nothing to score.
+    """
+    wanted = _recall_at(recall_at)
+    if confidence is not None and not 0 < confidence < 100:
+        raise BadInput(f"--confidence {confidence}: is in percent; give a number between 0 and 100, such as 95")
+    columns = {"image_column": image_column, "label_column": label_column, "data_root": data_root}
+    table = open_source(data, flag="--data", labels="required", **columns)
+    if gallery is not None:
+        if gallery == data:
+            raise BadInput(f"--gallery {gallery}: is --data itself, where every picture finds itself; leave it out")
+        table = looked_up_in(table, open_source(gallery, flag="--gallery", labels="required", **columns))
+    wanted = wanted or table.recall_at
+    accelerator = Accelerator()
+    retriever = load(model, device=accelerator.device)
+    workers = default_num_workers(distributed.local_world_size()) if num_workers is None else num_workers
+
+    def encode(pixels: Tensor) -> Tensor:
+        with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
+            return retriever(pixels)
+
+    with Counter("embed", len(table), enabled=accelerator.is_main_process) as counter:
+        embedded = embed_table(
+            table,
+            encode,
+            retriever.processor,
+            batch_size=batch_size,
+            num_workers=workers,
+            device=accelerator.device,
+            progress=lambda count: counter.advance(count * distributed.world_size()),
+        )
+    found = score_queries(table, embedded, wanted)
+    scores = summarize(found.scores, recall_at=wanted, num_gallery=found.num_gallery)
+    line: dict[str, Any] = {"step": _step(model), "data": table.name, "model": model, **scores}
+    if confidence is not None:
+        intervals = bootstrap_intervals(found.scores, recall_at=wanted, confidence=confidence / 100)
+        line |= {"confidence": confidence, "intervals": {name: list(pair) for name, pair in intervals.items()}}
+    if per_class:
+        line["per_class"] = _per_class(table.classes, class_scores(found.scores, found.labels, recall_at=wanted))
+    accelerator.end_training()
+    return line
+
+
+def _recall_at(text: str | None) -> tuple[int, ...]:
+    """1,10,100 -> (1, 10, 100), in rising order; nothing -> ()."""
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise BadInput(f"--k {text}: give numbers of neighbors joined by commas, such as 1,10,100")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _per_class(names: Sequence[str], scores: ClassScores) -> list[dict[str, Any]]:
+    columns = {name: values.tolist() for name, values in scores.values.items()}
+    counts = scores.num_queries.tolist()
+    rows = [
+        {"class": names[label], "num_queries": counts[i], **{name: values[i] for name, values in columns.items()}}
+        for i, label in enumerate(scores.label.tolist())
+    ]
+    return sorted(rows, key=lambda row: (row["map@r"], row["class"]))
+
+
+def _step(model: str) -> int | None:
+    """How far a run was trained."""
+    folder = RunFolder(model, writes=False)
+    if not folder.metrics.is_file():
+        return None
+    return exported_step(folder.lines())

@@ -1,0 +1,1 @@
+"""Look before you train: doctor, dry run, costs."""

@@ -1,0 +1,166 @@
+"""What a run would do: its plan and its needs, without taking a step."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from stml_semi.config import TrainConfig
+from stml_semi.data.batches.live_images import describe_images, num_live
+from stml_semi.data.image_table import ImageTable
+from stml_semi.data.sources.streams import ImageStream
+from stml_semi.models.embedder import Embedder
+from stml_semi.runtime import distributed
+
+
+def describe_run(
+    config: TrainConfig,
+    embedder: Embedder,
+    size: tuple[int, int],
+    *,
+    labeled: ImageTable | None,
+    unlabeled: ImageTable | ImageStream | None,
+    evaluation: ImageTable | None,
+    validation: ImageTable | None,
+    claim: str,
+) -> dict[str, str]:
+    """Lines of the plan, by name.
+
+    Args:
+        config: resolved.
+        embedder: the bare model.
+        size: height and width of its input in pixels.
+        labeled: or None.
+        unlabeled: or None.
+        evaluation: or None.
+        validation: or None.
+        claim: what may be said of the classes that are evaluated on.
+    """
+    lines = {"steps": _steps(config)}
+    if labeled is not None:
+        lines["labeled"] = (
+            f"{len(labeled):,} images of {len(labeled.classes)} classes ({labeled.name}); {config.labeled_batch_size} "
+            f"a step, {config.classes_per_batch} classes x {config.images_per_class}; "
+            f"{config.max_steps * config.labeled_batch_size / len(labeled):.1f} passes"
+        )
+    if unlabeled is not None:
+        lines |= _unlabeled(config, unlabeled)
+    rows = _rows(config)
+    lines["forward passes"] = f"{rows} images a step by the student" + (
+        f", {config.unlabeled_batch_size * config.num_views} by the teacher" if config.unlabeled else ""
+    )
+    trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in embedder.parameters())
+    lines["model"] = (
+        f"{config.backbone} at {size[0]} x {size[1]} px, pooling {embedder.pool.kind}, {embedder.pool.num_features} "
+        f"features -> {config.embedding_dim}; {trained / 1e6:.1f} of {total / 1e6:.1f} million parameters train"
+    )
+    lines["memory"] = _memory(estimate_memory(config, embedder, size))
+    lines["evaluation"] = _evaluation(config, evaluation, claim)
+    if validation is not None:
+        lines["validation"] = (
+            f"{len(validation):,} images of {len(validation.classes)} classes ({validation.name}) every "
+            f"{config.eval_every} steps and after training: the best of these steps is exported"
+        )
+    lines["processes"] = f"{distributed.world_size()}, precision {config.mixed_precision}"
+    return lines
+
+
+def _steps(config: TrainConfig) -> str:
+    warmup = f", {config.warmup_steps} of them on labels alone" if config.unlabeled and config.warmup_steps else ""
+    return f"{config.max_steps}{warmup}; learning rate {config.learning_rate:g}, {config.lr_schedule}"
+
+
+def _rows(config: TrainConfig) -> int:
+    labeled = config.labeled_batch_size if config.labeled else 0
+    return labeled + (config.unlabeled_batch_size * config.num_views if config.unlabeled else 0)
+
+
+def _unlabeled(config: TrainConfig, source: ImageTable | ImageStream) -> dict[str, str]:
+    steps = config.max_steps - config.warmup_steps
+    live = num_live(source, config.live_images)
+    refreshes = math.ceil(steps / config.refresh_every)
+    images = len(source) if isinstance(source, ImageTable) else live * max(refreshes, 1)
+    compared = f"the {config.pool_neighbors} nearest in the pool" if config.relations == "pool" else "within the batch"
+    return {
+        "unlabeled": f"{describe_images(source, config.live_images)}; {config.unlabeled_batch_size} a step, "
+        f"{config.queries_per_batch} queries x {config.num_neighbors} neighbors, {config.num_views} views each; "
+        f"{steps * config.unlabeled_batch_size / images:.1f} passes"
+        + ("" if isinstance(source, ImageTable) else f" over the {images:,} that {refreshes} refreshes read at most"),
+        "pool": f"{live:,} images live, embedded {refreshes} times (every {config.refresh_every} steps): "
+        f"{refreshes * live:,} passes of the teacher beside {steps * config.unlabeled_batch_size:,} images trained on",
+        "relations": f"neighborhoods compared {compared}; sigma {config.sigma}",
+    }
+
+
+class MemoryNeed(NamedTuple):
+    """Bytes that one process needs, in float32."""
+
+    model: int
+    """Five numbers for each trained parameter (weight, gradient, two moments, teacher), one for each frozen one."""
+    image: float
+    """What the backward pass keeps of one image."""
+    images: int
+    """How many are in one forward part."""
+
+    @property
+    def total(self) -> float:
+        """Of model and images together."""
+        return self.model + self.image * self.images
+
+
+def estimate_memory(config: TrainConfig, embedder: Embedder, size: tuple[int, int]) -> MemoryNeed:
+    """What a step of this process would need.
+
+    Args:
+        config: resolved.
+        embedder: the bare model.
+        size: height and width of its input in pixels.
+    """
+    trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in embedder.parameters())
+    share = math.ceil(_rows(config) / distributed.world_size())
+    part = min(embedder.micro_batch_size or share, share)
+    return MemoryNeed(4 * (5 * trained + (total - trained)), _bytes_kept(embedder, size), part)
+
+
+def _memory(need: MemoryNeed) -> str:
+    return (
+        f"about {need.total / 2**30:.1f} GiB a process: {need.model / 2**30:.2f} for the model, "
+        f"{need.total / 2**30 - need.model / 2**30:.1f} for {need.images} images at once in float32 "
+        f"(--micro-batch-size bounds it)"
+    )
+
+
+def _bytes_kept(embedder: Embedder, size: tuple[int, int]) -> float:
+    """What the backward pass needs to keep of one image, in float32; measured on two gray ones."""
+    own = {p.untyped_storage().data_ptr() for p in embedder.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(x: Any) -> Any:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    training = embedder.training
+    embedder.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        alive = embedder._embed(torch.zeros(2, 3, *size))
+    embedder.train(training)
+    del alive
+    return sum(kept.values()) / 2
+
+
+def _evaluation(config: TrainConfig, table: ImageTable | None, claim: str) -> str:
+    if table is None:
+        return "none: --eval names labeled images of other classes, --test-classes 0.5 keeps half of those of --labeled"
+    every = f"every {config.eval_every} steps and " if config.eval_every and not config.validation_classes else ""
+    recalls = ", ".join(map(str, table.recall_at))
+    protocol = "each against all others"
+    if table.queries is not None:
+        protocol = f"{int(table.queries.sum()):,} queries against the others as their gallery"
+    return (
+        f"{len(table):,} images ({table.name}), {protocol}; recall@{recalls}, R-precision, MAP@R; before, "
+        f"{every}after training{'; ' + claim if claim else ''}"
+    )

@@ -1,0 +1,73 @@
+"""Whole runs in real processes, for the tests that need them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+KANJI = [
+    *("--labeled", "kanji", "--unlabeled", "kanji-more", "--eval", "kanji:train", "--pool-size", "300"),
+    *("--labeled-batch-size", "16", "--images-per-class", "2", "--unlabeled-batch-size", "20"),
+    *("--label-warmup-steps", "6", "--refresh-every", "8", "--log-every", "1", "--num-workers", "0"),
+]
+
+
+def train(
+    folder: Path, *flags: str, processes: int = 1, command: str = "semi", report: bool = False
+) -> subprocess.CompletedProcess[str]:
+    running = start(folder, *flags, processes=processes, command=command, report=report)
+    output, errors = running.communicate(timeout=400)
+    assert running.returncode != 0 or f"; {processes} process" in errors
+    return subprocess.CompletedProcess(running.args, running.returncode, output, errors)
+
+
+def start(
+    folder: Path, *flags: str, processes: int = 1, command: str = "semi", report: bool = False
+) -> subprocess.Popen[str]:
+    """Starts a training; the report would take a fifth of the time of such short ones."""
+    unless = () if report else ("--no-report",)
+    return cli(command, *flags, *unless, "--output-dir", str(folder), processes=processes)
+
+
+def cli(*arguments: str, processes: int = 1) -> subprocess.Popen[str]:
+    """Starts cli.py with these arguments."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launch = [sys.executable]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        # accelerate starts several processes on a CPU only in this way: --cpu, or neither, would silently start one.
+        environment["ACCELERATE_USE_CPU"] = "true"
+        launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+        launch += ["--dynamo_backend", "no", "--num_processes", str(processes), "--main_process_port", str(port)]
+    return subprocess.Popen(
+        [*launch, str(ROOT / "cli.py"), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lines(folder: Path, key: str = "loss") -> list[dict]:
+    text = (folder / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, text) if key in line]
+
+
+TERMS = ["loss", "labeled_loss", "relaxed_contrastive", "self_distillation", "unlabeled_weight", "grad_ratio", "lr"]
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if (folder / "metrics.jsonl").exists():
+            text = (folder / "metrics.jsonl").read_text()
+            if any(f'"step": {s}, "loss"' in text for s in range(step, step + 4)):
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached")

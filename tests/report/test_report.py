@@ -1,0 +1,181 @@
+"""The report page: what it says, that it needs no network, that it never fails a run."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from helpers.pages import Page, unfinished
+from helpers.real_runs import lines
+
+from stml_semi.config import TrainConfig
+from stml_semi.report.charts import draw_map, letter, score_charts, thin, training_charts
+from stml_semi.report.page import ReportedRun
+from stml_semi.report.retrieval.intervals import intervals
+from stml_semi.report.retrieval.projection import Projected
+from stml_semi.report.retrieval.sample import choose_rows
+from stml_semi.report.run_end import write_or_explain
+from stml_semi.report.write import report_runs
+from stml_semi.run_folder.folder import RunFolder
+
+
+def test_intervals_hold_the_mean_and_know_that_queries_of_a_class_are_alike():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(30), 20)
+    alike = (rng.random(30) < 0.5)[labels].astype(float)
+    apart = (rng.random(600) < 0.5).astype(float)
+    clustered, independent, same = intervals(np.column_stack([alike, apart, apart - apart]), labels)
+    assert clustered.mean == pytest.approx(alike.mean())
+    assert clustered.low < clustered.mean < clustered.high
+    assert clustered.high - clustered.low > 2 * (independent.high - independent.low)
+    assert (same.low, same.mean, same.high) == (0, 0, 0)
+    # What the central limit theorem says of 30 independent classes.
+    expected = 2 * 1.96 * alike.std() / 30**0.5
+    assert clustered.high - clustered.low == pytest.approx(expected, rel=0.15)
+
+
+def test_a_small_table_is_looked_at_whole_and_a_large_one_by_classes():
+    labels = np.random.default_rng(0).integers(0, 40, 1000)
+    assert choose_rows(labels, 1000).complete
+    assert choose_rows(labels, 1000).rows.tolist() == list(range(1000))
+    part = choose_rows(labels, 300)
+    assert not part.complete
+    assert 200 < len(part.rows) <= 300
+    assert (np.diff(part.rows) > 0).all()
+    assert np.bincount(labels[part.rows]).max() <= 15  # A twentieth of the rows.
+    assert set(np.bincount(labels[part.rows])) <= {0, *range(10, 16)}
+    assert choose_rows(labels, 300).rows.tolist() == part.rows.tolist()
+
+
+def test_charts_say_their_numbers_and_take_their_colors_from_the_page():
+    run = [{"step": step, "labeled_loss": 10 / step, "affinity_p50": 0.1, "lr": 1e-4} for step in range(1, 1001)]
+    charts = training_charts([run])
+    assert [chart.title for chart in charts] == ["Labeled loss", "Learning rate", "Affinity of pairs"]
+    assert "at step 2" in charts[0].text  # The mean of the first parts of a long run.
+    assert thin([(line["step"], line["labeled_loss"]) for line in run]).shape == (2, 300)
+    scored = [
+        {"step": s, "data": "birds", "model": m, "recall@1": 0.5, "map@r": r}
+        for s, m, r in ((0, "frozen", 0.25), (9, "student", 0.5))
+    ]
+    (recall, mean) = score_charts([scored])
+    assert recall.text == "Recall@1, %: student from 50 at step 0 to 50 at step 9."
+    assert mean.text == "MAP@R, %: student from 25 at step 0 to 50 at step 9."
+    assert "B student" in score_charts([scored, scored])[0].text
+    plane = np.random.default_rng(0).normal(size=(20, 2))
+    drawn = draw_map("here", Projected(plane, ("one", "two"), "a plane"), np.arange(20) < 15)
+    parts = re.split(r'id="here-(?:right|wrong)"', drawn)
+    assert [part.count("<use ") for part in parts[1:]] == [15, 5]
+    for svg in (*(chart.svg for chart in charts), drawn):
+        assert "http" not in svg
+        assert "#0102" not in svg
+        assert "currentColor" in svg
+    ticks = re.findall(r">([\d.]+)</text>", charts[1].svg)
+    assert "0.0001" in " ".join(ticks) or "0.00010" in " ".join(ticks)  # Small numbers are not cut off.
+
+
+def test_letters_never_run_out():
+    assert [letter(place) for place in (0, 25, 26, 53)] == ["A", "Z", "A2", "B3"]
+
+
+def test_a_run_without_evaluation_or_even_pictures_gets_the_rest_of_the_page(tmp_path):
+    unfinished(tmp_path / "run", str(tmp_path / "gone <b>"))
+    page = Page(report_runs([str(tmp_path / "run")], None))
+    page.check()
+    assert "step 20 of 90" in page.text
+    assert "name labeled pictures of other classes with --eval" in page.text
+    assert "its pictures cannot be opened (--labeled" in page.text
+    assert "gone <b>" in page.text  # As text, not as markup.
+    assert "--delta *" in page.text
+    assert "Nearest neighbors" not in page.text
+
+
+def test_a_report_of_no_run_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="no run folder"):
+        report_runs([str(tmp_path)], None)
+    unfinished(tmp_path / "run", "kanji")
+    with pytest.raises(ValueError, match="named twice"):
+        report_runs([str(tmp_path / "run")] * 2, None)
+    with pytest.raises(ValueError, match=r"--output .*: is a folder"):
+        report_runs([str(tmp_path / "run")], str(tmp_path))
+    with pytest.raises(ValueError, match=r"--output .*No such file"):
+        report_runs([str(tmp_path / "run")], str(tmp_path / "no" / "page.html"))
+
+
+def test_a_page_that_cannot_be_written_does_not_fail_the_run(tmp_path):
+    run = unfinished(tmp_path / "my run", "kanji")
+    run.report.mkdir()
+    said = write_or_explain(ReportedRun(run, TrainConfig.build({"labeled": "kanji"}), None), "cpu")
+    assert "the run has finished, but its report could not be written" in said
+    assert "Is a directory" in said
+    assert f"`python cli.py report '{run.path}'`" in said
+
+
+def test_run_json_keeps_every_sitting(tmp_path):
+    run = RunFolder(tmp_path)
+    with run.sitting({"command": "first"}):
+        pass
+    with pytest.raises(KeyboardInterrupt), run.sitting({"command": "killed"}):
+        raise KeyboardInterrupt
+    with run.sitting({"command": "last"}):
+        pass
+    first, killed, last = run.sittings()
+    assert [s["command"] for s in (first, killed, last)] == ["first", "killed", "last"]
+    assert killed["seconds"] is None
+    assert first["seconds"] >= 0
+    assert last["seconds"] >= 0
+
+
+@pytest.mark.slow
+def test_the_page_of_a_run_says_what_the_run_measured(finished_run):
+    page = Page(finished_run / "report.html")
+    page.check()
+    for line in lines(finished_run, "model"):
+        for key in ("recall@1", "recall@8", "map@r"):
+            assert f">{100 * line[key]:.1f}<" in page.source
+    scored = re.findall(r"<td[^>]*>([\d.]+)<small>([\d.]+) to ([\d.]+)</small>", page.source)
+    assert len(scored) == 2 * 6  # Frozen and trained: recall@1, 2, 4, 8, R-precision, MAP@R.
+    assert all(float(low) <= float(mean) <= float(high) for mean, low, high in scored)
+    assert "4.png" in page.text
+    assert "not an image" in page.text
+    assert "Random neighborhoods" in page.text
+    assert "--max-bad-fraction 0.1" in page.text
+    assert "process: cli.py semi --labeled" in page.text
+    queries = [values for tag, values in page.tags if tag == "article"]
+    assert len(queries) == 48
+    marks = [values["class"] for tag, values in page.tags if tag == "li" and values.get("class")]
+    assert marks.count("right") + marks.count("wrong") == 48 * 2 * 10
+    for said, hits in re.findall(r"(\d+) of 10 right</h4>\s*<ol class=\"hits\">(.*?)</ol>", page.source, re.DOTALL):
+        assert hits.count('class="right"') == int(said)
+    for name, hits in re.findall(r'data-label="(\w)".*?<ol class="hits">(.*?)</ol>', page.source, re.DOTALL):
+        assert hits.count(f"right: {name}") == hits.count('class="right"')
+    pictures = json.loads(page.source.split('id="pictures">')[1].split("</script>")[0])
+    assert len(pictures) == len(set(pictures)) >= 48
+    used = {int(str(values["data-picture"])) for tag, values in page.tags if values.get("data-picture")}
+    assert used <= set(range(len(pictures)))
+
+
+@pytest.mark.slow
+def test_runs_side_by_side(finished_run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(finished_run, other)
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("delta: 1.0", "delta: 0.9"))
+    page = Page(report_runs([str(finished_run), str(other)], str(tmp_path / "both.html")))
+    page.check()
+    assert "2 runs side by side" in page.text
+    assert "trained: run A" in page.text
+    assert "trained: run B" in page.text
+    assert re.search(r"--delta</code> \*</th><td class=\"text\"><strong>1.0</strong></td><td", page.source)
+    queries = [query.split("</article>")[0] for query in page.source.split("<article")[1:]]
+    assert all(query.count("<h4>") == 3 for query in queries)  # The frozen backbone once.
+
+
+@pytest.mark.slow
+def test_an_evaluation_too_large_for_the_page_is_sampled_and_says_so(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("stml_semi.report.retrieval.sample.MOST_ROWS", 30)
+    page = Page(report_runs([str(finished_run)], str(tmp_path / "page.html")))
+    page.check()
+    assert "a sample of" in page.text
+    assert "Scores in percent within the sample" in page.text
+    assert "only a sample of the pictures was embedded again" in page.text

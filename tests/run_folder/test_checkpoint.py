@@ -1,0 +1,116 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stml_semi.data.batches.pool import PoolTable
+from stml_semi.run_folder.checkpoint import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
+
+
+def make_state(seed: int) -> TrainState:
+    torch.manual_seed(seed)
+    modules: dict[str, nn.Module] = {"embedder": nn.Linear(3, 2), "teacher": nn.BatchNorm1d(2)}
+    return TrainState(modules, torch.optim.AdamW(modules["embedder"].parameters(), fused=True))
+
+
+def learn(state: TrainState) -> None:
+    model = state.modules["embedder"]
+    model(torch.ones(4, 3)).square().sum().backward()
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+
+
+def test_moments_lie_in_memory_like_their_parameters(tmp_path):
+    def convolution() -> TrainState:
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return TrainState({"embedder": model}, torch.optim.AdamW(model.parameters(), fused=True))
+
+    def step(state: TrainState) -> None:
+        state.optimizer.zero_grad()
+        state.modules["embedder"](torch.arange(75.0).view(1, 3, 5, 5)).square().mean().backward()
+        state.optimizer.step()
+
+    first, second = convolution(), convolution()
+    step(first)
+    load_checkpoint(save_checkpoint(tmp_path, 1, first, None, keep=1), second)
+    step(first)
+    step(second)
+    weights = [state.modules["embedder"].state_dict()["weight"] for state in (first, second)]
+    assert torch.equal(*weights)
+
+
+LISTS = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1]])
+TABLE = PoolTable(3, np.array([4, 7, 9]), LISTS[:, 1:], LISTS, 0.1 + 0.2)
+
+
+def test_restores_everything_bit_by_bit(tmp_path):
+    first, second = make_state(0), make_state(1)
+    for _ in range(3):
+        learn(first)
+    path = save_checkpoint(tmp_path, 12, first, TABLE, keep=2)
+    restored = load_checkpoint(path, second)
+    assert restored.step == 12
+    assert restored.table is not None
+    assert restored.table.refresh == 3
+    np.testing.assert_array_equal(restored.table.rows, TABLE.rows)
+    np.testing.assert_array_equal(restored.table.neighbors, TABLE.neighbors)
+    np.testing.assert_array_equal(restored.table.compared, TABLE.compared)
+    assert restored.table.sigma == TABLE.sigma
+    for _ in range(3):
+        learn(first)
+        learn(second)
+    for name, module in first.modules.items():
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, second.modules[name].state_dict()[key]), (name, key)
+
+
+def test_the_last_ones_stay_in_numeric_order(tmp_path):
+    state = make_state(0)
+    for step in (5, 9, 10, 100):
+        save_checkpoint(tmp_path, step, state, None, keep=2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-10", "step-100"]
+
+
+@pytest.mark.parametrize("file", ["modules.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["torn", "changed", "missing"])
+def test_a_damaged_checkpoint_is_refused_and_the_previous_one_named(tmp_path, file, damage):
+    state = make_state(0)
+    learn(state)
+    save_checkpoint(tmp_path, 1, state, None, keep=2)
+    path = save_checkpoint(tmp_path, 2, state, None, keep=2)
+    content = bytearray((path / file).read_bytes())
+    if damage == "missing":
+        (path / file).unlink()
+    elif damage == "torn":
+        (path / file).write_bytes(content[: len(content) // 2])
+    elif file == "state.json":
+        (path / file).write_text(json.dumps({"step": 2}))
+    else:
+        content[-1] ^= 1
+        (path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(path)) + r".*go on from step-1"):
+        load_checkpoint(path, state)
+
+
+def test_another_model_is_refused(tmp_path):
+    path = save_checkpoint(tmp_path, 2, make_state(0), None, keep=2)
+    other = TrainState({"embedder": nn.Linear(5, 2), "teacher": nn.BatchNorm1d(2)}, make_state(0).optimizer)
+    with pytest.raises(ValueError, match="is of another model or loss"):
+        load_checkpoint(path, other)
+
+
+def test_a_failed_save_leaves_earlier_checkpoints_and_no_rubbish(tmp_path, monkeypatch):
+    state = make_state(0)
+    save_checkpoint(tmp_path, 1, state, None, keep=1)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stml_semi.run_folder.checkpoint.save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, 2, state, None, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]

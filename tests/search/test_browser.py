@@ -1,0 +1,174 @@
+"""The report and the browse page in a real browser: quiet, readable, usable without a mouse."""
+
+import threading
+
+import pytest
+from helpers.chromium import SCHEMES, WIDTHS, Tab, browser
+
+from stml_semi.search.answers_page import write_page
+from stml_semi.search.browse.finder import Finder
+from stml_semi.search.browse.server import serve
+from stml_semi.search.embed import embed_source
+from stml_semi.search.query import search
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as running:
+        yield running
+
+
+def test_the_report_reads_well_everywhere(chromium, finished_run):
+    for scheme, width in zip(SCHEMES, WIDTHS, strict=True):
+        tab = Tab(chromium, (finished_run / "report.html").as_uri(), scheme=scheme, width=width)
+        tab.check()
+        shown = tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (shown == "rgb(255, 255, 255)") == (scheme == "light")
+        tab.page.close()
+
+
+def test_the_report_works_by_keyboard(chromium, finished_run):
+    tab = Tab(chromium, (finished_run / "report.html").as_uri())
+    page = tab.page
+    shown = "[...document.querySelectorAll('.query:not([hidden])')].map(q => ({ ...q.dataset }))"
+
+    tab.focus(".gallery select >> nth=0")
+    page.keyboard.press("b")
+    assert {query["label"] for query in page.evaluate(shown)} == {"b"}
+    assert "queries shown" in page.locator(".gallery [role=status]").inner_text()
+    page.keyboard.press("Home")
+    assert len(page.evaluate(shown)) == 10
+
+    tab.focus(".gallery select >> nth=1")
+    gains = [float(query["after"]) - float(query["before"]) for query in page.evaluate(shown)]
+    assert gains == sorted(gains, reverse=True)
+    page.keyboard.press("ArrowDown")
+    after = [float(query["after"]) for query in page.evaluate(shown)]
+    assert after == sorted(after)
+
+    tab.focus(".gallery button")
+    page.keyboard.press("Enter")
+    assert len(page.evaluate(shown)) == 20
+    assert page.evaluate("document.activeElement.tagName") == "H3"
+
+    tab.focus(".map")
+    page.keyboard.press("ArrowRight")
+    first = page.locator(".map-part .pointed").inner_text()
+    assert first.startswith("class ")
+    assert page.locator(".map-part .pointed img").evaluate("image => image.naturalWidth") > 0
+    assert page.locator("use.chosen").count() == page.locator(".map").count() == 2
+
+    tab.focus(".matrix")
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".relations .pointed").inner_text().startswith("Affinity ")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator(".relations .pointed").inner_text().endswith(" and itself")
+
+    tab.focus("summary")
+    page.keyboard.press("Enter")
+    assert page.locator("details table").is_visible()
+    tab.check()
+
+
+def test_the_map_shows_pictures_on_hover(chromium, finished_run):
+    tab = Tab(chromium, (finished_run / "report.html").as_uri())
+    points = tab.page.locator(".map >> nth=1").locator("use")
+    points.nth(3).hover(force=True)
+    picture = tab.page.locator(".map-part .pointed img")
+    assert picture.is_visible()
+    assert tab.page.locator(".map-part .pointed").inner_text().startswith("class ")
+    cells = tab.page.locator(".cells").bounding_box()
+    tab.page.locator(".cells").scroll_into_view_if_needed()
+    tab.page.locator(".cells").hover(position={"x": cells["width"] - 2, "y": 2})
+    assert tab.page.locator(".relations .pointed").inner_text().startswith("Affinity ")
+
+
+@pytest.fixture(scope="module")
+def site(finished_run, tmp_path_factory):
+    """The browse page on the pictures of a run: its address and the pictures."""
+    pictures = finished_run.parent / "labeled"
+    folder = tmp_path_factory.mktemp("browse") / "index"
+    embed_source(str(finished_run), str(pictures), str(folder), num_workers=0)
+    with serve(Finder(str(folder), None, k=6), "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.url, pictures
+        server.shutdown()
+
+
+def test_the_browse_page_reads_well_everywhere(chromium, site):
+    url, pictures = site
+    for scheme, width in zip(SCHEMES, WIDTHS, strict=True):
+        tab = Tab(chromium, url, scheme=scheme, width=width)
+        tab.check()
+        tab.page.set_input_files("#file", pictures / "c" / "2.png")
+        tab.page.wait_for_selector(".answers li")
+        tab.page.wait_for_load_state("networkidle")
+        tab.check()
+        tab.page.close()
+
+
+def test_the_browse_page_finds_and_explains_by_keyboard(chromium, site, tmp_path):
+    url, pictures = site
+    tab = Tab(chromium, url)
+    page, status = tab.page, tab.page.locator("[role=status]")
+
+    tab.focus("#file")
+    # Whether Space opens the system's dialog is up to the browser, and on a busy machine to its patience.
+    page.set_input_files("#file:focus", pictures / "c" / "2.png")
+    page.wait_for_selector(".answers li")
+    assert status.inner_text() == "6 neighbors of 2.png"
+    assert page.locator(".answers li").first.locator("strong").inner_text() == "1 · cosine 1.000"
+    assert "c/2.png" in page.locator(".answers li").first.inner_text()
+
+    tab.focus(".answers button >> nth=2")
+    page.keyboard.press("Enter")
+    status.filter(has_text="neighbors of row").wait_for()
+    assert page.evaluate("document.activeElement.id") == "answers"
+    tab.check()
+
+    tab.focus("input[type=number]")
+    page.keyboard.type("7")
+    page.keyboard.press("Enter")
+    status.filter(has_text="neighbors of row 7").wait_for()
+    assert tab.said == []
+
+    (tmp_path / "notes.txt").write_text("no picture")
+    page.set_input_files("#file", tmp_path / "notes.txt")
+    page.wait_for_selector(".failed")
+    assert "notes.txt: not a picture" in status.inner_text()
+    (tmp_path / "large.png").write_bytes(bytes(21 * 2**20))
+    page.set_input_files("#file", tmp_path / "large.png")
+    status.filter(has_text="at most 20 are taken").wait_for()
+    assert not page.locator(".answers").is_visible()
+
+
+def test_the_page_of_a_search_reads_well(chromium, finished_run, tmp_path):
+    pictures = finished_run.parent / "labeled"
+    index = tmp_path / "index"
+    embed_source(str(finished_run), str(pictures), str(index), num_workers=0)
+    query = str(pictures / "a" / "0.png")
+    write_page(str(tmp_path / "page.html"), str(index), search(str(index), [query], rows=[9], k=8), [query])
+    for scheme, width in zip(SCHEMES, WIDTHS, strict=True):
+        tab = Tab(chromium, (tmp_path / "page.html").as_uri(), scheme=scheme, width=width)
+        tab.check()
+        assert tab.page.locator(".answers li").count() == 16
+        assert tab.page.locator("h2").all_inner_texts()[0] == f"Query: {query}"
+        tab.page.close()
+
+
+def test_a_dropped_picture_is_searched_for(chromium, site):
+    url, pictures = site
+    tab = Tab(chromium, url)
+    data = list((pictures / "a" / "0.png").read_bytes())
+    drop = """data => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([new Uint8Array(data)], "dropped.png", { type: "image/png" }));
+      document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    }"""
+    tab.page.evaluate(drop, data)
+    tab.page.wait_for_selector(".answers li")
+    assert tab.page.locator("[role=status]").inner_text() == "6 neighbors of dropped.png"
+    tab.page.wait_for_load_state("networkidle")
+    tab.check()

@@ -1,0 +1,296 @@
+"""embed, search, dedup: exact over all parts, resumable, and honest about what they cannot read."""
+
+import json
+import signal
+import time
+import weakref
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.command_line import call
+from helpers.pictures import write_pictures
+from helpers.real_runs import cli
+from PIL import Image
+
+from stml_semi import load
+from stml_semi.neighbors import nearest_neighbors
+from stml_semi.search.embed import embed_source
+from stml_semi.search.index import FORMATS, Index, IndexInfo, Part
+from stml_semi.search.query import find_duplicates, search
+from stml_semi.sharing.evaluate import evaluate_model
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for seed in range(4):
+        write_pictures(tmp_path / "photos" / str(seed), 5, seed=seed)
+    (tmp_path / "photos" / "1" / "broken.png").write_bytes(b"no picture")
+    return tmp_path / "photos"
+
+
+def whole(index: Index) -> Part:
+    parts = list(index.parts())
+    images = [image for part in parts for image in part.images]
+    return Part(torch.cat([p.embeddings for p in parts]), np.concatenate([p.rows for p in parts]), images)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_embed_writes_embeddings_with_row_ids(photos, tmp_path, format):
+    made = embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), format=format, num_workers=0, part_size=6)
+    assert (made.num_rows, made.num_embedded, made.num_bad) == (21, 20, 1)
+    index = Index.open(tmp_path / "index")
+    part = whole(index)
+    assert part.embeddings.shape == (20, index.info.num_features)
+    assert part.embeddings.dtype == torch.float32
+    assert part.rows.tolist() == [row for row in range(21) if row != 10]
+    expected = load("tiny-resnet").encode([Image.open(path) for path in part.images])
+    np.testing.assert_allclose(part.embeddings, expected, atol=1e-5)
+    listed = (tmp_path / "index" / "bad_images.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image"] for line in listed] == [str(photos / "1" / "broken.png")]
+    assert not [path for path in (tmp_path / "index").iterdir() if "partial" in path.name]
+
+
+def test_an_interrupted_embed_goes_on(photos, tmp_path, monkeypatch):
+    from stml_semi.search.index import Index as Writer
+
+    folder = tmp_path / "index"
+    write = Writer.write
+
+    def killed(self, number, part):
+        if number == 2:
+            raise KeyboardInterrupt
+        write(self, number, part)
+
+    monkeypatch.setattr(Writer, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        embed_source("tiny-resnet", str(photos), str(folder), num_workers=0, part_size=6)
+    with pytest.raises(ValueError, match="is not finished"):
+        Index.open(folder)
+    monkeypatch.setattr(Writer, "write", write)
+    before = (folder / "part-00000.safetensors").stat().st_mtime_ns
+    made = embed_source("tiny-resnet", str(photos), str(folder), num_workers=0, part_size=6)
+    assert made.num_embedded == 9
+    assert made.num_bad == 1
+    assert (folder / "part-00000.safetensors").stat().st_mtime_ns == before
+    embed_source("tiny-resnet", str(photos), str(tmp_path / "other"), num_workers=0, part_size=6)
+    assert torch.equal(whole(Index.open(folder)).embeddings, whole(Index.open(tmp_path / "other")).embeddings)
+    assert embed_source("tiny-resnet", str(photos), str(folder), num_workers=0, part_size=6).num_embedded == 0
+
+
+def test_a_killed_embed_goes_on_to_the_same_files(tmp_path):
+    flags = ["--model", "tiny-resnet", "--data", "kanji:train", "--batch-size", "4", "--part-size", "40"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    running = cli("embed", *flags, "--num-workers", "0", "--output", str(killed))
+    deadline = time.monotonic() + 120
+    while not (killed / "part-00001.safetensors").exists():
+        assert time.monotonic() < deadline
+        assert running.poll() is None, running.communicate()[1]
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    with pytest.raises(ValueError, match="is not finished"):
+        Index.open(killed)
+    made = embed_source("tiny-resnet", "kanji:train", str(killed), batch_size=4, num_workers=0, part_size=40)
+    assert 0 < made.num_embedded <= made.num_rows - 80
+    embed_source("tiny-resnet", "kanji:train", str(whole), batch_size=4, num_workers=0, part_size=40)
+    assert contents(killed) == contents(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_embed_and_evaluate_as_one_does(photos, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = ["--model", "tiny-resnet", "--data", str(photos), "--num-workers", "0"]
+    running = [
+        cli("embed", *flags, "--part-size", "6", "--output", str(two), processes=2),
+        cli("evaluate", *flags, "--confidence", "90", "--json", processes=2),
+    ]
+    ended = [(process.communicate(timeout=400), process.returncode) for process in running]
+    assert [code for _, code in ended] == [0, 0], ended
+    embed_source("tiny-resnet", str(photos), str(one), num_workers=0, part_size=6)
+    found, expected = whole(Index.open(two)), whole(Index.open(one))
+    torch.testing.assert_close(found.embeddings, expected.embeddings, rtol=0, atol=1e-5)
+    assert found.rows.tolist() == expected.rows.tolist()
+    assert found.images == expected.images
+    assert (two / "bad_images.jsonl").read_text() == (one / "bad_images.jsonl").read_text()
+    line = json.loads(ended[1][0][0])
+    alone = evaluate_model("tiny-resnet", str(photos), num_workers=0, confidence=90)
+    assert line.keys() == alone.keys()
+    assert line["map@r"] == pytest.approx(alone["map@r"], abs=1e-6)
+    assert line["num_queries"] == alone["num_queries"] == 20
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_few_parts_are_in_memory_at_a_time(photos, tmp_path, monkeypatch):
+    alive, most = weakref.WeakSet(), [0]
+    read, write = Index.part, Index.write
+
+    def watch(part):
+        alive.add(part.embeddings)
+        most[0] = max(most[0], len(alive))
+        return part
+
+    monkeypatch.setattr(Index, "part", lambda self, number: watch(read(self, number)))
+    monkeypatch.setattr(Index, "write", lambda self, number, part: write(self, number, watch(part)))
+    embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), num_workers=0, part_size=2)
+    assert Index.open(tmp_path / "index").info.num_parts == 11
+    assert most[0] in (1, 2)  # The last one, and the one that takes its place.
+    search(str(tmp_path / "index"), rows=[0, 20])
+    assert most[0] <= 2
+    find_duplicates(str(tmp_path / "index"))
+    assert most[0] <= 3
+
+
+def test_parts_of_different_models_or_data_never_mix(photos, tmp_path, make_backbone):
+    folder = str(tmp_path / "index")
+    embed_source("tiny-resnet", str(photos), folder, num_workers=0)
+    with pytest.raises(ValueError, match="index of another model"):
+        embed_source(str(make_backbone("resnet")), str(photos), folder, num_workers=0)
+    with pytest.raises(ValueError, match="index of other data"):
+        embed_source("tiny-resnet", str(photos / "0"), folder, num_workers=0)
+    with pytest.raises(ValueError, match="holds files that are no index"):
+        embed_source("tiny-resnet", str(photos), str(photos), num_workers=0)
+    with pytest.raises(ValueError, match="made with other weights"):
+        search(folder, [str(photos / "0" / "0.png")], model=str(make_backbone("resnet")))
+
+
+def made_up(folder: Path, embeddings: torch.Tensor, part_size: int) -> str:
+    """An index of embeddings that no model made."""
+    folder.mkdir()
+    width = embeddings.shape[1]
+    info = IndexInfo("m", "f", "d", None, len(embeddings), [], part_size, "safetensors", width, complete=True)
+    index = Index(folder, info)
+    for number in range(info.num_parts):
+        rows = np.arange(number * part_size, min((number + 1) * part_size, len(embeddings)))
+        unit = torch.nn.functional.normalize(embeddings[torch.from_numpy(rows)], dim=1)
+        index.write(number, Part(unit, rows, [f"{row}.png" for row in rows]))
+    index.save_info()
+    return str(folder)
+
+
+@pytest.mark.parametrize("part_size", [1, 7, 64, 1000])
+def test_search_over_parts_is_the_search_over_all(tmp_path, part_size):
+    torch.manual_seed(0)
+    embeddings = torch.randn(150, 8)
+    embeddings[90:100] = embeddings[20:30]  # Ties: the smaller row comes first.
+    folder = made_up(tmp_path / "index", embeddings, part_size)
+    expected = nearest_neighbors(embeddings, 12)
+    answers = search(folder, rows=range(150), k=12)
+    assert [[hit.row for hit in answer.hits] for answer in answers] == expected.indices.tolist()
+    found = torch.tensor([[hit.similarity for hit in answer.hits] for answer in answers])
+    torch.testing.assert_close(found, expected.similarities, rtol=0, atol=1e-6)
+    assert len(search(folder, rows=[3], k=1000)[0].hits) == 149
+
+
+@pytest.mark.skipif(find_spec("faiss") is None, reason="the extra `faiss` is not installed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_faiss_finds_the_same(tmp_path):
+    torch.manual_seed(0)
+    folder = made_up(tmp_path / "index", torch.randn(150, 8), 64)
+    expected = search(folder, rows=range(150), k=12)
+    found = search(folder, rows=range(150), k=12, backend="faiss")
+    assert [[hit.row for hit in answer.hits] for answer in found] == [
+        [hit.row for hit in answer.hits] for answer in expected
+    ]
+    assert found[3].hits[0].similarity == pytest.approx(expected[3].hits[0].similarity, abs=1e-6)
+
+
+def test_missing_faiss_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("stml_semi.search.query.find_spec", lambda name: None)
+    folder = made_up(tmp_path / "index", torch.eye(4), 2)
+    with pytest.raises(ValueError, match=r"--backend faiss: it is not installed; pip install 'stml-semi\[faiss\]'"):
+        search(folder, rows=[0], backend="faiss")
+
+
+@pytest.mark.parametrize("part_size", [1, 7, 1000])
+def test_dedup_finds_connected_groups(tmp_path, part_size):
+    embeddings = torch.eye(60)
+    embeddings[[5, 17, 40]] = embeddings[2].clone()
+    # 9 - 30 - 41 is a chain whose ends are not alike.
+    embeddings[30] = embeddings[9] + 0.2 * embeddings[50]
+    embeddings[41] = embeddings[9] + 0.4 * embeddings[50]
+    groups = find_duplicates(made_up(tmp_path / "index", embeddings, part_size), threshold=0.975)
+    assert [group.rows for group in groups] == [[2, 5, 17, 40], [9, 30, 41]]
+    assert groups[1].images == ["9.png", "30.png", "41.png"]
+    for wrong in (0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="--threshold"):
+            find_duplicates(str(tmp_path / "index"), threshold=wrong)
+
+
+def test_many_copies_are_one_group(tmp_path):
+    embeddings = torch.ones(3000, 4)
+    groups = find_duplicates(made_up(tmp_path / "index", embeddings, 700))
+    assert [len(group.rows) for group in groups] == [3000]
+
+
+def test_the_commands_together(monkeypatch, capsys, photos, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (photos / "3" / "again.png").write_bytes((photos / "2" / "0.png").read_bytes())
+    source = ["--model", "tiny-resnet", "--data", "photos", "--num-workers", 0]
+    code, out, err = call(monkeypatch, capsys, "embed", *source, "--output", "index")
+    assert code == 0, err
+    assert out == "index: 22 images, 1 unreadable (bad_images.jsonl)\n"
+    assert "embed 22/22 left 0s" in err
+    query = Path("photos", "2", "0.png")
+    flags = ["search", "--index", "index", query, "--row", "0", "--k", 3]
+    code, out, err = call(monkeypatch, capsys, *flags, "--html", "page.html")
+    assert code == 0, err
+    assert "1.0000" in out
+    code, out, _ = call(monkeypatch, capsys, *flags, "--json")
+    answers = json.loads(out)
+    assert [hit["image"] for hit in answers[0]["hits"][:2]] == [str(query), "photos/3/again.png"]
+    assert answers[1]["query"] == "photos/0/0.png (row 0)"
+    assert all(hit["row"] != 0 for hit in answers[1]["hits"])
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 8
+    assert "http" not in page
+    code, out, _ = call(monkeypatch, capsys, "dedup", "--index", "index", "--threshold", "0.99999", "--json")
+    assert [group["images"] for group in json.loads(out)] == [[str(query), "photos/3/again.png"]]
+    code, out, _ = call(monkeypatch, capsys, "dedup", "--index", "index", "--threshold", "0.99999")
+    assert "1 groups, 1 images more than needed" in out
+
+
+def test_a_page_without_its_pictures_still_names_them(photos, tmp_path):
+    from stml_semi.search.answers_page import write_page
+
+    embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), num_workers=0)
+    answers = search(str(tmp_path / "index"), rows=[0], k=2)
+    photos.rename(tmp_path / "<b>moved")
+    write_page(str(tmp_path / "page.html"), str(tmp_path / "index"), answers, [])
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("no picture") == 3
+    with pytest.raises(ValueError, match="--html"):
+        write_page(str(tmp_path / "no" / "page.html"), str(tmp_path / "index"), answers, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["search", "--index", "nothing", "a.png"], "--index nothing: holds no index; make one with `embed"),
+        (["search", "--index", "{}"], "search: nothing to search for"),
+        (["search", "--index", "{}", "--row", "99"], "--row 99: the index has no such row"),
+        (["search", "--index", "{}", "missing.png"], "search missing.png: no such file"),
+        (["search", "--index", "{}", "--row", "0", "--backend", "x"], "--backend x: choose one of exact, faiss"),
+        (["dedup", "--index", "{}", "--threshold", "2"], "--threshold 2.0"),
+        (["embed", "--model", "m", "--data", "d", "--output", "o", "--format", "csv"], "--format csv: choose one of"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, arguments, expected):
+    folder = made_up(tmp_path / "index", torch.eye(4), 2)
+    code, out, err = call(monkeypatch, capsys, *(a.format(folder) for a in arguments))
+    assert code == 2
+    assert out == ""
+    assert err.startswith(f"error: {expected}")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    folder = made_up(tmp_path / "index", torch.eye(4), 2)
+    (tmp_path / "index" / "part-00001.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"part-00001.safetensors cannot be read .*same `embed` command"):
+        search(folder, rows=[0])

@@ -1,0 +1,134 @@
+"""evaluate: what may be asked of it beyond the usual table."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.command_line import call
+from helpers.pictures import write_pictures
+from PIL import Image
+
+from stml_semi import load
+from stml_semi.metrics import bootstrap_intervals, class_scores, query_scores, summarize
+
+
+@pytest.fixture
+def birds(tmp_path):
+    for i, name in enumerate(["robin", "wren", "owl"]):
+        write_pictures(tmp_path / "birds" / name, 4, seed=i)
+    write_pictures(tmp_path / "birds" / "single", 1, seed=9)
+    return tmp_path / "birds"
+
+
+def scored(count=400, classes=20):
+    torch.manual_seed(0)
+    labels = torch.arange(count) % classes
+    centers = torch.randn(classes, 8)
+    return query_scores(centers[labels] + 1.2 * torch.randn(count, 8), labels, recall_at=(1, 5)), labels
+
+
+def test_intervals_hold_the_mean_and_shrink_with_more_queries():
+    scores, _ = scored()
+    means = summarize(scores, recall_at=(1, 5), num_gallery=400)
+    wide = bootstrap_intervals(scores, recall_at=(1, 5), confidence=0.99)
+    usual = bootstrap_intervals(scores, recall_at=(1, 5))
+    assert list(usual) == ["recall@1", "recall@5", "r_precision", "map@r"]
+    for name, (low, high) in usual.items():
+        assert wide[name].low < low < means[name] < high < wide[name].high
+    # The normal approximation, for a mean of independent numbers.
+    error = float(scores.average_precision.std(correction=0)) / 20
+    assert usual["map@r"].high - usual["map@r"].low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert usual == bootstrap_intervals(scores, recall_at=(1, 5))
+
+
+def test_class_scores_average_to_the_whole():
+    scores, labels = scored()
+    by_class = class_scores(scores, labels, recall_at=(1, 5))
+    means = summarize(scores, recall_at=(1, 5), num_gallery=400)
+    assert by_class.label.tolist() == list(range(20))
+    for name, values in by_class.values.items():
+        assert float((values * by_class.num_queries).sum() / 400) == pytest.approx(means[name])
+    own = scores.average_precision[labels == 3].mean()
+    torch.testing.assert_close(by_class.values["map@r"][3], own)
+
+
+def test_a_single_picture_has_no_class_score():
+    scores = query_scores(torch.eye(3), torch.tensor([0, 0, 1]), recall_at=(1,))
+    assert class_scores(scores, torch.tensor([0, 0, 1]), recall_at=(1,)).label.tolist() == [0]
+
+
+def test_everything_at_once(monkeypatch, capsys, birds):
+    flags = ["evaluate", "--model", "tiny-resnet", "--data", birds, "--num-workers", 0]
+    code, out, err = call(monkeypatch, capsys, *flags, "--json")
+    assert code == 0, err
+    plain = json.loads(out)
+    assert not plain.keys() & {"intervals", "per_class", "confidence"}
+    more = [*flags, "--k", "10,1", "--confidence", 90, "--per-class"]
+    code, out, err = call(monkeypatch, capsys, *more, "--json")
+    assert code == 0, err
+    line = json.loads(out)
+    assert line["step"] is None
+    assert [key for key in line if key.startswith("recall")] == ["recall@1", "recall@10"]
+    assert line["map@r"] == pytest.approx(plain["map@r"])
+    assert line["intervals"]["map@r"][0] <= line["map@r"] <= line["intervals"]["map@r"][1]
+    assert {row["class"] for row in line["per_class"]} == {"robin", "wren", "owl"}
+    values = [row["map@r"] for row in line["per_class"]]
+    assert values == sorted(values)
+    assert np.mean(values) == pytest.approx(line["map@r"])
+    code, out, _ = call(monkeypatch, capsys, *more)
+    for text in ("recall@10", "90% interval", "worst 3 of 3 classes", "robin"):
+        assert text in out
+
+
+def test_a_gallery_of_its_own(monkeypatch, capsys, birds, tmp_path):
+    for i, name in enumerate(["robin", "owl", "crane"]):
+        write_pictures(tmp_path / "museum" / name, 3, seed={"robin": 0, "owl": 2}.get(name, 7 + i))
+    flags = ["evaluate", "--model", "tiny-resnet", "--data", birds, "--num-workers", 0]
+    code, out, err = call(monkeypatch, capsys, *flags, "--gallery", tmp_path / "museum", "--json", "--per-class")
+    assert code == 0, err
+    line = json.loads(out)
+    assert (line["num_queries"], line["num_gallery"]) == (8, 9)  # Wren and single have nothing to find.
+    assert line["data"] == f"{birds} in {tmp_path / 'museum'}"
+    assert {row["class"] for row in line["per_class"]} == {"robin", "owl"}
+    # The same by hand.
+    model = load("tiny-resnet")
+    queries, gallery = (
+        [(path.parent.name, model.encode([Image.open(path)])[0]) for path in sorted(folder.rglob("*.png"))]
+        for folder in (birds, tmp_path / "museum")
+    )
+    right = [gallery[int(np.argmax([g @ q for _, g in gallery]))][0] == name for name, q in queries]
+    scored = [r for r, (name, _) in zip(right, queries, strict=True) if name in ("robin", "owl")]
+    assert line["recall@1"] == pytest.approx(np.mean(scored))
+    code, out, _ = call(monkeypatch, capsys, *flags, "--gallery", tmp_path / "museum")
+    assert "8 queries among 9 images" in " ".join(out.split())
+
+
+def test_a_gallery_that_cannot_be_searched(monkeypatch, capsys, birds, tmp_path):
+    for name in ("tit", "rook"):
+        write_pictures(tmp_path / "others" / name, 2)
+    flags = ["evaluate", "--model", "tiny-resnet", "--data", birds, "--num-workers", 0, "--gallery"]
+    for gallery, problem in ((tmp_path / "others", "has no class of --data"), (birds, "is --data itself")):
+        code, _, err = call(monkeypatch, capsys, *flags, gallery)
+        assert code == 2
+        assert err.startswith(f"error: --gallery {gallery}: {problem}")
+
+
+def test_bf16_is_close_to_float32(monkeypatch, capsys, birds):
+    flags = ["evaluate", "--model", "tiny-resnet", "--data", birds, "--num-workers", 0, "--json"]
+    exact, rounded = (json.loads(call(monkeypatch, capsys, *flags, *more)[1]) for more in ([], ["--bf16"]))
+    assert rounded["map@r"] == pytest.approx(exact["map@r"], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--k", "1,ten"], "--k 1,ten: give numbers of neighbors"),
+        (["--k", "0"], "--k 0: give"),
+        (["--confidence", "100"], "--confidence 100.0: is in percent"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, capsys, arguments, expected):
+    code, _, err = call(monkeypatch, capsys, "evaluate", "--model", "tiny-resnet", "--data", "kanji:test", *arguments)
+    assert code == 2
+    assert err.startswith(f"error: {expected}")
