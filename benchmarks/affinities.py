@@ -25,6 +25,7 @@ from stml_semi.losses.neighborhoods import neighborhood_overlap
 from stml_semi.losses.relations import calibrated_sigma, contextual_affinity, pooled_affinity
 from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.models.evaluation import embed_table
+from stml_semi.run_folder.recipe import build_config
 from stml_semi.training.health import agreement, spread
 from stml_semi.training.neighborhoods import find_neighborhoods
 
@@ -80,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.backbones.split(","):
             torch.manual_seed(0)
-            config = TrainConfig.build({"unlabeled": options.data, "backbone": backbone_of(name, Path(folder))})
+            config = build_config({"unlabeled": options.data, "backbone": backbone_of(name, Path(folder))})
             backbone = open_configured_backbone(config)
             embedder = build_embedder(config, backbone).eval()
             embeddings = embed_table(

@@ -1,19 +1,29 @@
 """TrainConfig: the one definition of every knob.
 
-A field here is the command-line flag, the recipe key, the line in `--help` and the line in config.yaml.
+A field here is the command-line flag, the recipe key, the line in `--help` and the line in config.yaml. What else is
+known of it (its panel, whether a resumed run may change it, whether it names something private) is part of its type.
 """
 
-import difflib
 import re
-from pathlib import Path
+from enum import Enum
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from stml_semi.runtime.errors import BadInput
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 T = TypeVar("T")
+
+
+class Mark(Enum):
+    """What the rest of the program has to know of a field; a type may carry several."""
+
+    SOURCE = "names images; a comma joins several sources"
+    PLACE = "may name a file or folder of this machine"
+    ADJUSTABLE = "a resumed run may change it: how long and how often, how much at once, where; not what is computed"
+    UNPUBLISHED = "says nothing about the model: cards and recipes for others leave it out"
+    START = "how a run is started, which is no part of what it is"
+
+
 # The panel of `--help` in which a field is listed.
 Data = Annotated[T, "Data"]
 Model = Annotated[T, "Model"]
@@ -21,7 +31,13 @@ Objective = Annotated[T, "Objective"]
 Optimization = Annotated[T, "Optimization"]
 Hardware = Annotated[T, "Hardware"]
 Run = Annotated[T, "Run"]
+Source = Annotated[T, Mark.SOURCE, Mark.PLACE]
+Place = Annotated[T, Mark.PLACE]
+Adjustable = Annotated[T, Mark.ADJUSTABLE]
+Unpublished = Annotated[T, Mark.UNPUBLISHED]
+Start = Annotated[T, Mark.START, Mark.ADJUSTABLE, Mark.UNPUBLISHED]
 
+Command = Literal["semi", "unsup", "sup"]
 Augmentation = Literal["auto", "paper", "strong", "glyph", "none"]
 Pooling = Literal["auto", "cls", "mean", "mean_max", "pooler"]
 Balance = Literal["unit", "ratio", "fixed"]
@@ -45,16 +61,16 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-    labeled: Data[str | None] = None
+    labeled: Data[Source[str | None]] = None
     """Labeled images: a benchmark (kanji, cub), a folder of class folders, a csv/jsonl/parquet file or a hub id,
     `name[:split]`; a comma joins several."""
-    unlabeled: Data[str | None] = None
+    unlabeled: Data[Source[str | None]] = None
     """Unlabeled images: like --labeled, but any folder will do and no label column is read. Weights make a mixture:
     `inat=0.7,photos/=0.3`."""
     unlabeled_stream: Data[bool] = False
     """Read tar shards, parquet and jsonl files, and hub ids of --unlabeled as streams: each refresh takes the next
     pool_size images, and no more than those are kept."""
-    eval: Data[str | None] = None
+    eval: Data[Source[str | None]] = None
     """Labeled images to evaluate on, of classes that are never trained on. Default: the benchmark's test split."""
     test_classes: Data[Annotated[float, Field(gt=0, lt=1)] | None] = None
     """Share of the classes of --labeled to keep for evaluation in place of --eval, drawn by --seed; they are listed in
@@ -75,7 +91,7 @@ class TrainConfig(BaseModel):
     """Column of --eval that holds the images or their paths. Default: found by type and name."""
     eval_label_column: Data[str | None] = None
     """Column of --eval that holds the class. Default: found by type and name."""
-    data_root: Data[str | None] = None
+    data_root: Data[Adjustable[Place[str | None]]] = None
     """Folder of the benchmarks (cub, cars, sop, ...): prepared tables or extracted archives. Default: $STML_DATA."""
     augment: Data[Augmentation] = "auto"
     """Random views for training: paper (crop and flip), strong (paper, color and blur), glyph (small affine, no
@@ -98,10 +114,10 @@ class TrainConfig(BaseModel):
     image_size: Data[Annotated[int, Field(ge=8)] | None] = None
     """Side of the square input in pixels. Default: what the backbone's image processor says."""
 
-    backbone: Model[str] = "auto"
+    backbone: Model[Place[str]] = "auto"
     """Any image backbone that transformers.AutoModel opens: folder, hub id, timm/... id, tiny-resnet.
     Default: the benchmark's, else facebook/dinov2-small."""
-    backbone_weights: Model[str | None] = None
+    backbone_weights: Model[Place[str | None]] = None
     """A ResNet-50 checkpoint in torchvision's layout (torchvision, SwAV, MoCo, DINO; .pth or .safetensors), in place of
     --backbone."""
     pooling: Model[Pooling] = "auto"
@@ -165,60 +181,65 @@ class TrainConfig(BaseModel):
     """How the learning rate falls to zero over the run."""
     lr_warmup_steps: Optimization[CountOrZero] = 0
     """Steps over which the learning rate rises to its peak."""
-    max_steps: Optimization[Count] = 2000
+    max_steps: Optimization[Adjustable[Count]] = 2000
     """Optimizer steps of the whole run."""
     refresh_every: Optimization[Count] = 100
     """Steps between refreshes of the unlabeled pool and its neighbor table."""
     pool_size: Optimization[Count] = 16384
     """Unlabeled images that are live between two refreshes; a smaller source is used whole."""
 
-    micro_batch_size: Hardware[Count | None] = None
+    micro_batch_size: Hardware[Adjustable[Count | None]] = None
     """Most images in one forward part, per process: bounds memory, changes no result. Default: the whole batch at
     once."""
-    gradient_checkpointing: Hardware[bool] = False
+    gradient_checkpointing: Hardware[Adjustable[bool]] = False
     """Compute the inside of each block again in the backward pass: less memory, more time, the same results."""
-    compile: Hardware[bool] = False
+    compile: Hardware[Adjustable[bool]] = False
     """Compile the model with torch.compile: the first steps take minutes, the others are faster."""
-    mixed_precision: Hardware[Precision | None] = None
+    mixed_precision: Hardware[Adjustable[Precision | None]] = None
     """Precision of the backbone; distances and losses stay in float32. Default: what accelerate is configured
     to use."""
-    num_workers: Hardware[CountOrZero | None] = None
+    num_workers: Hardware[Adjustable[CountOrZero | None]] = None
     """Processes that decode images, per training process. Default: by the number of cores."""
 
-    output_dir: Run[str | None] = None
+    output_dir: Run[Adjustable[Unpublished[Place[str | None]]]] = None
     """Run folder. Default: runs/<command>-<labeled>-<unlabeled>."""
     seed: Run[Annotated[int, Field(ge=0, lt=2**32)]] = 0
     """Seed of every random choice."""
-    eval_every: Run[CountOrZero] = 500
+    eval_every: Run[Adjustable[CountOrZero]] = 500
     """Steps between evaluations; 0 evaluates at the end only."""
-    save_every: Run[CountOrZero] = 500
+    save_every: Run[Adjustable[CountOrZero]] = 500
     """Steps between checkpoints; 0 saves at the end only."""
-    keep_checkpoints: Run[Count] = 2
+    keep_checkpoints: Run[Adjustable[Count]] = 2
     """How many checkpoints stay; older ones are deleted."""
-    log_every: Run[Count] = 10
+    log_every: Run[Adjustable[Count]] = 10
     """Steps between lines in metrics.jsonl."""
-    resume: Run[bool] = False
+    resume: Run[Start[bool]] = False
     """Go on from the newest checkpoint in --output-dir, with the configuration found there; flags override it."""
-    report_to: Run[str | None] = None
+    report_to: Run[Adjustable[str | None]] = None
     """Trackers that get the values of metrics.jsonl as they are written, joined by commas: tensorboard, wandb, trackio,
     mlflow. Default: none."""
-    stop_on_collapse: Run[bool] = False
+    stop_on_collapse: Run[Adjustable[bool]] = False
     """End the run when its embeddings collapse to a point or a line; without this the run only says so."""
-    no_report: Run[bool] = False
+    no_report: Run[Adjustable[bool]] = False
     """Leave report.html out at the end of the run; `report RUN` makes it later."""
-    dry_run: Run[bool] = False
+    dry_run: Run[Start[bool]] = False
     """Check all input, print what the run would do (steps, passes, memory, evaluation), and end there."""
-    overwrite: Run[bool] = False
+    overwrite: Run[Start[bool]] = False
     """Delete what --output-dir holds and start anew."""
-    push_to_hub: Run[bool] = False
+    push_to_hub: Run[Adjustable[Unpublished[bool]]] = False
     """Upload the exported model to the Hugging Face hub when the run ends; the login is that of `hf auth login`."""
-    hub_model_id: Run[Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None] = None
+    hub_model_id: Run[Adjustable[Unpublished[Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None]]] = None
     """Where --push-to-hub puts the model: user/name."""
-    hub_private: Run[bool] = False
+    hub_private: Run[Adjustable[Unpublished[bool]]] = False
     """Create that repository private."""
-    license: Run[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")] | None] = None
+    license: Run[Adjustable[Unpublished[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")] | None]]] = None
     """License of the trained model, stated in its card (mit, cc-by-nc-4.0). Default: the base model's, where its card
     says it."""
+
+    @property
+    def command(self) -> Command:
+        """The command that trains so: by which images there are."""
+        return command_of(self.labeled, self.unlabeled)
 
     @property
     def warmup_steps(self) -> int:
@@ -326,28 +347,15 @@ class TrainConfig(BaseModel):
             raise ValueError("--push-to-hub needs a place: name it with --hub-model-id user/name")
         return self
 
-    @classmethod
-    def build(cls, values: dict[str, Any], origin: str = "the command line") -> "TrainConfig":
-        """A validated configuration.
-
-        Raises:
-            BadInput: one line naming the flag and the fix (unknown key with the closest match, wrong type or range,
-                fields that do not fit together).
-        """
-        refuse_unknown(values, origin)
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            message = first["msg"].removeprefix("Value error, ")
-            if first["loc"]:
-                message = f"{flag(str(first['loc'][0]))} {first['input']!r}: {message[:1].lower()}{message[1:]}"
-            raise BadInput(message) from None
-
     def to_yaml(self) -> str:
         """The configuration as a recipe; how this run was started (resume, overwrite) is not part of it."""
-        values = self.model_dump(exclude={"resume", "overwrite", "dry_run"})
+        values = self.model_dump(exclude=set(fields_that(Mark.START)))
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def command_of(labeled: str | None, unlabeled: str | None) -> Command:
+    """semi with both kinds of images, sup or unsup with one of them."""
+    return "semi" if labeled and unlabeled else "sup" if labeled else "unsup"
 
 
 def flag(name: str) -> str:
@@ -355,33 +363,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def refuse_unknown(values: dict[str, Any], origin: str) -> None:
-    """Raises BadInput with the closest match for a key that is no field."""
-    for key in values:
-        if key not in TrainConfig.model_fields:
-            close = difflib.get_close_matches(str(key).replace("-", "_"), TrainConfig.model_fields, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "`semi --help` lists the keys"
-            raise BadInput(f"unknown key '{key}' in {origin}: {hint}")
+def panel(name: str) -> str:
+    """The panel of `--help` in which a field is listed."""
+    return next(mark for mark in TrainConfig.model_fields[name].metadata if isinstance(mark, str))
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Fields set by a recipe file.
-
-    Raises:
-        BadInput: no such file (with the closest match beside it), no YAML mapping, unknown key.
-    """
-    path = Path(path)
-    if not path.is_file():
-        beside = [str(p) for folder in {path.parent, Path("recipes")} for p in sorted(folder.glob("*.yaml"))]
-        close = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"recipes here: {', '.join(beside) or 'none'}"
-        raise BadInput(f"--recipe {path}: no such file; {hint}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"--recipe {path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise BadInput(f"--recipe {path}: expected `key: value` lines such as `max_steps: 500`")
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    refuse_unknown(values, str(path))
-    return values
+def fields_that(mark: Mark) -> list[str]:
+    """Names of the fields with a mark, in order."""
+    return [name for name, field in TrainConfig.model_fields.items() if mark in field.metadata]

@@ -70,46 +70,57 @@ def summarize(scores: QueryScores, *, recall_at: Sequence[int], num_gallery: int
             "no query has an image of its class to find: give at least two images of a class, "
             "or a gallery with classes of the queries"
         )
-    values = _values(scores)
-    means: dict[str, float | int] = dict(zip(_names(recall_at), values.mean(0).tolist(), strict=True))
+    values = score_values(scores)
+    means: dict[str, float | int] = dict(zip(score_names(recall_at), values.mean(0).tolist(), strict=True))
     return {**means, "num_queries": num_queries, "num_gallery": num_gallery}
 
 
 class Interval(NamedTuple):
-    """Where a metric lies with the confidence that was asked for."""
+    """A mean, and where it lies with the confidence that was asked for."""
 
+    mean: float
     low: float
     high: float
 
 
-def bootstrap_intervals(
-    scores: QueryScores, *, recall_at: Sequence[int], confidence: float = 0.95, num_samples: int = 2000, seed: int = 0
-) -> dict[str, Interval]:
-    """How far each metric would move if other queries had been drawn: percentiles of resampled means.
+def bootstrap(
+    values: Tensor,
+    *,
+    groups: Tensor | None = None,
+    confidence: float = 0.95,
+    num_samples: int = 2000,
+    seed: int = 0,
+) -> list[Interval]:
+    """How far the means of columns would move if other queries had been drawn: percentiles of resampled means.
 
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993. The gallery stays the same, and queries are
-    drawn one by one, not by class: the classes themselves count as given.
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
 
     Args:
-        scores: of the queries; those without anything to find are left out.
-        recall_at: as they were scored.
+        values: (Q, M) scores of queries; differences of two models' scores give paired intervals.
+        groups: (Q,) integers; rows of a group are drawn together. Queries of one class are alike, so with their classes
+            as groups the interval says what other classes would have given, and is wider. Default: every row alone.
         confidence: share of the resampled means inside, 0..1.
-        num_samples: how often the queries are resampled.
-        seed: of the draws.
+        num_samples: how often is resampled.
+        seed: of the draws; the same seed draws the same groups.
 
     Returns:
-        Name of a metric -> interval.
+        An interval for each column.
     """
-    values = _values(scores).cpu()
+    values = values.detach().cpu().double()
+    sums, sizes = values, torch.ones(len(values), dtype=torch.float64)
+    if groups is not None:
+        _, place, counts = groups.cpu().unique(return_inverse=True, return_counts=True)
+        sums = values.new_zeros(len(counts), values.shape[1]).index_add_(0, place, values)
+        sizes = counts.double()
     generator = torch.Generator().manual_seed(seed)
     means = torch.empty(num_samples, values.shape[1], dtype=torch.float64)
     for sample in range(num_samples):
-        drawn = torch.randint(len(values), (len(values),), generator=generator)
-        times = torch.bincount(drawn, minlength=len(values)).double()
-        means[sample] = times @ values / len(values)
+        drawn = torch.randint(len(sums), (len(sums),), generator=generator)
+        times = torch.bincount(drawn, minlength=len(sums)).double()
+        means[sample] = times @ sums / (times @ sizes)
     tail = (1 - confidence) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0).tolist()
-    return {name: Interval(*pair) for name, *pair in zip(_names(recall_at), low, high, strict=True)}
+    return [Interval(*ends) for ends in zip(values.mean(0).tolist(), low, high, strict=True)]
 
 
 class ClassScores(NamedTuple):
@@ -126,17 +137,23 @@ class ClassScores(NamedTuple):
 def class_scores(scores: QueryScores, labels: Tensor, *, recall_at: Sequence[int]) -> ClassScores:
     """Averages scores by class. labels: (Q,) int64, of the queries."""
     known, place, counts = labels[scores.num_relevant > 0].unique(return_inverse=True, return_counts=True)
-    values = _values(scores)
+    values = score_values(scores)
     means = values.new_zeros(len(known), values.shape[1]).index_add_(0, place, values) / counts[:, None]
-    return ClassScores(known, counts, dict(zip(_names(recall_at), means.T, strict=True)))
+    return ClassScores(known, counts, dict(zip(score_names(recall_at), means.T, strict=True)))
 
 
-def _names(recall_at: Sequence[int]) -> list[str]:
+def score_names(recall_at: Sequence[int]) -> list[str]:
+    """Names of the scores in metrics.jsonl, in the order in which they are shown."""
     return [*(f"recall@{k}" for k in recall_at), "r_precision", "map@r"]
 
 
-def _values(scores: QueryScores) -> Tensor:
-    """(scored queries, metrics) float64."""
+def score_title(name: str) -> str:
+    """How the field writes a score's name."""
+    return {"r_precision": "R-precision", "map@r": "MAP@R"}.get(name, name)
+
+
+def score_values(scores: QueryScores) -> Tensor:
+    """(scored queries, metrics) float64, columns as in `score_names`; queries with nothing to find are left out."""
     scored = scores.num_relevant > 0
     return torch.column_stack([scores.recall, scores.r_precision, scores.average_precision])[scored]
 

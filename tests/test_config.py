@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from stml_semi.config import TrainConfig, flag, read_recipe
+from stml_semi.config import TrainConfig, flag
+from stml_semi.run_folder.recipe import build_config, read_recipe
 
 PANELS = ["Data", "Model", "Objective", "Optimization", "Hardware", "Run"]
 
@@ -13,10 +14,10 @@ def test_every_field_has_help_and_one_panel():
 
 
 def test_yaml_round_trip():
-    config = TrainConfig.build({"labeled": "a", "unlabeled": "b", "learning_rate": 3e-5, "resume": True})
+    config = build_config({"labeled": "a", "unlabeled": "b", "learning_rate": 3e-5, "resume": True})
     values = yaml.safe_load(config.to_yaml())
     assert "resume" not in values
-    assert TrainConfig.build(values) == config.model_copy(update={"resume": False})
+    assert build_config(values) == config.model_copy(update={"resume": False})
 
 
 def test_recipe_numbers_become_numbers(tmp_path):
@@ -25,7 +26,7 @@ def test_recipe_numbers_become_numbers(tmp_path):
     recipe.write_text("learning_rate: 1e-4\nmax-steps: 1e3\nbackbone: x\nmixed_precision: no\n")
     values = read_recipe(recipe)
     assert values["learning_rate"] == "1e-4"
-    config = TrainConfig.build(values)
+    config = build_config(values)
     assert config.learning_rate == 1e-4
     assert config.max_steps == 1000
     assert config.mixed_precision == "no"
@@ -58,7 +59,7 @@ def test_recipe_numbers_become_numbers(tmp_path):
 )
 def test_wrong_values_name_flag_and_fix(values, message):
     with pytest.raises(ValueError, match=message) as error:
-        TrainConfig.build(values)
+        build_config(values)
     assert "\n" not in str(error.value)
 
 
@@ -85,9 +86,9 @@ def test_unknown_recipe_key_names_the_file(tmp_path):
 
 
 def test_warmup_default_belongs_to_semi_and_sup():
-    assert TrainConfig.build({"labeled": "a", "unlabeled": "b", "max_steps": 500}).warmup_steps == 150
-    assert TrainConfig.build({"unlabeled": "b", "max_steps": 500}).warmup_steps == 0
-    assert TrainConfig.build({"labeled": "a", "unlabeled": "b", "label_warmup_steps": 7}).warmup_steps == 7
+    assert build_config({"labeled": "a", "unlabeled": "b", "max_steps": 500}).warmup_steps == 150
+    assert build_config({"unlabeled": "b", "max_steps": 500}).warmup_steps == 0
+    assert build_config({"labeled": "a", "unlabeled": "b", "label_warmup_steps": 7}).warmup_steps == 7
 
 
 def test_flag_names():

@@ -1,6 +1,7 @@
 """Retrieval metrics: against pytorch-metric-learning, and against the definitions in plain loops."""
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 from torch import Tensor
 
-from stml_semi.metrics import QueryScores, query_scores, retrieval_metrics, summarize
+from stml_semi.metrics import QueryScores, bootstrap, query_scores, retrieval_metrics, summarize
 
 
 def reference(
@@ -217,3 +218,20 @@ ONES, LABELS = torch.ones(4, 2), torch.tensor([0, 0, 1, 1])
 def test_errors_say_what_to_do(embeddings, labels, options, message):
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(embeddings, labels, **options)
+
+
+def test_intervals_hold_the_mean_and_know_that_queries_of_a_class_are_alike():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(30), 20)
+    alike = (rng.random(30) < 0.5)[labels].astype(float)
+    apart = (rng.random(600) < 0.5).astype(float)
+    clustered, independent, same = bootstrap(
+        torch.tensor(np.column_stack([alike, apart, apart - apart])), groups=torch.from_numpy(labels)
+    )
+    assert clustered.mean == pytest.approx(alike.mean())
+    assert clustered.low < clustered.mean < clustered.high
+    assert clustered.high - clustered.low > 2 * (independent.high - independent.low)
+    assert (same.low, same.mean, same.high) == (0, 0, 0)
+    # What the central limit theorem says of 30 independent classes.
+    expected = 2 * 1.96 * alike.std() / 30**0.5
+    assert clustered.high - clustered.low == pytest.approx(expected, rel=0.15)

@@ -1,13 +1,53 @@
-"""What `cli.py data list|prepare|info` print. Heavy imports are inside."""
+"""`data list`, `data prepare`, `data info`: what sources there are, and what is in them."""
 
 import sys
 from collections import Counter
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from stml_semi.cli.terminal import DATA_ROOT, one_line_errors
 from stml_semi.data.benchmarks.facts import BENCHMARKS, Benchmark
 
 
-def list_benchmarks(root: str | None) -> None:
+def list_benchmarks(data_root: Annotated[str | None, typer.Option(help=DATA_ROOT)] = None) -> None:
+    """The benchmarks by name: counts, license, and whether they are on this machine."""
+    with one_line_errors():
+        _print_benchmarks(data_root)
+
+
+def prepare(
+    name: Annotated[str, typer.Argument(help="A benchmark, e.g. cub.")],
+    source: Annotated[
+        list[str],
+        typer.Option(
+            help="The extracted archive, or archives as downloaded (repeat the flag for several); or hub, for the copy "
+            "on the Hugging Face hub that `data list` names."
+        ),
+    ],
+    data_root: Annotated[str | None, typer.Option(help=DATA_ROOT)] = None,
+) -> None:
+    """Check an official archive and write one parquet table per split. Resumes where it was interrupted.
+
+    Example: python cli.py data prepare cub --source CUB_200_2011.tgz --data-root ~/data
+    """
+    with one_line_errors():
+        _prepare(name, source, data_root)
+
+
+def info(
+    source: Annotated[str, typer.Argument(help="Images: what --labeled or --unlabeled take.")],
+    data_root: Annotated[str | None, typer.Option(help=DATA_ROOT)] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column with the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with the class.")] = None,
+    sample: Annotated[int, typer.Option(help="Pictures to decode, evenly spaced; 0 for all.", min=0)] = 1000,
+) -> None:
+    """What is in a source: rows, classes, picture sizes, and files that cannot be read."""
+    with one_line_errors():
+        _describe(source, data_root, sample=sample, image_column=image_column, label_column=label_column)
+
+
+def _print_benchmarks(root: str | None) -> None:
     """A table of all benchmarks and of what is on this machine."""
     from rich import box
     from rich.table import Table
@@ -43,7 +83,7 @@ def _expected(known: Benchmark) -> str:
     return "\n".join(lines)
 
 
-def prepare_benchmark(name: str, sources: list[str], root: str | None) -> None:
+def _prepare(name: str, sources: list[str], root: str | None) -> None:
     """Writes the tables of a benchmark, with a progress bar, and says where they are.
 
     Raises:
@@ -51,7 +91,7 @@ def prepare_benchmark(name: str, sources: list[str], root: str | None) -> None:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from stml_semi.data.benchmarks.prepare import prepare
+    from stml_semi.data.benchmarks.prepare import prepare as prepare_benchmark
 
     errors = _console(sys.stderr)
     bar = Progress(
@@ -70,7 +110,7 @@ def prepare_benchmark(name: str, sources: list[str], root: str | None) -> None:
         bar.update(tasks[what], completed=done)
 
     with bar:
-        tables = prepare(name, sources, root, report)
+        tables = prepare_benchmark(name, sources, root, report)
     output = _console(sys.stdout)
     for table in tables:
         classes = f" of {table.classes:,} classes" if table.classes else ""
@@ -79,9 +119,7 @@ def prepare_benchmark(name: str, sources: list[str], root: str | None) -> None:
     output.print(f"License: {BENCHMARKS[name].license}")
 
 
-def describe_source(
-    spec: str, root: str | None, *, sample: int, image_column: str | None, label_column: str | None
-) -> None:
+def _describe(spec: str, root: str | None, *, sample: int, image_column: str | None, label_column: str | None) -> None:
     """Rows, classes, picture sizes, bad files of anything that --labeled or --unlabeled take.
 
     Args:

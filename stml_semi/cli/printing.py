@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stml_semi.metrics import score_title
+from stml_semi.run_folder.log import exported_step, is_validation, score_keys
 from stml_semi.search.query import Answer
-from stml_semi.training.best_student import exported_step, is_validation
 from stml_semi.training.preflight.costs import Finding
 from stml_semi.training.run import Result
 
-_COLUMNS = {"r_precision": "R-precision", "map@r": "MAP@R"}
 _SHOWN = {"frozen": "frozen backbone", "student": "trained", "teacher": "trained (teacher)"}
 
 
@@ -41,12 +41,11 @@ def print_result(result: Result) -> None:
 def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
     """A table of metrics, in percent."""
     first = next(iter(rows.values()))
-    recalls = [key for key in first if key.startswith("recall@")]
-    keys = [*recalls, "r_precision", "map@r"]
+    keys = score_keys(first)
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("")
     for key in keys:
-        table.add_column(_COLUMNS.get(key, key), justify="right")
+        table.add_column(score_title(key), justify="right")
     for name, scores in rows.items():
         table.add_row(Text(name), *(f"{100 * scores[key]:.1f}" for key in keys))
         if intervals := scores.get("intervals"):
@@ -65,7 +64,7 @@ def print_worst_classes(rows: Sequence[dict[str, Any]], count: int = 10) -> None
     table.add_column("class")
     table.add_column("queries", justify="right")
     for key in keys:
-        table.add_column(_COLUMNS.get(key, key), justify="right")
+        table.add_column(score_title(key), justify="right")
     for row in rows[:count]:
         table.add_row(Text(row["class"]), str(row["num_queries"]), *(f"{100 * row[key]:.1f}" for key in keys))
     Console(width=max(80, 30 + 12 * len(keys)), markup=False, emoji=False, highlight=False).print(table)

@@ -8,6 +8,9 @@ from typing import Any, NoReturn
 
 from stml_semi.runtime.errors import BadInput, RunFailed
 
+DATA_ROOT = "Folder of the benchmarks. Default: $STML_DATA."
+"""Help of --data-root."""
+
 
 class one_line_errors:
     """Bad input ends with one clear line and exit code 2; what is not the user's doing keeps its traceback."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stml_semi.data.benchmarks.facts import DEFAULT_RECALL_AT
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -126,7 +126,3 @@ def paths_dataset(paths: list[str] | list[str | None]) -> "Dataset":
 def listed(names: list[str]) -> str:
     shown = ", ".join(names[:20]) or "none"
     return f"{shown}, ..." if len(names) > 20 else shown
-
-
-def one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]

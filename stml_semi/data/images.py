@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from stml_semi.runtime.errors import one_line
+
 try:
     import simplejpeg
 except ImportError:  # It has no wheel for every machine.
@@ -285,5 +287,5 @@ def _reason(error: BaseException) -> str:
             return "does not fit into memory"
         case OSError(strerror=str(text)) if text:
             return text.lower()
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     return "truncated" if "truncated" in text else f"damaged: {text[:100]}"

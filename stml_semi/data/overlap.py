@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from stml_semi.data.batches.loading import HANDLING
 from stml_semi.data.benchmarks.class_names import plain_car, plain_name
 from stml_semi.data.benchmarks.facts import benchmark_of
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, encoded, read_image
 from stml_semi.data.sources.open_source import open_source
+from stml_semi.data.workers import decode_ahead
 from stml_semi.neighbors import nearest_neighbors
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
@@ -183,9 +183,8 @@ def _prints(
     """Prints of rows; each process looks at its share, and all get the whole."""
     world = distributed.world_size()
     own = rows[distributed.share(len(rows), rank=distributed.rank(), world_size=world)]
-    loader = DataLoader(_Looked(table, own), batch_size=None, shuffle=False, num_workers=num_workers, **HANDLING)
     found = []
-    for prints in loader:
+    for prints in decode_ahead(_Looked(table, own), num_workers=num_workers):
         found.append(prints)
         if progress is not None:
             progress(len(prints.readable) * world)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from stml_semi.data.batches.loading import HANDLING
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, ImageSource, raw, read_image
+from stml_semi.data.workers import decode_ahead
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.files import replacing
 
 Form = Literal["raw", "jpeg"]
 PART_ROWS = 256
@@ -120,13 +121,12 @@ def _build(parts: "_Parts", num_workers: int, progress: Callable[[int], None] | 
     try:
         if parts.own:
             parts.files[0].parent.mkdir(parents=True, exist_ok=True)
-            for left in parts.files[0].parent.glob("*.partial"):
+            for left in parts.files[0].parent.glob(".*.partial"):
                 if left.stat().st_mtime < time.time() - _LEFT_BEHIND_SECONDS:
                     left.unlink(missing_ok=True)
     except OSError as error:
         return error.strerror or str(error)
-    loader = DataLoader(parts, batch_size=None, shuffle=False, num_workers=num_workers, **HANDLING)
-    for done in loader:
+    for done in decode_ahead(parts, num_workers=num_workers):
         if isinstance(done, str):
             return done
         if progress is not None:
@@ -177,16 +177,12 @@ def _write_part(path: Path, pictures: list[bytes | None]) -> None:
     import pyarrow
 
     table = pyarrow.table({"picture": pyarrow.array(pictures, pyarrow.large_binary())})
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            with pyarrow.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        replacing(path, durable=True) as partial,
+        pyarrow.OSFile(str(partial), "wb") as file,
+        pyarrow.ipc.new_file(file, table.schema) as writer,
+    ):
+        writer.write_table(table)
 
 
 def _open_part(path: Path) -> Any:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -72,7 +72,7 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
         )
         processor = AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = one_line(error)
         raise BadInput(
             f"{flag} {name}: {reason} - give a folder with config.json, model.safetensors and "
             f"preprocessor_config.json, a hub id such as facebook/dinov2-small, or tiny-resnet"

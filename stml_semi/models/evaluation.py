@@ -9,8 +9,10 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stml_semi.data.batches.loading import BadPicture, EvalChunks, eval_batches
+from stml_semi.data.batches.eval_images import EvalChunks
+from stml_semi.data.batches.loading import BadPicture
 from stml_semi.data.image_table import ImageTable
+from stml_semi.data.workers import decode_ahead
 from stml_semi.metrics import QueryScores, query_scores, summarize
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
@@ -58,7 +60,7 @@ def embed_table(
     chunks = EvalChunks(table, rows[share], processor, batch_size)
     pin = torch.device(device).type == "cuda"
     parts, readable, bad = [], [], []
-    for batch in eval_batches(chunks, num_workers=num_workers, pin_memory=pin):
+    for batch in decode_ahead(chunks, num_workers=num_workers, pin_memory=pin):
         readable.append(batch.readable)
         bad.extend(batch.bad)
         if batch.readable.any():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stml_semi.models.backbone import Backbone, resize
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
 
 # Where trainers put the weights in their files; DINO's teacher is the better of its two.
 _CONTAINERS = ("teacher", "state_dict", "model", "student")
@@ -67,7 +67,7 @@ def _read(file: str) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # About the age of the format.
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Damaged files raise nearly everything.
-        reason = " ".join(str(error).split())[:150]
+        reason = one_line(error, 150)
         raise BadInput(
             f"--backbone-weights {file}: cannot be read without running code from it ({reason}); save the tensors "
             f"alone, as safetensors"

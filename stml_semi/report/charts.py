@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stml_semi.report.retrieval.projection import Projected
+from stml_semi.sharing.card_curves import thin
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_POINTS = 300
 # Stand-ins that become colors of the page, which differ between light and dark.
 _INK, _GRID = "#010203", "#010204"
 _SERIES = tuple(f"#0102{number:02x}" for number in range(16, 22))
@@ -119,12 +119,6 @@ def letter(place: int) -> str:
     """What a run is called where there is no room for its name: A, B, ..., Z, A2, ..."""
     round_number, place = divmod(place, 26)
     return chr(ord("A") + place) + (str(round_number + 1) if round_number else "")
-
-
-def thin(found: list[tuple[float, float]]) -> NDArray[np.float64]:
-    """(2, <= 300): steps and values; of long runs the means of equal parts."""
-    parts = np.array_split(np.array(found, dtype=np.float64), min(len(found), _MOST_POINTS))
-    return np.array([part.mean(0) for part in parts]).T
 
 
 def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None) -> Chart:

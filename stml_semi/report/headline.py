@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from stml_semi.metrics import Interval
 from stml_semi.report.retrieval.gallery import Assessed, Gallery
-from stml_semi.report.retrieval.intervals import Interval
-from stml_semi.training.best_student import exported_step, is_validation
+from stml_semi.run_folder.log import exported_step, is_validation, score_keys
 
 # Precision may differ a little from the run's (bf16 there, float32 here); more than this is another model.
 _SAME = 0.005
@@ -67,7 +67,7 @@ def headlines(runs: Sequence[Sequence[dict[str, Any]]], galleries: Sequence[Gall
 
 def percent(interval: Interval) -> Cell:
     """An interval of a share as a cell."""
-    low, high = (_minus(f"{100 * end:.1f}") for end in interval[1:])
+    low, high = (_minus(f"{100 * end:.1f}") for end in (interval.low, interval.high))
     return Cell(_minus(f"{100 * interval.mean:.1f}"), f"{low} to {high}")
 
 
@@ -78,7 +78,7 @@ def _minus(number: str) -> str:
 def _headline(name: str, evaluations: Sequence[Sequence[dict[str, Any]]], gallery: Gallery | None) -> Headline:
     last = [{line["model"]: line for line in lines if line["data"] == name} for lines in evaluations]
     first = next(line for models in last for line in models.values())
-    columns = [key for key in first if key.startswith("recall@")] + ["r_precision", "map@r"]
+    columns = score_keys(first)
     best = {key: max(line.get(key, 0.0) for models in last for line in models.values()) for key in columns}
     rows = [
         _row(place, model, models, columns, best, _assessed(gallery, place, model))

@@ -7,21 +7,23 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stml_semi.config import TrainConfig, flag
-from stml_semi.data.batches.loading import default_num_workers
+from stml_semi.config import Mark, TrainConfig, fields_that, flag
+from stml_semi.data.run_tables import Tables
+from stml_semi.data.workers import resolve_num_workers
+from stml_semi.metrics import score_title
 from stml_semi.report.charts import letter, score_charts, training_charts
 from stml_semi.report.headline import headlines, percent
 from stml_semi.report.pictures import Pictures
-from stml_semi.report.retrieval.gallery import Gallery, Model, build_gallery, score_columns
+from stml_semi.report.retrieval.gallery import Gallery, Model, build_gallery
 from stml_semi.report.retrieval.sample import frozen_backbone
 from stml_semi.report.unlabeled.affinities import affinity_charts
 from stml_semi.report.unlabeled.pool_sample import DUPLICATE
 from stml_semi.report.unlabeled.pool_view import PoolView, view_pool
 from stml_semi.run_folder.folder import RunFolder
-from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.files import write_text
+from stml_semi.runtime.html import render
 from stml_semi.sharing.load import load
-from stml_semi.training.survey import Tables
 
 _MOST_BAD = 30
 
@@ -55,7 +57,7 @@ class RunView(NamedTuple):
     step: int
     max_steps: int
     claim: str
-    sittings: list[dict[str, Any]]
+    sessions: list[dict[str, Any]]
     duration: str
     energy: str
     """Empty where it is not known."""
@@ -64,7 +66,7 @@ class RunView(NamedTuple):
     bad: list[dict[str, str]]
 
 
-def write_report(runs: Sequence[ReportedRun], target: Path, *, device: torch.device | str = "cpu") -> Path:
+def write_page(runs: Sequence[ReportedRun], target: Path, *, device: torch.device | str = "cpu") -> Path:
     """Writes the page of one run, or of several side by side.
 
     Args:
@@ -78,45 +80,26 @@ def write_report(runs: Sequence[ReportedRun], target: Path, *, device: torch.dev
     """
     pictures, notes = Pictures(), [run.problem for run in runs if run.problem]
     galleries = _galleries(runs, pictures, notes, device)
-    lines = [run.folder.lines() for run in runs]
+    lines = [run.folder.log.lines() for run in runs]
     views = [_view(place, run, pictures, notes, len(runs), device) for place, run in enumerate(runs)]
-    text = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=", ".join(view.name for view in views),
-            runs=views,
-            many=len(runs) > 1,
-            notes=notes,
-            headlines=headlines(lines, galleries),
-            charts=score_charts(lines) + training_charts(lines) + affinity_charts(lines),
-            galleries=galleries,
-            settings=_settings([run.config for run in runs]),
-            pictures=pictures.uris,
-            letter=letter,
-            duplicate=DUPLICATE,
-        )
+    text = render(
+        "report/page.html",
+        filters={"score_title": score_title, "percent": percent},
+        title=", ".join(view.name for view in views),
+        kind="report",
+        runs=views,
+        many=len(runs) > 1,
+        notes=notes,
+        headlines=headlines(lines, galleries),
+        charts=score_charts(lines) + training_charts(lines) + affinity_charts(lines),
+        galleries=galleries,
+        settings=_settings([run.config for run in runs]),
+        pictures=pictures.uris,
+        letter=letter,
+        duplicate=DUPLICATE,
     )
-    partial = target.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(target)
+    write_text(target, text)
     return target
-
-
-def _environment() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("stml_semi", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    names = {"r_precision": "R-precision", "map@r": "MAP@R"}
-    environment.filters |= {"score_name": lambda key: names.get(key, key), "percent": percent}
-    environment.globals["score_columns"] = score_columns
-    return environment
 
 
 # ------------------------------------------------------------------ retrieval
@@ -137,7 +120,7 @@ def _galleries(
         assert tables.evaluation is not None
         models = _models([(place, runs[place]) for place in places], notes, device, many=len(runs) > 1)
         if models:
-            workers = default_num_workers(distributed.local_world_size())
+            workers = resolve_num_workers(None)
             galleries.append(
                 build_gallery(tables.evaluation, models, pictures, anchor=f"data-{number}", num_workers=workers)
             )
@@ -187,23 +170,23 @@ def _view(
                 labeled,
                 pictures,
                 device=device,
-                num_workers=default_num_workers(distributed.local_world_size()),
+                num_workers=resolve_num_workers(None),
             )
         except BadInput as error:
             notes.append(f"{run.folder.path}: the unlabeled pictures are not shown: {error}.")
-    bad = run.folder.bad_lines()
-    sittings = run.folder.sittings()
-    seconds = [sitting["seconds"] for sitting in sittings if sitting["seconds"] is not None]
+    bad = run.folder.log.bad_lines()
+    sessions = run.folder.sessions()
+    seconds = [session["seconds"] for session in sessions if session["seconds"] is not None]
     return RunView(
         letter=letter(place) if total > 1 else "",
         name=run.folder.path.resolve().name,
         path=str(run.folder.path),
-        step=max((line["step"] for line in run.folder.lines()), default=0),
+        step=max((line["step"] for line in run.folder.log.lines()), default=0),
         max_steps=run.config.max_steps,
         claim=run.folder.claim,
-        sittings=sittings,
+        sessions=sessions,
         duration=_duration(sum(seconds)) if seconds else "not known",
-        energy=_energy(sittings),
+        energy=_energy(sessions),
         pool=pool,
         num_bad=len(bad),
         bad=bad[:_MOST_BAD],
@@ -216,17 +199,17 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _energy(sittings: Sequence[dict[str, Any]]) -> str:
-    """Of all sittings together; what a sitting that was killed used is not known, so neither is the sum."""
-    known = [sitting["gpu_joules"] for sitting in sittings if sitting.get("gpu_joules") is not None]
-    return f"{sum(known) / 3.6e6:.3g} kWh" if known and len(known) == len(sittings) else ""
+def _energy(sessions: Sequence[dict[str, Any]]) -> str:
+    """Of all sessions together; what a session that was killed used is not known, so neither is the sum."""
+    known = [session["gpu_joules"] for session in sessions if session.get("gpu_joules") is not None]
+    return f"{sum(known) / 3.6e6:.3g} kWh" if known and len(known) == len(sessions) else ""
 
 
 def _settings(configs: Sequence[TrainConfig]) -> list[Setting]:
     settings = []
     for name, field in TrainConfig.model_fields.items():
-        if name in ("resume", "overwrite", "dry_run"):
-            continue  # How a run was started: not part of what it is.
+        if name in fields_that(Mark.START):
+            continue
         values = [getattr(config, name) for config in configs]
         shown = [value if isinstance(value, str) else json.dumps(value) for value in values]
         differs = len(set(shown)) > 1

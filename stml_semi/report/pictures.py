@@ -1,12 +1,8 @@
 """Small pictures for the page, each in it once."""
 
-import base64
-import io
-
-from PIL import Image, features
-
 from stml_semi.data.image_table import ImageTable
-from stml_semi.data.images import BadImage, read_image
+from stml_semi.data.images import BadImage
+from stml_semi.data.thumbnails import thumbnail
 
 SIDE = 64
 _QUALITY = 55
@@ -29,18 +25,9 @@ class Pictures:
         key = (table.name, int(row))
         if key not in self._known:
             try:
-                uri = _thumbnail(read_image(table.source(int(row))))
+                uri = thumbnail(table.source(int(row)), SIDE, quality=_QUALITY).uri
             except BadImage:
                 self._known[key] = None
             else:
                 self._known[key] = self._numbers.setdefault(uri, len(self._numbers))
         return self._known[key]
-
-
-def _thumbnail(image: Image.Image) -> str:
-    """A picture of at most SIDE x SIDE pixels as a data URI."""
-    image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-    kind = "WEBP" if features.check("webp") else "JPEG"
-    file = io.BytesIO()
-    image.save(file, kind, quality=_QUALITY)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

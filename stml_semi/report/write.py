@@ -1,16 +1,17 @@
-"""`report`: the page of finished runs, on demand."""
+"""`report`: the page of finished runs on demand, and of a run at its end."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 
-from stml_semi.config import TrainConfig, read_recipe
-from stml_semi.report.page import ReportedRun, write_report
+from stml_semi.data.run_tables import exclude, open_tables
+from stml_semi.report.page import ReportedRun, write_page
 from stml_semi.run_folder.folder import RunFolder
-from stml_semi.runtime.errors import BadInput
-from stml_semi.training.inputs import restore_excluded
-from stml_semi.training.run import open_tables
+from stml_semi.runtime.errors import BadInput, one_line
 
 
 def report_runs(paths: Sequence[str], output: str | None) -> Path:
@@ -34,19 +35,32 @@ def report_runs(paths: Sequence[str], output: str | None) -> Path:
     if target.is_dir():
         raise BadInput(f"--output {target}: is a folder; name a file such as {target / 'report.html'}")
     try:
-        return write_report(runs, target, device="cuda" if torch.cuda.is_available() else "cpu")
+        return write_page(runs, target, device="cuda" if torch.cuda.is_available() else "cpu")
     except OSError as error:
         raise BadInput(f"--output {target}: {error.strerror or error}; name a file that you can write") from None
 
 
 def _open(path: str) -> ReportedRun:
-    folder = RunFolder(path, writes=False)
-    if not folder.config.is_file() or not folder.metrics.is_file():
-        raise BadInput(f"{path}: no run folder (config.yaml and metrics.jsonl are missing); check the path")
-    config = TrainConfig.build(read_recipe(folder.config), origin=str(folder.config))
+    folder = RunFolder.open(path)
+    config = folder.config()
     try:
-        tables = restore_excluded(open_tables(config), folder.read_overlap())
+        tables = exclude(open_tables(config), folder.read_overlap())
     except BadInput as error:
         # Moved or deleted since: curves and configuration can still be shown.
         return ReportedRun(folder, config, None, problem=f"{path}: its pictures cannot be opened ({error}).")
     return ReportedRun(folder, config, tables)
+
+
+def write_or_explain(run: ReportedRun, device: torch.device | str) -> str:
+    """Writes report.html into the folder of a run that has just finished: whatever goes wrong here, the run is done.
+
+    Returns one line for the user: where the page is, or why it is not there and how to try again.
+    """
+    path = run.folder.report
+    try:
+        write_page([run], path, device=device)
+    except (OSError, ValueError, LookupError, RuntimeError, MemoryError, SafetensorError, TemplateError) as error:
+        again = f"python cli.py report {shlex.quote(str(run.folder.path))}"
+        reason = one_line(error, 200)
+        return f"the run has finished, but its report could not be written ({reason}): try again with `{again}`"
+    return f"report: {path}"

@@ -3,9 +3,7 @@
 Random numbers are functions of seed and step, so no generator state is kept.
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -18,9 +16,10 @@ from torch import Tensor, nn
 
 from stml_semi.data.batches.pool import PoolTable
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.files import flush, sha256
 
-TEACHER = "teacher.model."
-"""Prefix of the averaged model among the tensors of a checkpoint."""
+# Prefixes of the models among the tensors of a checkpoint.
+STUDENT, TEACHER, BEST = "embedder.", "teacher.model.", "best."
 
 
 class TrainState(NamedTuple):
@@ -72,17 +71,17 @@ def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable
             "pool_sigma": None if table is None else table.sigma,
             "pool_stream": None if table is None else table.stream,
             "scaler": None if state.scaler is None else state.scaler.state_dict(),
-            "sha256": {name: _sha256(temporary / name) for name in files},
+            "sha256": {name: sha256(temporary / name) for name in files},
         }
         (temporary / "state.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
         for path in temporary.iterdir():
-            _flush(path)
+            flush(path)
         replaced = folder / f".step-{step}.replaced"
         if target.exists():
             target.rename(replaced)
         temporary.rename(target)
         shutil.rmtree(replaced, ignore_errors=True)
-        _flush(folder)
+        flush(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -95,8 +94,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    found = [(int(m[1]), p) for p in folder.iterdir() if (m := re.fullmatch(r"step-(\d+)", p.name))]
-    return [path for _, path in sorted(found)]
+    return sorted((path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Steps taken when it was written."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def read_module(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
@@ -149,7 +152,7 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
         ):
             raise BadInput("state.json is not what was written")
         for name, digest in summary["sha256"].items():
-            if _sha256(path / name) != digest:
+            if sha256(path / name) != digest:
                 raise OSError(f"{name} is not what was written")
         tensors = load_file(path / "modules.safetensors")
         optimizer = load_file(path / "optimizer.safetensors")
@@ -185,17 +188,3 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
             value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         values.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Brings a file or folder to the disk, so that a rename never outruns the data it names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

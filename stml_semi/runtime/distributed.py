@@ -4,11 +4,16 @@ The only file that imports torch.distributed. Without a process group everything
 """
 
 import os
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from stml_semi.runtime.errors import BadInput
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -88,6 +93,26 @@ def is_lost_process(error: BaseException) -> bool:
         return True
     gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
     return isinstance(error, RuntimeError) and "gloo" in str(error) and any(text in str(error) for text in gone)
+
+
+def together(step: Callable[[], T]) -> T:
+    """Runs a step on every process; if one of them finds bad input, all raise its error, and none waits for it.
+
+    Raises:
+        BadInput: this process's own, else the first one that another process found.
+    """
+    result = problem = None
+    try:
+        result = step()
+    except BadInput as error:
+        problem = error
+    problems = gather_objects(None if problem is None else str(problem))
+    if problem is not None:
+        raise problem
+    first = next((text for text in problems if text is not None), None)
+    if first is not None:
+        raise BadInput(first)
+    return cast(T, result)
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -1,5 +1,8 @@
-"""Errors that end a program with one line. Every other exception is a fault of the program, and keeps its traceback."""
+"""How a program ends early: bad input, a run that failed, a signal. Every other exception is a fault of ours and keeps
+its traceback. Imports nothing heavy."""
 
+import signal
+from types import FrameType
 from typing import Self
 
 
@@ -12,7 +15,7 @@ class RunFailed(RuntimeError):
 
     exit_code = 1
     everywhere = False
-    """Whether all processes raise it: then only the main one speaks."""
+    """Whether all processes raise it: then only the main one prints it."""
 
     @classmethod
     def on_all(cls, message: str) -> Self:
@@ -20,3 +23,41 @@ class RunFailed(RuntimeError):
         error = cls(message)
         error.everywhere = True
         return error
+
+
+class Interrupted(RunFailed):
+    """The run was asked to stop by a signal (spot machines, time limits, Ctrl-C), and did so after saving."""
+
+    everywhere = True
+
+    def __init__(self, number: int, step: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} after step {step}; everything is saved: continue with --resume")
+        self.exit_code = 128 + number
+
+
+class StopSignal:
+    """Within this context the first SIGTERM or SIGINT is remembered; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        """The signal that came, 0 for none."""
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in self._before:
+            signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        signal.signal(number, self._before[signal.Signals(number)])
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """An exception's text without line breaks, cut to `most` characters; its type's name if it has no text."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:most]

@@ -1,7 +1,6 @@
 """`embed`: any model on any pictures, into an index on disk."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from stml_semi.data.batches.loading import default_num_workers
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.open_source import open_source
+from stml_semi.data.workers import resolve_num_workers
 from stml_semi.models.evaluation import EmbeddedTable, embed_table
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.files import append_json_lines
 from stml_semi.runtime.progress import Counter
 from stml_semi.search.index import Format, Index, IndexInfo, Part, read_info
 from stml_semi.sharing.load import Retriever, load
@@ -77,7 +77,7 @@ def embed_source(
     if main:
         index.folder.mkdir(parents=True, exist_ok=True)
         index.save_info()
-    workers = default_num_workers(distributed.local_world_size()) if num_workers is None else num_workers
+    workers = resolve_num_workers(num_workers)
     # The main process alone looks: the others might see a part that it has just written.
     done = distributed.gather_objects([index.has(number) for number in range(info.num_parts)] if main else None)[0]
     embedded = 0
@@ -98,8 +98,7 @@ def embed_source(
                 progress=lambda count: counter.advance(count * distributed.world_size()),
             )
             if main:
-                with bad_images.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(bad._asdict(), ensure_ascii=False) + "\n" for bad in made.bad)
+                append_json_lines(bad_images, [bad._asdict() for bad in made.bad])
                 index.write(number, _part(table, rows, made))
             embedded += int(made.readable.sum())
     if main:

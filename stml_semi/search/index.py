@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
+from stml_semi.runtime.files import read_json_lines, replacing, write_json_lines, write_text
 
 Format = Literal["safetensors", "parquet", "npy"]
 FORMATS: tuple[Format, ...] = ("safetensors", "parquet", "npy")
@@ -96,7 +97,7 @@ class Index:
         try:
             return _READ[self.info.format](self._path(number))
         except Exception as error:  # Readers of three formats raise what they like on damaged files.
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = one_line(error)
             fix = "delete that file and run the same `embed` command again"
             raise BadInput(
                 f"--index {self.folder}: {self._path(number).name} cannot be read ({reason}): {fix}"
@@ -109,24 +110,15 @@ class Index:
     def write(self, number: int, part: Part) -> None:
         """Writes a part; what has its final name is complete."""
         path = self._path(number)
-        temporary = path.with_name(f".{path.name}.partial")
-        _WRITE[self.info.format](temporary, part)
-        if self.info.format != "parquet":
-            lines = (
-                json.dumps({"row": int(row), "image": image}, ensure_ascii=False) + "\n"
-                for row, image in zip(part.rows, part.images, strict=True)
-            )
-            ids = _ids(path).with_suffix(".partial")
-            with ids.open("w", encoding="utf-8") as file:
-                file.writelines(lines)
-            ids.replace(_ids(path))
-        temporary.replace(path)
+        with replacing(path) as partial:
+            _WRITE[self.info.format](partial, part)
+            if self.info.format != "parquet":
+                named = zip(part.rows, part.images, strict=True)
+                write_json_lines(_ids(path), ({"row": int(row), "image": image} for row, image in named))
 
     def save_info(self) -> None:
         """Writes index.json."""
-        temporary = self.folder / "index.json.partial"
-        temporary.write_text(json.dumps(self.info._asdict(), indent=1, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(self.folder / "index.json")
+        write_text(self.folder / "index.json", json.dumps(self.info._asdict(), indent=1, ensure_ascii=False))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:05}.{self.info.format}"
@@ -198,8 +190,7 @@ class _Names:
     @property
     def lines(self) -> list[dict[str, Any]]:
         if self._lines is None:
-            with self.path.open(encoding="utf-8") as file:
-                self._lines = [json.loads(line) for line in file]
+            self._lines = read_json_lines(self.path)
         return self._lines
 
     def __iter__(self) -> Iterator[str]:

@@ -4,10 +4,13 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from stml_semi.report.charts import thin
-from stml_semi.training.best_student import is_validation
+import numpy as np
+from numpy.typing import NDArray
+
+from stml_semi.run_folder.log import is_validation
 
 FILE = "training_curves.png"
+_MOST_POINTS = 300
 _COLORS = {"student": "#1f77b4", "teacher": "#d95f02", "frozen": "#666666"}
 _LOSSES = {"labeled_loss": "Labeled loss", "relaxed_contrastive": "Relaxed contrastive loss"}
 
@@ -68,6 +71,12 @@ def _draw_scores(axes: Any, scores: Sequence[dict[str, Any]]) -> None:
             percent = [100 * value for value in values]
             axes.plot(steps, percent, "o-", color=_COLORS[model], markersize=3, linewidth=1.3, label=model)
     axes.legend(fontsize=7, framealpha=0.8)
+
+
+def thin(found: list[tuple[float, float]]) -> NDArray[np.float64]:
+    """(2, <= 300): steps and values; of long runs the means of equal parts."""
+    parts = np.array_split(np.array(found, dtype=np.float64), min(len(found), _MOST_POINTS))
+    return np.array([part.mean(0) for part in parts]).T
 
 
 def _points(lines: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:

@@ -7,17 +7,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stml_semi.data.batches.loading import default_num_workers
 from stml_semi.data.class_split import looked_up_in
 from stml_semi.data.sources.open_source import open_source
-from stml_semi.metrics import ClassScores, bootstrap_intervals, class_scores, summarize
+from stml_semi.data.workers import resolve_num_workers
+from stml_semi.metrics import ClassScores, bootstrap, class_scores, score_names, score_values, summarize
 from stml_semi.models.evaluation import embed_table, score_queries
 from stml_semi.run_folder.folder import RunFolder
+from stml_semi.run_folder.log import exported_step
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.progress import Counter
 from stml_semi.sharing.load import load
-from stml_semi.training.best_student import exported_step
 
 
 def evaluate_model(
@@ -65,7 +65,7 @@ def evaluate_model(
     wanted = wanted or table.recall_at
     accelerator = Accelerator()
     retriever = load(model, device=accelerator.device)
-    workers = default_num_workers(distributed.local_world_size()) if num_workers is None else num_workers
+    workers = resolve_num_workers(num_workers)
 
     def encode(pixels: Tensor) -> Tensor:
         with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -85,8 +85,10 @@ def evaluate_model(
     scores = summarize(found.scores, recall_at=wanted, num_gallery=found.num_gallery)
     line: dict[str, Any] = {"step": _step(model), "data": table.name, "model": model, **scores}
     if confidence is not None:
-        intervals = bootstrap_intervals(found.scores, recall_at=wanted, confidence=confidence / 100)
-        line |= {"confidence": confidence, "intervals": {name: list(pair) for name, pair in intervals.items()}}
+        # Queries are drawn one by one, not by class: the classes themselves count as given.
+        intervals = bootstrap(score_values(found.scores), confidence=confidence / 100)
+        ends = {name: [i.low, i.high] for name, i in zip(score_names(wanted), intervals, strict=True)}
+        line |= {"confidence": confidence, "intervals": ends}
     if per_class:
         line["per_class"] = _per_class(table.classes, class_scores(found.scores, found.labels, recall_at=wanted))
     accelerator.end_training()
@@ -116,6 +118,4 @@ def _per_class(names: Sequence[str], scores: ClassScores) -> list[dict[str, Any]
 def _step(model: str) -> int | None:
     """How far a run was trained."""
     folder = RunFolder(model, writes=False)
-    if not folder.metrics.is_file():
-        return None
-    return exported_step(folder.lines())
+    return exported_step(folder.log.lines()) if folder.is_run() else None

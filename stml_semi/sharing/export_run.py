@@ -4,20 +4,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 
-from stml_semi.config import TrainConfig, read_recipe
+from stml_semi.config import TrainConfig
 from stml_semi.data.views import view_size
-from stml_semi.models.build import build_embedder, open_configured_backbone
-from stml_semi.run_folder.checkpoint import TEACHER, list_checkpoints, read_module
+from stml_semi.run_folder.checkpoint import list_checkpoints
 from stml_semi.run_folder.folder import RunFolder
+from stml_semi.run_folder.recipe import build_config
 from stml_semi.runtime.errors import BadInput
-from stml_semi.sharing.card import CardFacts, Dtype, Origin, Weights, card_files, find_origin
+from stml_semi.sharing.card import CardFacts, Dtype, card_files
 from stml_semi.sharing.export import export_model
 from stml_semi.sharing.onnx import check_onnx, export_onnx
-from stml_semi.training.best_student import BEST
-
-_PREFIXES: dict[Weights, str] = {"student": "embedder.", "teacher": TEACHER}
+from stml_semi.sharing.origin import Origin, find_origin
+from stml_semi.sharing.trained import Weights, open_trained
 
 
 class Exported(NamedTuple):
@@ -53,54 +51,40 @@ def export_run(
     """
     if onnx:
         check_onnx()
-    folder, target = RunFolder(run, writes=False), Path(output)
-    if not folder.config.is_file() or not folder.metrics.is_file():
-        raise BadInput(f"{run}: is no run folder (config.yaml and metrics.jsonl); give one that training left")
+    folder, target = RunFolder.open(run), Path(output)
     if target.exists() and not _may_replace(target, folder):
         raise BadInput(f"--output {output}: holds something other than a model; choose another folder")
-    values = read_recipe(folder.config)
-    config = TrainConfig.build(values if license is None else values | {"license": license})
+    config = folder.config()
+    if license is not None:
+        config = build_config({**config.model_dump(), "license": license})
     found = list_checkpoints(folder.checkpoints)
     if not found:
         raise BadInput(f"{run}: has no checkpoint to export; --resume the run, or take {folder.model} if it is there")
-    step = int(found[-1].name.removeprefix("step-"))
-    chosen = bool(config.validation_classes) and weights == "student"
-    backbone = open_configured_backbone(config)
-    embedder = build_embedder(config.model_copy(update={"compile": False}), backbone)
-    try:
-        tensors = read_module(found[-1], BEST if chosen else _PREFIXES[weights])
-        if chosen:
-            step = int(tensors.pop("step"))
-            tensors = {key.removeprefix("model."): value for key, value in tensors.items() if key != "map_at_r"}
-        embedder.load_state_dict(tensors)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(
-            f"{run}: {found[-1].name} cannot be read ({reason}): delete it to export an earlier one"
-        ) from None
-    if chosen and not step:
+    trained = open_trained(config, found[-1], weights)
+    if not trained.step:
         raise BadInput(
             f"{run}: no step was scored on the validation classes before {found[-1].name}, so none is chosen: --resume "
             f"the run, or take --weights teacher"
         )
     facts = CardFacts(
         config,
-        folder.lines(),
+        folder.log.lines(),
         weights=weights,
-        step=step,
-        size=view_size(backbone.processor),
-        pooling=embedder.pool.kind,
+        step=trained.step,
+        size=view_size(trained.backbone.processor),
+        pooling=trained.embedder.pool.kind,
         claim=folder.claim,
         origin=_origin(config, folder),
         dtype=dtype,
     )
     with torch.inference_mode():
-        export_model(embedder.eval(), backbone.processor, target, card_files(facts), dtype=getattr(torch, dtype))
+        files = card_files(facts)
+        export_model(trained.embedder, trained.backbone.processor, target, files, dtype=getattr(torch, dtype))
     if onnx:
         export_onnx(target)
         card = card_files(facts._replace(onnx=True))["README.md"]  # Told of only when it is there.
         (target / "README.md").write_bytes(card)
-    return Exported(target, weights, step)
+    return Exported(target, weights, trained.step)
 
 
 def _may_replace(target: Path, folder: RunFolder) -> bool:

@@ -18,7 +18,8 @@ from stml_semi.data.images import to_rgb
 from stml_semi.data.views import eval_views, view_size
 from stml_semi.models.backbone import open_backbone, resolve_backbone
 from stml_semi.models.embedder import pool_output, resolve_pooling
-from stml_semi.runtime.errors import BadInput
+from stml_semi.run_folder.folder import RunFolder
+from stml_semi.runtime.errors import BadInput, one_line
 
 
 class Retriever(nn.Module):
@@ -142,11 +143,11 @@ def load(model: str | Path, *, device: str | torch.device = "cpu") -> Retriever:
 
 def _folder(model: str) -> Path:
     """Where the model's files are: the run's model/ folder, the folder itself, or the hub's local copy."""
-    path = Path(model)
-    if (path / "config.yaml").is_file() and (path / "metrics.jsonl").is_file():
-        if not (path / "model").is_dir():
+    path, run = Path(model), RunFolder(model, writes=False)
+    if run.is_run():
+        if not run.model.is_dir():
             raise BadInput(f"--model {model}: this run has not finished: it has no model/ folder yet; --resume it")
-        return path / "model"
+        return run.model
     if path.is_dir():
         return path
     embedded = Path(resolve_backbone(model))
@@ -158,7 +159,7 @@ def _folder(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.yaml"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = one_line(error)
         raise BadInput(
             f"--model {model}: no such run or folder, and the hub does not offer it ({reason}); check the spelling"
         ) from error

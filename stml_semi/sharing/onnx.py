@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stml_semi.data.views import view_size
-from stml_semi.runtime.errors import BadInput, RunFailed
+from stml_semi.runtime.errors import BadInput, RunFailed, one_line
 from stml_semi.sharing.load import Retriever, load
 
 FILE = "embedder.onnx"
@@ -76,7 +76,7 @@ def export_onnx(folder: Path) -> float:
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = one_line(error)
         raise RunFailed(
             f"--format onnx: torch cannot convert this backbone ({reason}); {folder} has all else"
         ) from error

@@ -127,7 +127,7 @@ def model_folder(model: str) -> Path:
         BadInput: there is none.
     """
     run = RunFolder(model, writes=False)
-    folder = run.model if run.config.is_file() and run.metrics.is_file() else run.path
+    folder = run.model if run.is_run() else run.path
     if not (folder / "modules.json").is_file():
         raise BadInput(f"{model}: holds no exported model; give a finished run, or what `export` wrote")
     return folder

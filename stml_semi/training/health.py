@@ -1,10 +1,15 @@
-"""Is the run well? Spread of the embeddings and of the affinities, looked at on logging steps."""
+"""Is the run well? Loss terms that are not finite, the spread of embeddings and affinities, collapse."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from stml_semi.losses.distances import normalize
 from stml_semi.runtime.errors import RunFailed
+from stml_semi.training.objective import Terms
 
 AFFINITY_BINS = 20
 _QUANTILES = {"affinity_p50": 0.5, "affinity_p90": 0.9, "affinity_p99": 0.99}
@@ -93,4 +98,43 @@ def collapse(step: int, line: dict[str, float]) -> RunFailed:
     return RunFailed.on_all(
         f"the embeddings have collapsed at step {step} (effective rank {line['effective_rank']:.1f}, mean similarity "
         f"{line['mean_similarity']:.3f}): lower --learning-rate or --unlabeled-weight"
+    )
+
+
+class FiniteWatch:
+    """Remembers, on the device and without waiting for it, the first step at which each term was not finite."""
+
+    NAMES = ("labeled_loss", "relaxed_contrastive", "self_distillation", "surrogate")
+
+    def __init__(self, device: torch.device) -> None:
+        self.first = torch.full((len(self.NAMES),), -1, device=device)
+
+    def check(self, terms: Terms, step: int) -> None:
+        """To be called at every step."""
+        broken = ~torch.stack([getattr(terms, name).detach().float() for name in self.NAMES]).isfinite()
+        self.first = torch.where(broken & (self.first < 0), step, self.first)
+
+    def broken(self) -> dict[str, int]:
+        """Term -> step, of the terms that are not finite. Waits for the device: for logging steps."""
+        return {name: step for name, step in zip(self.NAMES, self.first.tolist(), strict=True) if step >= 0}
+
+
+def report_non_finite(broken: dict[str, int], images: Iterable[str], file: Path | None) -> RunFailed:
+    """The error for terms that are not finite; the images of the first bad step are listed in `file`.
+
+    Args:
+        broken: from `FiniteWatch.broken`.
+        images: what the batch of the first bad step showed.
+        file: where to write the list; None on processes that do not write.
+    """
+    step = min(broken.values())
+    terms = [name for name, at in broken.items() if at == step]
+    named = [name for name in terms if name != "surrogate"] or ["the gradient of the loss"]
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = {"step": step, "terms": named, "images": list(images)}
+        file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    return RunFailed.on_all(
+        f"{', '.join(named)} is not finite from step {step} on; the batch's images and the state are in non_finite/ of "
+        f"the run folder: inspect them, lower --learning-rate, or train with --mixed-precision no"
     )

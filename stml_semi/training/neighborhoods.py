@@ -1,17 +1,85 @@
-"""What a refresh of the pool finds out: whose company an image is drawn in, and what relations compare."""
+"""A refresh of the pool: the teacher embeds it, and its images' neighborhoods are found."""
 
 import math
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stml_semi.config import TrainConfig
 from stml_semi.data.batches.plan import Rows
 from stml_semi.data.batches.pool import Neighborhoods
+from stml_semi.data.image_table import ImageTable
 from stml_semi.losses.neighborhoods import rerank
 from stml_semi.losses.relations import calibrated_sigma
+from stml_semi.models.evaluation import TableEncoder
+from stml_semi.models.teacher import Teacher
 from stml_semi.neighbors import nearest_neighbors
 from stml_semi.runtime import distributed
+from stml_semi.runtime.errors import RunFailed
+from stml_semi.training.bad_images import BadImages
+from stml_semi.training.outputs import Progress
+
+
+class _Readable(NamedTuple):
+    """Images of a table that could be read."""
+
+    rows: Rows
+    embeddings: Tensor
+    """(N, auxiliary_dim): the teacher's g."""
+
+
+class NeighborhoodFinder:
+    """What the pool calls when it is due to be renewed."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        labeled: ImageTable | None,
+        encoder: TableEncoder,
+        teacher: Teacher,
+        bad_images: BadImages,
+        progress: Progress,
+    ) -> None:
+        """
+        Args:
+            config: of the run.
+            labeled: what --relevance compares with.
+            encoder: embeds tables.
+            teacher: whose g says who is near whom.
+            bad_images: lists what cannot be read.
+            progress: is told that this takes time.
+        """
+        self.config, self.labeled, self.encoder, self.teacher = config, labeled, encoder, teacher
+        self.bad_images, self.progress = bad_images, progress
+
+    def __call__(self, table: ImageTable, rows: Rows, refresh: int) -> Neighborhoods:
+        """Neighborhoods within the pool.
+
+        Args:
+            table: unlabeled images.
+            rows: (P,) candidates for the pool.
+            refresh: how many refreshes came before.
+
+        Raises:
+            RunFailed: fewer images are left than a batch draws.
+        """
+        self.progress.note(f"refreshing the neighbors of {len(rows)} unlabeled images")
+        rows, embeddings = self._embed(table, rows)
+        if self.config.relevance < 1 and self.labeled is not None:
+            domain = self._embed(self.labeled, np.arange(len(self.labeled))).embeddings
+            kept = most_relevant(embeddings, domain, share=self.config.relevance)
+            rows, embeddings = rows[kept.cpu().numpy()], embeddings[kept]
+        needed = self.config.unlabeled_batch_size
+        if len(rows) < needed:
+            raise RunFailed.on_all(f"--unlabeled: {len(rows)} images of the pool can be used, a batch draws {needed}")
+        return find_neighborhoods(self.config, rows, embeddings, refresh)
+
+    def _embed(self, table: ImageTable, rows: Rows) -> _Readable:
+        embedded = self.encoder(table, lambda pixels: self.teacher(pixels).g, rows)
+        self.bad_images.list(embedded.bad)
+        return _Readable(rows[embedded.readable], embedded.embeddings[torch.from_numpy(embedded.readable)])
 
 
 def find_neighborhoods(config: TrainConfig, rows: Rows, embeddings: Tensor, refresh: int) -> Neighborhoods:

@@ -104,16 +104,16 @@ class Objective(nn.Module):
         balanced = self.balancer(labeled_term, unlabeled_term)
         zero = torch.zeros_like(balanced.loss)
         return Terms(
-            balanced.surrogate,
-            balanced.loss,
-            zero if labeled_term is None else labeled_term.value,
-            zero if stml is None else stml.relaxed_contrastive.detach(),
-            zero if stml is None else stml.self_distillation.detach(),
-            balanced.unlabeled_weight,
-            balanced.grad_ratio,
-            affinity,
-            None if unlabeled is None else unlabeled.image_index,
-            part.f.detach(),
+            surrogate=balanced.surrogate,
+            loss=balanced.loss,
+            labeled_loss=zero if labeled_term is None else labeled_term.value,
+            relaxed_contrastive=zero if stml is None else stml.relaxed_contrastive.detach(),
+            self_distillation=zero if stml is None else stml.self_distillation.detach(),
+            unlabeled_weight=balanced.unlabeled_weight,
+            grad_ratio=balanced.grad_ratio,
+            affinity=affinity,
+            image_index=None if unlabeled is None else unlabeled.image_index,
+            f=part.f.detach(),
         )
 
     def _affinity(self, unlabeled: Unlabeled) -> Tensor:

@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from stml_semi.config import TrainConfig, flag, read_recipe
+from stml_semi.config import TrainConfig, flag
 from stml_semi.data.benchmarks.facts import BENCHMARKS, benchmark_of
 from stml_semi.data.sources.specs import specs_of
+from stml_semi.run_folder.recipe import build_config, read_recipe
 from stml_semi.runtime.errors import BadInput
 from stml_semi.training.trackers import check_installed
 
@@ -57,7 +58,7 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
         values["learning_rate"] = benchmark.learning_rate
     if values.get("augment", "auto") == "auto":
         values["augment"] = (benchmark and benchmark.augment) or "paper"
-    config = TrainConfig.build(values)
+    config = build_config(values)
     check_installed(config.trackers)
     if config.labeled and config.unlabeled:
         # Written down, so that a run that is resumed for longer keeps its warm-up.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stml_semi.config import TrainConfig
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -104,7 +104,7 @@ class Trackers:
             yield
         except Exception as error:  # Networks, disks, servers, logins: whatever fails in them must not end the run.
             self._running.pop(name, None)
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error, 200)
             self._note(f"warning: --report-to {name} stopped ({reason}); the run goes on, metrics.jsonl has everything")
 
 

@@ -12,6 +12,7 @@ from helpers.command_line import call
 from helpers.pictures import write_pictures
 
 from stml_semi.config import TrainConfig, flag
+from stml_semi.run_folder.recipe import build_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,12 +76,12 @@ def test_bad_input_is_one_line_with_flag_and_fix(monkeypatch, capsys, folders, a
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, capsys, folders):
     """Bad input is raised on purpose; any other ValueError, wherever it comes from, is not the user's."""
 
-    from stml_semi.training import run
+    from stml_semi.training import setup
 
     def broken(config: TrainConfig) -> None:
         list(zip((1, 2), (3,), strict=True))
 
-    monkeypatch.setattr(run, "open_tables", broken)
+    monkeypatch.setattr(setup, "open_tables", broken)
     arguments = ["sup", "--labeled", folders / "labeled", "--output-dir", folders / "run"]
     with pytest.raises(ValueError, match="zip"):
         call(monkeypatch, capsys, *arguments)
@@ -204,7 +205,7 @@ def test_resume_refuses_another_objective_and_keeps_the_configuration(monkeypatc
     (run / "metrics.jsonl").write_text("")
     code, _, err = call(monkeypatch, capsys, "sup", "--output-dir", run, "--resume", "--embedding-dim", "64")
     assert code == 2
-    assert "--resume goes on with --embedding-dim 512, not 64" in err
+    assert "--resume continues with --embedding-dim 512, not 64" in err
     assert (run / "config.yaml").read_text() == stored
 
 
@@ -220,7 +221,7 @@ def test_a_source_inside_the_run_folder_is_safe_from_overwrite(monkeypatch, caps
 def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(tmp_path):
     from stml_semi.run_folder.folder import RunFolder
 
-    config = TrainConfig.build({"labeled": "kanji", "overwrite": True})
+    config = build_config({"labeled": "kanji", "overwrite": True})
     folder = RunFolder(tmp_path / "run")
     folder.prepare(config, {})
     (folder.path / "model").mkdir()
@@ -255,7 +256,7 @@ def test_evaluation_without_pairs_is_refused_before_anything_is_written(monkeypa
     monkeypatch.chdir(tmp_path)
     code, _, err = call(monkeypatch, capsys, "sup", "--labeled", "kanji", "--eval", "eval", "--output-dir", "run")
     assert code == 2
-    assert "--eval eval: no class has two pictures" in err
+    assert "--eval eval: no class has two images" in err
     assert not (tmp_path / "run").exists()
 
 

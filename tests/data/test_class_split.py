@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from helpers.pictures import write_pictures
 
-from stml_semi.config import TrainConfig
 from stml_semi.data.class_split import split_by_classes
 from stml_semi.data.image_table import ImageTable
+from stml_semi.data.run_tables import open_tables
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.run_folder.folder import RunFolder
+from stml_semi.run_folder.recipe import build_config
 from stml_semi.training.resolve import resolve
-from stml_semi.training.run import open_tables
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def test_it_stands_in_for_eval_only():
     with pytest.raises(
         ValueError, match="--test-classes keeps classes of --labeled for evaluation: drop it, or --eval"
     ):
-        TrainConfig.build({"labeled": "a", "eval": "b", "test_classes": 0.5})
+        build_config({"labeled": "a", "eval": "b", "test_classes": 0.5})
     with pytest.raises(ValueError, match="--test-classes divides the classes of --labeled"):
-        TrainConfig.build({"unlabeled": "a", "test_classes": 0.5})
+        build_config({"unlabeled": "a", "test_classes": 0.5})
     with pytest.raises(ValueError, match="--test-classes 1.5: input should be less than 1"):
-        TrainConfig.build({"labeled": "a", "test_classes": 1.5})
+        build_config({"labeled": "a", "test_classes": 1.5})

@@ -7,15 +7,15 @@ import pytest
 from helpers.pictures import write_pictures
 from PIL import Image
 
-from stml_semi.config import TrainConfig
 from stml_semi.data.benchmarks.class_names import plain_car, plain_name
 from stml_semi.data.claims import claim
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.overlap import MAX_DISTANCE, Dropped, find_by_class, find_by_picture, perceptual_hash, without
+from stml_semi.data.run_tables import Tables
 from stml_semi.data.sources.open_source import open_source
+from stml_semi.run_folder.recipe import build_config
 from stml_semi.training.resolve import resolve
 from stml_semi.training.run import run
-from stml_semi.training.survey import Tables
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_classes_that_are_known_stay_with_their_images(tables):
 
 def test_needs_something_to_overlap(tmp_path):
     with pytest.raises(ValueError, match="--exclude-overlap drops what is evaluated on, and nothing is"):
-        TrainConfig.build({"unlabeled": "x", "exclude_overlap": True})
+        build_config({"unlabeled": "x", "exclude_overlap": True})
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_a_run_drops_lists_resumes_and_says_so(tables, tmp_path, monkeypatch, ca
     lines = [json.loads(line) for line in (tmp_path / "run/overlap.jsonl").read_text().splitlines()]
     assert [line["image"][-5:] for line in lines] == ["0.jpg", "1.jpg", "2.jpg", "3.png"]
     assert "4 of 15 unlabeled images are left out: 2 of 1 classes" in capsys.readouterr().err
-    monkeypatch.setattr("stml_semi.training.inputs.find_by_picture", None)  # A resumed run looks at the list.
+    monkeypatch.setattr("stml_semi.data.run_tables.find_by_picture", None)  # A resumed run looks at the list.
     again = run(resolve("semi", values | {"resume": True, "max_steps": 2}))
     assert len(again.lines) == len(result.lines) + 2
     assert [json.loads(line) for line in (tmp_path / "run/overlap.jsonl").read_text().splitlines()] == lines

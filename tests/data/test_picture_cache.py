@@ -103,7 +103,7 @@ def test_a_full_disk_is_one_clear_line_and_finished_parts_stay(table, place, mon
 
 _BUILD = """
 import sys
-from stml_semi.data import cache
+from stml_semi.data import picture_cache as cache
 from stml_semi.data.sources.open_source import open_source
 cache.PART_ROWS = 4
 table = open_source(sys.argv[1], flag="x", labels="ignored")

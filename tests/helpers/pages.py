@@ -4,8 +4,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from stml_semi.config import TrainConfig
 from stml_semi.run_folder.folder import RunFolder
+from stml_semi.run_folder.recipe import build_config
 
 VOID = {"meta", "link", "img", "br", "input"}
 
@@ -62,7 +62,7 @@ class Page(HTMLParser):
 def unfinished(folder: Path, pictures: str) -> RunFolder:
     """A run folder whose run was killed: no model, no evaluation."""
     run = RunFolder(folder)
-    run.prepare(TrainConfig.build({"labeled": pictures, "backbone": "tiny-resnet", "max_steps": 90, "delta": 0.9}), {})
-    run.log({"step": 10, "loss": 2.5, "labeled_loss": 2.5, "lr": 1e-4})
-    run.log({"step": 20, "loss": 1.5, "labeled_loss": 1.5, "lr": 1e-4})
+    run.prepare(build_config({"labeled": pictures, "backbone": "tiny-resnet", "max_steps": 90, "delta": 0.9}), {})
+    run.log.write({"step": 10, "loss": 2.5, "labeled_loss": 2.5, "lr": 1e-4})
+    run.log.write({"step": 20, "loss": 1.5, "labeled_loss": 1.5, "lr": 1e-4})
     return run

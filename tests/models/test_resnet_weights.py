@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stml_semi.config import TrainConfig
 from stml_semi.models.resnet_weights import open_resnet50
-from stml_semi.sharing.card import find_origin
+from stml_semi.run_folder.recipe import build_config
+from stml_semi.sharing.origin import find_origin
 
 
 @pytest.fixture(scope="module")
@@ -110,4 +110,4 @@ def test_the_configuration_knows_it(tmp_path):
     assert find_origin(config).base_model is None
     assert find_origin(config).license is None
     with pytest.raises(ValueError, match="--backbone-weights is for a ResNet-50"):
-        TrainConfig.build({"labeled": "kanji", "backbone_weights": "x.pth", "backbone": "facebook/dinov2-small"})
+        build_config({"labeled": "kanji", "backbone_weights": "x.pth", "backbone": "facebook/dinov2-small"})

@@ -9,30 +9,13 @@ import pytest
 from helpers.pages import Page, unfinished
 from helpers.real_runs import lines
 
-from stml_semi.config import TrainConfig
 from stml_semi.report.charts import draw_map, letter, score_charts, thin, training_charts
 from stml_semi.report.page import ReportedRun
-from stml_semi.report.retrieval.intervals import intervals
 from stml_semi.report.retrieval.projection import Projected
 from stml_semi.report.retrieval.sample import choose_rows
-from stml_semi.report.run_end import write_or_explain
-from stml_semi.report.write import report_runs
+from stml_semi.report.write import report_runs, write_or_explain
 from stml_semi.run_folder.folder import RunFolder
-
-
-def test_intervals_hold_the_mean_and_know_that_queries_of_a_class_are_alike():
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(30), 20)
-    alike = (rng.random(30) < 0.5)[labels].astype(float)
-    apart = (rng.random(600) < 0.5).astype(float)
-    clustered, independent, same = intervals(np.column_stack([alike, apart, apart - apart]), labels)
-    assert clustered.mean == pytest.approx(alike.mean())
-    assert clustered.low < clustered.mean < clustered.high
-    assert clustered.high - clustered.low > 2 * (independent.high - independent.low)
-    assert (same.low, same.mean, same.high) == (0, 0, 0)
-    # What the central limit theorem says of 30 independent classes.
-    expected = 2 * 1.96 * alike.std() / 30**0.5
-    assert clustered.high - clustered.low == pytest.approx(expected, rel=0.15)
+from stml_semi.run_folder.recipe import build_config
 
 
 def test_a_small_table_is_looked_at_whole_and_a_large_one_by_classes():
@@ -105,7 +88,7 @@ def test_a_report_of_no_run_is_one_line(tmp_path):
 def test_a_page_that_cannot_be_written_does_not_fail_the_run(tmp_path):
     run = unfinished(tmp_path / "my run", "kanji")
     run.report.mkdir()
-    said = write_or_explain(ReportedRun(run, TrainConfig.build({"labeled": "kanji"}), None), "cpu")
+    said = write_or_explain(ReportedRun(run, build_config({"labeled": "kanji"}), None), "cpu")
     assert "the run has finished, but its report could not be written" in said
     assert "Is a directory" in said
     assert f"`python cli.py report '{run.path}'`" in said
@@ -113,13 +96,13 @@ def test_a_page_that_cannot_be_written_does_not_fail_the_run(tmp_path):
 
 def test_run_json_keeps_every_sitting(tmp_path):
     run = RunFolder(tmp_path)
-    with run.sitting({"command": "first"}):
+    with run.session({"command": "first"}):
         pass
-    with pytest.raises(KeyboardInterrupt), run.sitting({"command": "killed"}):
+    with pytest.raises(KeyboardInterrupt), run.session({"command": "killed"}):
         raise KeyboardInterrupt
-    with run.sitting({"command": "last"}):
+    with run.session({"command": "last"}):
         pass
-    first, killed, last = run.sittings()
+    first, killed, last = run.sessions()
     assert [s["command"] for s in (first, killed, last)] == ["first", "killed", "last"]
     assert killed["seconds"] is None
     assert first["seconds"] >= 0

@@ -10,17 +10,16 @@ import pytest
 import torch
 from helpers.pages import Page, unfinished
 
-from stml_semi.config import TrainConfig, read_recipe
 from stml_semi.data.image_table import ImageTable
+from stml_semi.data.run_tables import open_tables
 from stml_semi.report.pictures import Pictures
 from stml_semi.report.retrieval.projection import project
 from stml_semi.report.unlabeled.affinities import affinity_charts
 from stml_semi.report.unlabeled.pool_view import view_pool
 from stml_semi.report.write import report_runs
 from stml_semi.run_folder.folder import RunFolder
-from stml_semi.runtime.energy import gpu_joules
+from stml_semi.runtime.machine import gpu_joules
 from stml_semi.training.health import AFFINITY_BINS, affinity_histogram
-from stml_semi.training.run import open_tables
 
 
 def test_the_histogram_counts_every_pair_but_an_image_and_itself():
@@ -96,32 +95,32 @@ def test_energy_is_written_down_where_the_driver_counts_it(monkeypatch, tmp_path
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: types.SimpleNamespace(uuid="1234"))
     run = unfinished(tmp_path / "run", str(tmp_path / "gone"))
     about = {"command": "c", "started": "now", "first_step": 0, "processes": 1, "versions": {}, "hardware": {}}
-    with run.sitting(about, gpu_joules):
+    with run.session(about, gpu_joules):
         pass
-    assert run.sittings()[0]["gpu_joules"] == 3600
+    assert run.sessions()[0]["gpu_joules"] == 3600
     assert "Energy of the GPUs: 0.001 kWh." in Page(report_runs([str(run.path)], None)).text
 
     def too_old(handle: str) -> int:
         raise NVMLError
 
     nvml.nvmlDeviceGetTotalEnergyConsumption = too_old
-    with run.sitting(about, gpu_joules):
+    with run.session(about, gpu_joules):
         pass
-    assert run.sittings()[1]["gpu_joules"] is None
+    assert run.sessions()[1]["gpu_joules"] is None
     assert "Energy" not in Page(report_runs([str(run.path)], None)).text  # Of one of two sittings: not the whole.
 
 
 @pytest.mark.slow
 def test_what_the_pool_was_used_for(finished_run):
     run = RunFolder(finished_run, writes=False)
-    config = TrainConfig.build(read_recipe(run.config))
+    config = run.config()
     tables = open_tables(config)
     assert isinstance(tables.unlabeled, ImageTable)
     view = view_pool(config, run.checkpoints, tables.unlabeled, tables.labeled, Pictures(), device="cpu", num_workers=0)
     assert view is not None
     assert (view.step, view.num_live, view.num_images) == (6, 29, 30)
     assert (view.refreshed, view.often[0].drawn >= view.often[-1].drawn) == (config.warmup_steps, True)
-    logged = [line for line in run.lines() if "affinity_histogram" in line]
+    logged = [line for line in run.log.lines() if "affinity_histogram" in line]
     assert [line["step"] for line in logged] == list(range(config.warmup_steps + 1, 7))
     views = config.unlabeled_batch_size * config.num_views
     assert {sum(line["affinity_histogram"]) for line in logged} == {views * (views - 1)}
@@ -155,5 +154,5 @@ def test_a_torn_checkpoint_costs_its_part_of_the_page_only(finished_run, tmp_pat
     (tmp_path / "run" / "run.json").write_text(json.dumps({}))
     page = Page(report_runs([str(tmp_path / "run")], None))
     page.check()
-    assert "the unlabeled pictures are not shown: step-6 cannot be read" in page.text
+    assert "step-6 cannot be read" in page.text
     assert "Nearest neighbors" in page.text

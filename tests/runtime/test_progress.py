@@ -2,12 +2,14 @@
 
 import io
 import sys
-from types import SimpleNamespace
 
 import pytest
 
 from stml_semi.config import TrainConfig
-from stml_semi.runtime.progress import Counter, RunProgress
+from stml_semi.data.run_tables import Tables
+from stml_semi.run_folder.recipe import build_config
+from stml_semi.runtime.progress import Counter
+from stml_semi.training.run_progress import RunProgress
 
 LINE = {
     "labeled_loss": 3.25,
@@ -17,7 +19,7 @@ LINE = {
     "data_wait": 0.254,
     "bad_images": 2,
 }
-TABLES = SimpleNamespace(labeled=None, unlabeled=None, validation=None, evaluation=None)
+TABLES = Tables(None, None, None, ())
 
 
 class Terminal(io.StringIO):
@@ -29,7 +31,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def config() -> TrainConfig:
-    return TrainConfig.build({"labeled": "kanji", "max_steps": 1000})
+    return build_config({"labeled": "kanji", "max_steps": 1000})
 
 
 def test_a_log_file_gets_about_twenty_lines_with_all_there_is_to_know(capsys, config):

@@ -90,7 +90,7 @@ def test_an_uploaded_picture_gets_its_neighbors_and_leaves_nothing(folder, serve
 
 def test_pictures_are_served_by_row_and_only_as_pictures(server):
     reply = Reply(server, "GET", "/picture/0")
-    assert (reply.status, reply.headers["Content-Type"]) == (200, "image/jpeg")
+    assert (reply.status, reply.headers["Content-Type"]) == (200, "image/webp")
     assert Image.open(io.BytesIO(reply.body)).size == (24, 24)
     head = Reply(server, "HEAD", "/picture/0")
     assert (head.status, head.body) == (200, b"")

@@ -149,7 +149,7 @@ def test_the_page_of_a_search_reads_well(chromium, finished_run, tmp_path):
     index = tmp_path / "index"
     embed_source(str(finished_run), str(pictures), str(index), num_workers=0)
     query = str(pictures / "a" / "0.png")
-    write_page(str(tmp_path / "page.html"), str(index), search(str(index), [query], rows=[9], k=8), [query])
+    write_page(str(tmp_path / "page.html"), str(index), search(str(index), [query], rows=[9], k=8))
     for scheme, width in zip(SCHEMES, WIDTHS, strict=True):
         tab = Tab(chromium, (tmp_path / "page.html").as_uri(), scheme=scheme, width=width)
         tab.check()

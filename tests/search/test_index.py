@@ -17,9 +17,10 @@ from PIL import Image
 
 from stml_semi import load
 from stml_semi.neighbors import nearest_neighbors
+from stml_semi.search.duplicates import find_duplicates
 from stml_semi.search.embed import embed_source
 from stml_semi.search.index import FORMATS, Index, IndexInfo, Part
-from stml_semi.search.query import find_duplicates, search
+from stml_semi.search.query import search
 from stml_semi.sharing.evaluate import evaluate_model
 
 
@@ -247,7 +248,7 @@ def test_the_commands_together(monkeypatch, capsys, photos, tmp_path):
     assert answers[1]["query"] == "photos/0/0.png (row 0)"
     assert all(hit["row"] != 0 for hit in answers[1]["hits"])
     page = (tmp_path / "page.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 8
+    assert page.count("data:image/webp;base64,") == 8
     assert "http" not in page
     code, out, _ = call(monkeypatch, capsys, "dedup", "--index", "index", "--threshold", "0.99999", "--json")
     assert [group["images"] for group in json.loads(out)] == [[str(query), "photos/3/again.png"]]
@@ -261,11 +262,11 @@ def test_a_page_without_its_pictures_still_names_them(photos, tmp_path):
     embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), num_workers=0)
     answers = search(str(tmp_path / "index"), rows=[0], k=2)
     photos.rename(tmp_path / "<b>moved")
-    write_page(str(tmp_path / "page.html"), str(tmp_path / "index"), answers, [])
+    write_page(str(tmp_path / "page.html"), str(tmp_path / "index"), answers)
     page = (tmp_path / "page.html").read_text()
     assert page.count("no picture") == 3
     with pytest.raises(ValueError, match="--html"):
-        write_page(str(tmp_path / "no" / "page.html"), str(tmp_path / "index"), answers, [])
+        write_page(str(tmp_path / "no" / "page.html"), str(tmp_path / "index"), answers)
 
 
 @pytest.mark.parametrize(

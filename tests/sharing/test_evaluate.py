@@ -10,7 +10,7 @@ from helpers.pictures import write_pictures
 from PIL import Image
 
 from stml_semi import load
-from stml_semi.metrics import bootstrap_intervals, class_scores, query_scores, summarize
+from stml_semi.metrics import bootstrap, class_scores, query_scores, score_names, score_values, summarize
 
 
 @pytest.fixture
@@ -31,15 +31,17 @@ def scored(count=400, classes=20):
 def test_intervals_hold_the_mean_and_shrink_with_more_queries():
     scores, _ = scored()
     means = summarize(scores, recall_at=(1, 5), num_gallery=400)
-    wide = bootstrap_intervals(scores, recall_at=(1, 5), confidence=0.99)
-    usual = bootstrap_intervals(scores, recall_at=(1, 5))
-    assert list(usual) == ["recall@1", "recall@5", "r_precision", "map@r"]
-    for name, (low, high) in usual.items():
-        assert wide[name].low < low < means[name] < high < wide[name].high
+    names = score_names((1, 5))
+    assert names == ["recall@1", "recall@5", "r_precision", "map@r"]
+    wide = dict(zip(names, bootstrap(score_values(scores), confidence=0.99), strict=True))
+    usual = dict(zip(names, bootstrap(score_values(scores)), strict=True))
+    for name, (mean, low, high) in usual.items():
+        assert wide[name].low < low < mean < high < wide[name].high
+        assert mean == pytest.approx(means[name])
     # The normal approximation, for a mean of independent numbers.
     error = float(scores.average_precision.std(correction=0)) / 20
     assert usual["map@r"].high - usual["map@r"].low == pytest.approx(2 * 1.96 * error, rel=0.1)
-    assert usual == bootstrap_intervals(scores, recall_at=(1, 5))
+    assert list(usual.values()) == bootstrap(score_values(scores))
 
 
 def test_class_scores_average_to_the_whole():

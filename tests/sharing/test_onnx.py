@@ -12,8 +12,8 @@ from helpers.pictures import write_pictures
 from PIL import Image
 
 from stml_semi import load
-from stml_semi.config import TrainConfig
 from stml_semi.data.views import eval_views
+from stml_semi.run_folder.recipe import build_config
 from stml_semi.runtime.errors import RunFailed
 from stml_semi.sharing import onnx as onnx_export
 from stml_semi.sharing.card import PLACE, CardFacts, Origin, card_files
@@ -86,7 +86,7 @@ def test_missing_packages_are_named(monkeypatch):
 
 
 def test_the_card_promises_only_what_is_there():
-    config = TrainConfig.build({"labeled": "kanji"})
+    config = build_config({"labeled": "kanji"})
     facts = CardFacts(config, [], "student", 1000, (8, 8), "cls", "", Origin(None, (), None))
     assert b"onnx" not in card_files(facts)["README.md"].lower()
     assert b"embedder.onnx" in card_files(facts._replace(onnx=True))["README.md"]

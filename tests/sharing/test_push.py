@@ -14,7 +14,7 @@ from helpers.hub_server import TOKEN, Hub, running_hub
 from huggingface_hub import constants
 
 from stml_semi import load
-from stml_semi.config import TrainConfig
+from stml_semi.run_folder.recipe import build_config
 from stml_semi.sharing import push
 from stml_semi.sharing.card import CardFacts, Origin, card_files
 
@@ -29,7 +29,7 @@ def exported(make_backbone, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("push") / "model"
     exported(folder, make_backbone("vit"), "auto")
-    config = TrainConfig.build({"labeled": "kanji", "max_steps": 1})
+    config = build_config({"labeled": "kanji", "max_steps": 1})
     facts = CardFacts(config, [], "student", 1, (32, 32), "cls", "", Origin(None, (), None))
     for name, content in card_files(facts).items():
         (folder / name).write_bytes(content)

@@ -68,9 +68,9 @@ def test_five_percent_are_listed_and_replaced_alike_when_allowed(folder):
         run(resolve("semi", SETTINGS | {"output_dir": name, "max_bad_fraction": 0.1})) for name in ("one", "two")
     ]
     for result in results:
-        assert listed(result.folder.bad_images) == BAD
-        assert result.folder.lines()[-1]["step"] == 6
-    one, two = ([line for line in result.folder.lines() if "loss" in line] for result in results)
+        assert listed(result.folder.log.bad_images) == BAD
+        assert result.folder.log.lines()[-1]["step"] == 6
+    one, two = ([line for line in result.folder.log.lines() if "loss" in line] for result in results)
     assert [line["bad_images"] for line in one][-1] == 5
     assert [[line[term] for term in TERMS] for line in one] == [[line[term] for term in TERMS] for line in two]
     weights = [load_file(next(result.folder.model.glob("*.safetensors"))) for result in results]

@@ -10,8 +10,8 @@ import pytest
 from helpers import miniature
 from helpers.pictures import write_pictures
 
-from stml_semi.config import TrainConfig, read_recipe
 from stml_semi.data.benchmarks.facts import BENCHMARKS
+from stml_semi.run_folder.recipe import build_config, read_recipe
 from stml_semi.training.resolve import resolve
 from stml_semi.training.run import run
 
@@ -109,7 +109,7 @@ def test_every_recipe_is_explained_and_valid(recipe):
     assert "What to expect: " in head
     config = resolve(command, words)
     assert config.eval == f"{(config.labeled or config.unlabeled or '').split(':')[0]}:test"
-    assert config == TrainConfig.build(config.model_dump())
+    assert config == build_config(config.model_dump())
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_every_recipe_runs(name, miniatures, make_backbone, tmp_path, monkeypatc
         "output_dir": str(tmp_path / "run"),
     }
     result = run(resolve("semi" if "labeled" in recipe else "unsup", recipe | small))
-    steps = [line["step"] for line in result.folder.lines() if "loss" in line]
+    steps = [line["step"] for line in result.folder.log.lines() if "loss" in line]
     assert steps == [1, 2]
     assert {line["model"] for line in result.lines} == {"frozen", "student", "teacher"}
     assert {line["data"] for line in result.lines} == {recipe["eval"]}

@@ -1,7 +1,19 @@
+import json
+
 import pytest
 import torch
 
-from stml_semi.training.health import agreement, collapse, effective_rank, is_collapsed, mean_similarity, spread
+from stml_semi.training.health import (
+    FiniteWatch,
+    agreement,
+    collapse,
+    effective_rank,
+    is_collapsed,
+    mean_similarity,
+    report_non_finite,
+    spread,
+)
+from stml_semi.training.objective import Terms
 
 
 def test_effective_rank_counts_directions():
@@ -49,3 +61,26 @@ def test_agreement_of_affinities_with_classes_counts_pairs_of_different_images()
     affinity[1, 3] = affinity[3, 1] = 0.6  # Wrong.
     assert agreement(affinity, index, labels) == {"affinity_precision": 0.5, "affinity_recall": 2 / 6}
     assert agreement(torch.eye(2), torch.tensor([0, 1]), torch.tensor([0, 1])) == {}
+
+
+def terms(**changes: float) -> Terms:
+    values = dict.fromkeys(Terms._fields, 1.0) | changes
+    return Terms(**{name: torch.tensor(value) for name, value in values.items()})
+
+
+def test_the_first_bad_step_of_each_term_is_remembered():
+    watch = FiniteWatch(torch.device("cpu"))
+    watch.check(terms(), 3)
+    assert watch.broken() == {}
+    watch.check(terms(self_distillation=float("nan")), 4)
+    watch.check(terms(self_distillation=float("inf"), labeled_loss=float("nan")), 5)
+    watch.check(terms(), 6)
+    assert watch.broken() == {"labeled_loss": 5, "self_distillation": 4}
+
+
+def test_the_error_names_term_step_and_images(tmp_path):
+    broken = {"labeled_loss": 5, "self_distillation": 4, "surrogate": 4}
+    error = report_non_finite(broken, ["a.png", "b.png"], tmp_path / "non_finite" / "batch.json")
+    assert str(error).startswith("self_distillation is not finite from step 4 on")
+    content = json.loads((tmp_path / "non_finite" / "batch.json").read_text())
+    assert content == {"step": 4, "terms": ["self_distillation"], "images": ["a.png", "b.png"]}

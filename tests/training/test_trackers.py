@@ -8,7 +8,7 @@ from accelerate import tracking
 from accelerate.state import AcceleratorState
 from helpers.pictures import write_pictures
 
-from stml_semi.config import TrainConfig
+from stml_semi.run_folder.recipe import build_config
 from stml_semi.training.trackers import Trackers, check_installed
 
 
@@ -51,9 +51,9 @@ def test_a_tracker_that_is_not_installed_or_unknown_is_one_line_before_anything_
     with pytest.raises(ValueError, match=r"--report-to mlflow: it is not installed; run `pip install mlflow`"):
         check_installed(["mlflow"])
     with pytest.raises(ValueError, match=r"--report-to wandbb: choose among tensorboard, wandb, trackio, mlflow"):
-        TrainConfig.build({"labeled": "kanji", "report_to": "wandbb"})
-    assert TrainConfig.build({"labeled": "kanji", "report_to": "wandb, mlflow,wandb"}).trackers == ["wandb", "mlflow"]
-    assert TrainConfig.build({"labeled": "kanji", "report_to": "none"}).trackers == []
+        build_config({"labeled": "kanji", "report_to": "wandbb"})
+    assert build_config({"labeled": "kanji", "report_to": "wandb, mlflow,wandb"}).trackers == ["wandb", "mlflow"]
+    assert build_config({"labeled": "kanji", "report_to": "none"}).trackers == []
 
 
 def test_a_failing_tracker_is_named_once_and_the_others_go_on(monkeypatch, recorder, tmp_path):
@@ -65,7 +65,7 @@ def test_a_failing_tracker_is_named_once_and_the_others_go_on(monkeypatch, recor
 
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "mlflow", Broken)
     notes: list[str] = []
-    config = TrainConfig.build({"labeled": "kanji", "report_to": "mlflow,wandb"})
+    config = build_config({"labeled": "kanji", "report_to": "mlflow,wandb"})
     trackers = Trackers(config, tmp_path / "run", notes.append, enabled=True)
     with trackers.started(0):
         for step in (1, 2, 3):
@@ -77,7 +77,7 @@ def test_a_failing_tracker_is_named_once_and_the_others_go_on(monkeypatch, recor
 
 
 def test_only_the_main_process_reports_and_all_is_finished_when_a_run_fails(recorder, tmp_path):
-    config = TrainConfig.build({"labeled": "kanji", "report_to": "wandb"})
+    config = build_config({"labeled": "kanji", "report_to": "wandb"})
     other = Trackers(config, tmp_path, print, enabled=False)
     recorder.seen.clear()
     with other.started(0):

@@ -10,7 +10,7 @@ from helpers.pictures import write_pictures
 import stml_semi
 from stml_semi.models.embedder import Embedder
 from stml_semi.runtime.errors import RunFailed
-from stml_semi.training import trainer
+from stml_semi.training import step_log
 from stml_semi.training.resolve import resolve
 from stml_semi.training.run import run
 
@@ -29,13 +29,13 @@ def two_steps(make_backbone, tmp_path):
 
 
 def test_a_collapse_is_told_once(two_steps, monkeypatch, capsys):
-    monkeypatch.setattr(trainer, "is_collapsed", lambda line: True)
+    monkeypatch.setattr(step_log, "is_collapsed", lambda line: True)
     two_steps()
     assert capsys.readouterr().err.count("the embeddings have collapsed at step 1") == 1
 
 
 def test_a_collapse_ends_the_run_if_asked(two_steps, monkeypatch):
-    monkeypatch.setattr(trainer, "is_collapsed", lambda line: line["effective_rank"] > 0)
+    monkeypatch.setattr(step_log, "is_collapsed", lambda line: line["effective_rank"] > 0)
     with pytest.raises(RunFailed, match="collapsed at step 1 .effective rank .* lower --learning-rate"):
         two_steps(stop_on_collapse=True)
 

@@ -8,13 +8,13 @@ from helpers.pictures import write_pictures
 from safetensors.torch import load_file
 
 from stml_semi.cli.printing import print_result
-from stml_semi.config import TrainConfig
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.report.headline import headlines
-from stml_semi.run_folder.checkpoint import read_module
+from stml_semi.run_folder.checkpoint import BEST, read_module
+from stml_semi.run_folder.log import exported_step, is_final_test
+from stml_semi.run_folder.recipe import build_config
 from stml_semi.sharing.export_run import export_run
-from stml_semi.training import survey
-from stml_semi.training.best_student import BEST, exported_step, is_final_test
+from stml_semi.training import evaluator
 from stml_semi.training.resolve import resolve
 from stml_semi.training.run import run
 
@@ -41,7 +41,7 @@ def train(make_backbone, tmp_path, monkeypatch):
         "no_report": True,
         "num_workers": 0,
     }
-    scored = survey.score
+    scored = evaluator.score
 
     def start(map_at_r: list[float], **values):
         # Student and teacher, evaluation by evaluation; before them the frozen backbone.
@@ -51,7 +51,7 @@ def train(make_backbone, tmp_path, monkeypatch):
             scores = scored(table, embedded, recall_at)
             return scores | {"map@r": next(told)} if "validation" in table.name else scores
 
-        monkeypatch.setattr(survey, "score", score)
+        monkeypatch.setattr(evaluator, "score", score)
         return run(resolve("sup", settings | values))
 
     return start
@@ -68,7 +68,7 @@ def test_the_best_step_is_exported_and_tested_once(train, tmp_path, capsys):
     assert len(kept) == 2
     tested = [line for line in result.lines if "split" not in line]
     assert [(line["model"], line["step"]) for line in tested] == [("frozen", 0), ("student", 2)]
-    assert exported_step(folder.lines()) == 2
+    assert exported_step(folder.log.lines()) == 2
 
     # What lies in model/ is the student of step 2, in the card and for `export` too; the teacher stays the last.
     second = read_module(folder.checkpoints / "step-2", "embedder.")
@@ -138,14 +138,14 @@ def test_the_classes_are_neither_trained_nor_tested_on(train, tmp_path):
 
 def test_what_does_not_fit():
     with pytest.raises(ValueError, match="--validation-classes keeps classes of --labeled, and there are none"):
-        TrainConfig.build({"unlabeled": "a", "validation_classes": 0.2})
+        build_config({"unlabeled": "a", "validation_classes": 0.2})
     with pytest.raises(ValueError, match="chooses among evaluated steps: give --eval-every more than 0"):
-        TrainConfig.build({"labeled": "a", "validation_classes": 0.2, "eval_every": 0})
+        build_config({"labeled": "a", "validation_classes": 0.2, "eval_every": 0})
 
 
 def test_the_report_shows_what_chose_apart_from_what_is_tested_on(train, tmp_path):
     folder = train([0.5, 0.9, 0.7], eval=str(tmp_path / "others"), no_report=False).folder
-    tested, chose = headlines([folder.lines()], [])
+    tested, chose = headlines([folder.log.lines()], [])
     assert (tested.name.rsplit("/")[-1], tested.chose) == ("others", False)
     assert [(row.name, row.step) for row in tested.rows] == [("frozen backbone", 0), ("trained", 2)]
     assert (chose.name.rsplit("/")[-1], chose.chose) == ("birds (validation classes)", True)

@@ -1,22 +1,19 @@
 """This process's share of the plan, decoded and augmented by workers."""
 
 import itertools
-import os
-import signal
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from stml_semi.data.batches.plan import LabeledPlan, Rows, UnlabeledPlan
 from stml_semi.data.image_table import ImageTable
-from stml_semi.data.images import BadImage, Enough, read_image, read_pixels
-from stml_semi.data.views import augment, blank_views, eval_views, fine_enough, view_rng
+from stml_semi.data.images import BadImage, Enough, read_pixels
+from stml_semi.data.views import augment, blank_views, fine_enough, view_rng
 from stml_semi.runtime.errors import RunFailed
 
 # A run of unreadable neighbors this long is no accident any more.
@@ -162,97 +159,3 @@ def _stand_ins(table: ImageTable, row: int) -> Iterator[int]:
         alike = table.labels[others] == table.labels[row]
         others = np.concatenate([others[alike][: _MOST_REPLACEMENTS // 2], others[~alike]])
     yield from others[:_MOST_REPLACEMENTS].tolist()
-
-
-class EvalBatch(NamedTuple):
-    """Evaluation views of consecutive rows."""
-
-    pixels: Tensor
-    """(n, 3, H, W) float32, as the image processor makes them; a bad picture is all zeros."""
-    readable: Tensor
-    """(n,) bool."""
-    bad: list[BadPicture]
-
-
-class EvalChunks(Dataset[EvalBatch]):
-    """Item i is the i-th chunk of rows, seen through the backbone's image processor."""
-
-    def __init__(self, table: ImageTable, rows: NDArray[np.int64], processor: Any, batch_size: int) -> None:
-        self.table = table
-        self.chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        self.processor = processor
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, item: int) -> EvalBatch:
-        pictures, readable, bad = [], [], []
-        for row in self.chunks[item]:
-            try:
-                pictures.append(read_image(self.table.source(int(row))))
-                readable.append(True)
-            except BadImage as error:
-                bad.append(BadPicture(self.table.describe(int(row)), str(error)))
-                readable.append(False)
-        mask = torch.tensor(readable)
-        if not pictures:
-            return EvalBatch(torch.empty(0), mask, bad)
-        seen = eval_views(pictures, self.processor)
-        pixels = seen.new_zeros((len(mask), *seen.shape[1:]))
-        pixels[mask] = seen
-        return EvalBatch(pixels, mask, bad)
-
-
-def step_batches(dataset: Steps, steps: range, *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """This process's batches for `steps`, in order, decoded ahead by workers."""
-    try:
-        yield from _loader(dataset, steps, num_workers, pin_memory)
-    except RunFailed as error:
-        error.__traceback__ = None  # Its frames would keep the workers, and the interpreter waits for those at its end.
-        # From a worker the message comes wrapped into its traceback: the last line is what we said.
-        raise RunFailed(
-            str(error).strip().splitlines()[-1].removeprefix(f"{RunFailed.__module__}.RunFailed: ")
-        ) from None
-
-
-def _loader(dataset: Steps, steps: range, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=steps,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        **HANDLING,
-    )
-
-
-def eval_batches(dataset: EvalChunks, *, num_workers: int, pin_memory: bool) -> Iterator[EvalBatch]:
-    """Chunks in order, decoded ahead by workers."""
-    yield from DataLoader(
-        dataset,
-        batch_size=None,
-        shuffle=False,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        **HANDLING,
-    )
-
-
-def default_num_workers(local_world_size: int) -> int:
-    """Decoding processes per training process of this machine: the cores that are left, 8 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(min(cores // local_world_size - 1, 8), 0)
-
-
-def _ignore_signals(worker: int) -> None:
-    """A signal to the whole process group (torchrun, Slurm) must not end the workers of a run that will save."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-# Batches come as the dataset makes them.
-HANDLING: dict[str, Any] = {"collate_fn": _as_is, "worker_init_fn": _ignore_signals}

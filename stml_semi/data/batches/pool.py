@@ -26,8 +26,8 @@ class Neighborhoods(NamedTuple):
     """Bandwidth of pairwise similarity."""
 
 
-Neighbors = Callable[[ImageTable, Rows, int], Neighborhoods]
-"""(table, candidate rows, refresh) -> neighborhoods: asks the trainer, since samplers never run a model."""
+FindNeighbors = Callable[[ImageTable, Rows, int], Neighborhoods]
+"""(table, candidate rows, refresh) -> neighborhoods: calls the trainer, since samplers never run a model."""
 
 
 class Relations(NamedTuple):
@@ -106,17 +106,17 @@ class UnlabeledPool:
         assert self._drawn is not None
         return self._drawn.table
 
-    def plan(self, step: int, neighbors: Neighbors) -> UnlabeledPlan:
+    def plan(self, step: int, find_neighbors: FindNeighbors) -> UnlabeledPlan:
         """The unlabeled plan in force at `step`, after a refresh if one is due.
 
         Args:
             step: at or after `first_step`.
-            neighbors: called only when the table has to be renewed.
+            find_neighbors: called only when the table has to be renewed.
         """
         refresh = (step - self.first_step) // self.refresh_every
         if self.table is None or not self.is_valid(step):
             self._drawn = self.live.draw(refresh, None if self.table is None else self.table.stream)
-            found = neighbors(self._drawn.table, self._drawn.rows, refresh)
+            found = find_neighbors(self._drawn.table, self._drawn.rows, refresh)
             drawn, compared = (part.cpu().numpy() for part in (found.neighbors, found.compared))
             self.table = PoolTable(refresh, found.rows, drawn, compared, found.sigma, self._drawn.record)
         elif self._drawn is None:  # The run goes on, and its table was restored.

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from stml_semi.config import TrainConfig
 from stml_semi.data.batches.live_images import live_images
-from stml_semi.data.batches.loading import Batch, Steps, ViewSettings, default_num_workers, step_batches
+from stml_semi.data.batches.loading import Batch, Steps, ViewSettings
 from stml_semi.data.batches.plan import LabeledPlan
-from stml_semi.data.batches.pool import Neighbors, UnlabeledPool
+from stml_semi.data.batches.pool import FindNeighbors, UnlabeledPool
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.streams import ImageStream
+from stml_semi.data.workers import decode_ahead, resolve_num_workers
 from stml_semi.runtime import distributed
 
 
@@ -36,18 +37,16 @@ def open_pool(config: TrainConfig, unlabeled: ImageTable | ImageStream, folder: 
     )
 
 
-class BatchStream:
+class TrainBatches:
     """Yields this process's share of every global batch, and renews the pool of unlabeled images when it is due."""
 
     def __init__(
         self,
         config: TrainConfig,
         views: ViewSettings,
-        *,
         labeled: ImageTable | None,
-        unlabeled: ImageTable | ImageStream | None,
-        folder: Path,
-        neighbors: Neighbors,
+        pool: UnlabeledPool | None,
+        find_neighbors: FindNeighbors,
         device: torch.device,
     ) -> None:
         """
@@ -55,28 +54,23 @@ class BatchStream:
             config: of the run.
             views: how training views are made.
             labeled: labeled images, or None.
-            unlabeled: unlabeled images, or None.
-            folder: for the live images of streams.
-            neighbors: finds the neighbors of pool images, asked at every refresh.
+            pool: of unlabeled images, or None.
+            find_neighbors: finds the neighbors of pool images, called at every refresh.
             device: where batches will go: pinned memory helps a GPU only.
         """
-        self.config, self.views, self.neighbors = config, views, neighbors
+        self.config, self.views, self.pool, self.find_neighbors = config, views, pool, find_neighbors
         self.pin_memory = device.type == "cuda"
         rank, world = distributed.rank(), distributed.world_size()
         self.labeled_share = distributed.share(config.labeled_batch_size, rank=rank, world_size=world)
         self.unlabeled_share = distributed.share(config.unlabeled_batch_size, rank=rank, world_size=world)
-        workers = config.num_workers
-        self.num_workers = default_num_workers(distributed.local_world_size()) if workers is None else workers
+        self.num_workers = resolve_num_workers(config.num_workers)
         self.waited = 0.0
         """Seconds that training has waited for pictures so far."""
         self.labeled: tuple[ImageTable, LabeledPlan] | None = None
-        self.pool: UnlabeledPool | None = None
         if labeled is not None:
             assert labeled.labels is not None
             by_class = [np.flatnonzero(labeled.labels == c) for c in range(len(labeled.classes))]
             self.labeled = (labeled, LabeledPlan(by_class, config.classes_per_batch, config.images_per_class))
-        if unlabeled is not None:
-            self.pool = open_pool(config, unlabeled, folder)
 
     @property
     def rows(self) -> int:
@@ -84,15 +78,14 @@ class BatchStream:
         labeled, unlabeled = (share.stop - share.start for share in (self.labeled_share, self.unlabeled_share))
         return (labeled if self.labeled else 0) + (unlabeled * self.config.num_views if self.pool else 0)
 
-    def batches(self, start: int) -> Iterator[Batch]:
-        """Batches from step `start` to the end of the run."""
-        step = start
+    def start(self, step: int) -> Iterator[Batch]:
+        """Batches from a step on, to the end of the run."""
         while step < self.config.max_steps:
             unlabeled, stop = None, self.config.max_steps
             if self.pool is not None:
                 stop = min(stop, self.pool.next_refresh(step))
                 if step >= self.config.warmup_steps:
-                    plan = self.pool.plan(step, self.neighbors)
+                    plan = self.pool.plan(step, self.find_neighbors)
                     unlabeled = (self.pool.images, plan)
             steps = Steps(
                 self.views,
@@ -102,7 +95,7 @@ class BatchStream:
                 unlabeled_share=self.unlabeled_share,
             )
             workers, pin = self.num_workers, self.pin_memory
-            yield from self._timed(step_batches(steps, range(step, stop), num_workers=workers, pin_memory=pin))
+            yield from self._timed(decode_ahead(steps, range(step, stop), num_workers=workers, pin_memory=pin))
             step = stop
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -130,6 +123,6 @@ class BatchStream:
             table, plan = self.labeled
             images += [table.describe(row) for row in plan.rows(self.config.seed, step)]
         if self.pool is not None and self.pool.is_valid(step):
-            rows = self.pool.plan(step, self.neighbors).batch(self.config.seed, step)
+            rows = self.pool.plan(step, self.find_neighbors).batch(self.config.seed, step)
             images += [self.pool.images.describe(row) for row in rows]
         return images

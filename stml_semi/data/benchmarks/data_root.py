@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stml_semi.data.benchmarks.archives import LAYOUTS, Row, absent, find_archive
 from stml_semi.data.benchmarks.facts import BENCHMARKS, Split
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,7 +82,7 @@ def read_archive(name: str, split: str, folder: Path) -> list[Row]:
     except OSError as error:
         raise BadInput(f"{error.filename}: {error.strerror}; make the archive in {folder} readable") from None
     except (ValueError, KeyError, IndexError, StopIteration) as error:
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
         raise BadInput(f"the lists in {folder} are not the official ones ({problem}); extract them again") from None
     if lost := absent(folder, rows):
         raise BadInput(

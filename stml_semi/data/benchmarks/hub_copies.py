@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from stml_semi.data.benchmarks.archives import Row
 from stml_semi.data.benchmarks.data_root import num_classes, wrong_counts
 from stml_semi.data.benchmarks.facts import BENCHMARKS, HubCopy
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,7 +60,7 @@ def _load(known: HubCopy, part: str) -> "Dataset":
     try:
         dataset = datasets.load_dataset(known.id, revision=known.revision, split=part)
     except Exception as error:
-        problem = " ".join(str(error).split())[:300] or type(error).__name__
+        problem = one_line(error)
         raise BadInput(f"--source hub: {known.id}: {problem}; go online, or use the official archive") from None
     assert isinstance(dataset, datasets.Dataset)
     for column in ("image", known.label):

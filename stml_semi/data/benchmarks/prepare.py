@@ -17,7 +17,8 @@ from stml_semi.data.benchmarks.archives import LAYOUTS, Row, find_archive
 from stml_semi.data.benchmarks.data_root import ROOT_VARIABLE, data_root, num_classes, read_archive
 from stml_semi.data.benchmarks.facts import BENCHMARKS
 from stml_semi.data.benchmarks.hub_copies import open_copy
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
+from stml_semi.runtime.files import replacing
 
 HUB = "hub"
 """In place of an archive: the copy on the Hugging Face hub, where there is a trustworthy one."""
@@ -131,7 +132,7 @@ def _unpack(sources: list[Path], folder: Path, report: Report) -> None:
         try:
             _unpack_one(source, partial, report)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
-            problem = " ".join(str(error).split()) or type(error).__name__
+            problem = one_line(error)
             raise BadInput(f"--source {source}: damaged ({problem}); download it again") from None
     stamp.write_text(names)
     partial.rename(folder)
@@ -209,14 +210,13 @@ def _atomically(path: Path, schema: Any, tables: Iterator[Any]) -> None:
     """A parquet file that is either whole or not there."""
     from pyarrow import parquet
 
-    partial = path.with_suffix(".partial")
-    # Pictures are compressed already.
-    with parquet.ParquetWriter(partial, schema, compression="none") as writer:
+    # Images are compressed already.
+    with (
+        replacing(path, durable=True) as partial,
+        parquet.ParquetWriter(partial, schema, compression="none") as writer,
+    ):
         for table in tables:
             writer.write_table(table.cast(schema))
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _digest(rows: list[Row]) -> str:

@@ -10,10 +10,11 @@ import hashlib
 import os
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+
+from stml_semi.runtime.files import replacing
 
 _WORTH_KEEPING = 20_000
 """Listings with fewer pictures than this are read faster than they are remembered."""
@@ -129,14 +130,10 @@ class FolderIndex:
 
     def _keep(self) -> None:
         place = self._place()
-        partial = place.with_suffix(f".{uuid.uuid4().hex}.partial")
-        try:
+        with contextlib.suppress(OSError):  # A cache that cannot be written costs time, not results.
             place.parent.mkdir(parents=True, exist_ok=True)
-            _save(partial, self._seen)
-            partial.replace(place)
-        except OSError:  # A cache that cannot be written costs time, not results.
-            with contextlib.suppress(OSError):
-                partial.unlink()
+            with replacing(place) as partial:
+                _save(partial, self._seen)
 
 
 def _save(path: Path, listings: dict[str, Listing]) -> None:

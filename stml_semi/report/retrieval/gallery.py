@@ -7,10 +7,9 @@ import torch
 from numpy.typing import NDArray
 
 from stml_semi.data.image_table import ImageTable
-from stml_semi.metrics import QueryScores
+from stml_semi.metrics import Interval, bootstrap, score_names, score_values
 from stml_semi.report.charts import draw_map
 from stml_semi.report.pictures import Pictures
-from stml_semi.report.retrieval.intervals import Interval, intervals
 from stml_semi.report.retrieval.sample import Retrieval, search
 from stml_semi.sharing.load import Retriever
 
@@ -128,11 +127,6 @@ def build_gallery(
     )
 
 
-def score_columns(recall_at: tuple[int, ...]) -> list[str]:
-    """Names of scores, as in metrics.jsonl."""
-    return [*(f"recall@{k}" for k in recall_at), "r_precision", "map@r"]
-
-
 def _query(table: ImageTable, found: Retrieval, pictures: Pictures, names: NDArray[np.str_], number: int) -> Query:
     place = found.queries[number]
     row = int(found.rows[place])
@@ -152,20 +146,15 @@ def _query(table: ImageTable, found: Retrieval, pictures: Pictures, names: NDArr
 
 
 def _assess(models: list[Model], found: Retrieval, recall_at: tuple[int, ...]) -> list[Assessed]:
-    keys = score_columns(recall_at)
-    scored = found.models[0].scores.num_relevant.numpy() > 0
-    labels = found.labels[scored]
-    values = [_columns(look.scores)[scored] for look in found.models]
+    keys = score_names(recall_at)
+    scored = found.models[0].scores.num_relevant > 0
+    classes = torch.from_numpy(found.labels)[scored]
+    values = [score_values(look.scores) for look in found.models]
     assessed = []
     for model, own in zip(models, values, strict=True):
         gain = None
         if model.start is not None:
-            gain = dict(zip(keys, intervals(own - values[model.start], labels), strict=True))
-        scores = dict(zip(keys, intervals(own, labels), strict=True))
+            gain = dict(zip(keys, bootstrap(own - values[model.start], groups=classes), strict=True))
+        scores = dict(zip(keys, bootstrap(own, groups=classes), strict=True))
         assessed.append(Assessed(model.name, model.run, scores, gain))
     return assessed
-
-
-def _columns(scores: QueryScores) -> NDArray[np.float64]:
-    """(N, M) in the order of `score_columns`."""
-    return torch.column_stack([scores.recall, scores.r_precision, scores.average_precision]).numpy()

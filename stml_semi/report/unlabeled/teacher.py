@@ -15,11 +15,11 @@ from stml_semi.data.batches.pool import UnlabeledPool
 from stml_semi.data.batches.train_batches import open_pool
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.streams import ImageStream
-from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.evaluation import embed_table
-from stml_semi.run_folder.checkpoint import TEACHER, list_checkpoints, read_module, read_pool
-from stml_semi.runtime.errors import BadInput, RunFailed
+from stml_semi.run_folder.checkpoint import list_checkpoints, read_pool
+from stml_semi.runtime.errors import BadInput, RunFailed, one_line
+from stml_semi.sharing.trained import open_trained
 
 
 class Seen(NamedTuple):
@@ -87,21 +87,16 @@ def open_last_pool(
     pool = open_pool(config, source, folder)
     try:
         pool.table = read_pool(found[-1])
-        if pool.table is None:
-            return None
-        if isinstance(source, ImageTable) and pool.table.rows.max() >= len(source):
-            raise BadInput(
-                f"the pool names row {pool.table.rows.max()}, and {source.name} has {len(source)} pictures now"
-            )
-        backbone = open_configured_backbone(config)
-        embedder = build_embedder(config.model_copy(update={"compile": False}), backbone)
-        embedder.load_state_dict(read_module(found[-1], TEACHER))
-    except (OSError, KeyError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{found[-1].name} cannot be read ({reason})") from None
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise BadInput(f"{found[-1]} cannot be read ({one_line(error, 200)})") from None
+    if pool.table is None:
+        return None
+    if isinstance(source, ImageTable) and pool.table.rows.max() >= len(source):
+        raise BadInput(f"the pool names row {pool.table.rows.max()}, and {source.name} has {len(source)} images now")
+    trained = open_trained(config, found[-1], "teacher")
     try:
         live = pool.live.again(pool.table.refresh, pool.table.stream)
     except (OSError, RunFailed) as error:
         raise BadInput(str(error)) from None
-    step = int(found[-1].name.removeprefix("step-"))
-    return LastPool(step, pool, live, embedder.eval().to(device), backbone.processor, device, num_workers)
+    embedder = trained.embedder.to(device)
+    return LastPool(trained.step, pool, live, embedder, trained.backbone.processor, device, num_workers)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from stml_semi.data.images import BadImage, read_image
+from stml_semi.data.thumbnails import Thumbnail, thumbnail
 from stml_semi.runtime.errors import BadInput
 from stml_semi.search.index import Index
 from stml_semi.search.query import Hit, find_rows, nearest_rows, open_indexed, open_model
@@ -88,8 +89,8 @@ class Finder:
                 raise LookupError(f"the index has no row {row}") from None
             return self._nearest(embedding[None], row)
 
-    def thumbnail(self, row: int) -> bytes:
-        """A row's picture as a small JPEG.
+    def thumbnail(self, row: int) -> Thumbnail:
+        """A row's image, made small.
 
         Raises:
             LookupError: no such row, or its picture cannot be read (any more).
@@ -99,13 +100,9 @@ class Finder:
         with self._lock:
             source = self.table.source(row)
         try:
-            picture = read_image(source)
+            return thumbnail(source, _SIDE)
         except BadImage as error:
             raise LookupError(f"the picture of row {row} cannot be read ({error})") from None
-        picture.thumbnail((_SIDE, _SIDE))
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=85)
-        return file.getvalue()
 
     def _nearest(self, query: Tensor, own: int) -> list[Found]:
         parts = self.index.parts() if self._parts is None else self._parts

@@ -12,12 +12,12 @@ import socket
 import socketserver
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from stml_semi.data.images import BadImage
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.html import BASE_STYLE, read_asset, render
 from stml_semi.search.browse.finder import FORMATS, MAX_BYTES, Finder, Found
 
 _SECONDS = 30
@@ -158,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if known[1] == "row":
                 return _neighbors(self.server.finder.by_row(int(known[2])))
-            return Answer(self.server.finder.thumbnail(int(known[2])), "image/jpeg")
+            return Answer(*self.server.finder.thumbnail(int(known[2])))
         except LookupError as error:
             raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
 
@@ -230,25 +230,19 @@ def _json(values: object, status: HTTPStatus = HTTPStatus.OK) -> Answer:
 
 def _pages(finder: Finder) -> dict[str, Answer]:
     """Everything that is served beside answers, in memory from the start."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("stml_semi", "search/browse"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("page.html").render(
+    page = render(
+        "search/browse/page.html",
         title=finder.title,
+        kind="browse",
         k=finder.k,
         has_pictures=finder.table is not None,
         max_bytes=MAX_BYTES,
         formats=", ".join(FORMATS),
         num_rows=finder.index.info.num_rows,
     )
-    package = files("stml_semi")
-    style = (package / "report" / "style.css").read_bytes() + (package / "search" / "browse" / "style.css").read_bytes()
+    style = read_asset(BASE_STYLE) + read_asset("search/browse/style.css")
     return {
         "/": Answer(page.encode(), "text/html; charset=utf-8"),
         "/style.css": Answer(style, "text/css; charset=utf-8"),
-        "/script.js": Answer(
-            (package / "search" / "browse" / "script.js").read_bytes(), "text/javascript; charset=utf-8"
-        ),
+        "/script.js": Answer(read_asset("search/browse/script.js"), "text/javascript; charset=utf-8"),
     }

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from stml_semi.config import TrainConfig
-from stml_semi.data.batches.loading import ViewSettings, default_num_workers, showing
+from stml_semi.data.batches.loading import ViewSettings, showing
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.views import view_size
+from stml_semi.data.workers import resolve_num_workers
 from stml_semi.models.embedder import Embedder
 from stml_semi.runtime.errors import RunFailed
 from stml_semi.runtime.machine import cores, memory_bytes
@@ -92,7 +93,7 @@ def speed(config: TrainConfig, embedder: Embedder, processor: Any, table: ImageT
     decoded = views / (time.perf_counter() - started)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = _training_speed(embedder.to(device), size, device)
-    workers = default_num_workers(1) if config.num_workers is None else config.num_workers
+    workers = resolve_num_workers(config.num_workers)
     loader = decoded * max(workers, 1)
     text = (
         f"one process makes {decoded:.0f} views/s, {max(workers, 1)} make {loader:.0f}; the model trains on about "

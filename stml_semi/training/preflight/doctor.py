@@ -8,23 +8,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from stml_semi.config import TrainConfig, flag
-from stml_semi.data.batches.live_images import describe_images, num_live
-from stml_semi.data.batches.plan import check_labeled, check_unlabeled
-from stml_semi.data.claims import claim, few_unlabeled
+from stml_semi.config import TrainConfig, command_of, flag
+from stml_semi.data.batches.live_images import describe_images
+from stml_semi.data.claims import few_unlabeled
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, read_image
+from stml_semi.data.run_tables import check_labeled_size, check_unlabeled_size, open_tables
 from stml_semi.data.sources.streams import ImageStream
 from stml_semi.data.views import view_size
 from stml_semi.models.build import build_embedder, open_configured_backbone
+from stml_semi.run_folder.recipe import build_config
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.machine import cores, cpu_has_bf16, hardware, versions
 from stml_semi.sharing.push import check_login
 from stml_semi.training.preflight.costs import Finding, disk, existing, memory, room, speed
 from stml_semi.training.preflight.dry_run import describe_run
 from stml_semi.training.resolve import resolve
-from stml_semi.training.run import open_tables
-from stml_semi.training.survey import Tables
 
 _SAMPLE = 200
 """Pictures of a source that are opened."""
@@ -52,10 +51,10 @@ def examine(values: dict[str, Any]) -> Iterator[Finding]:
         yield from _caught("run", lambda: _run(values))
 
 
-def _caught(what: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """The findings of a part; what a user can mend is a finding too, and the other parts are still looked at."""
+def _caught(what: str, check: Callable[[], Iterator[Finding] | None]) -> Iterator[Finding]:
+    """The findings of a part; bad input is a finding too, and the other parts are still checked."""
     try:
-        yield from look()
+        yield from check() or ()
     except BadInput as error:
         yield Finding("broken", what, str(error))
     except torch.OutOfMemoryError:
@@ -113,7 +112,7 @@ def _output(folder: str) -> Iterator[Finding]:
 def _source(values: dict[str, Any], name: str, tables: dict[str, ImageTable | ImageStream]) -> Iterator[Finding]:
     columns = (f"{name}_image_column", f"{name}_label_column", f"{name}_stream")
     own = {key: value for key, value in values.items() if key in (name, *columns)}
-    config = TrainConfig.build(own)
+    config = build_config(own)
     found = open_tables(config)
     table = {"labeled": found.labeled, "unlabeled": found.unlabeled, "eval": found.evaluation}[name]
     assert table is not None
@@ -155,7 +154,7 @@ def _readable(what: str, table: ImageTable) -> Iterator[Finding]:
 
 
 def _backbone_alone(values: dict[str, Any]) -> Iterator[Finding]:
-    config = TrainConfig.build({key: value for key, value in values.items() if key in _BACKBONE})
+    config = build_config({key: value for key, value in values.items() if key in _BACKBONE})
     backbone = open_configured_backbone(config)
     height, width = view_size(backbone.processor)
     count = sum(p.numel() for p in backbone.model.parameters())
@@ -164,26 +163,14 @@ def _backbone_alone(values: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _run(values: dict[str, Any]) -> Iterator[Finding]:
-    command = (
-        "semi" if values.get("labeled") and values.get("unlabeled") else "sup" if values.get("labeled") else "unsup"
-    )
-    config = resolve(command, values)
+    config = resolve(command_of(values.get("labeled"), values.get("unlabeled")), values)
     tables = open_tables(config)
-    yield from _caught("--labeled-batch-size", lambda: _labeled_batch(config, tables))
-    yield from _caught("--unlabeled-batch-size", lambda: _unlabeled_batch(config, tables))
+    yield from _caught("--labeled-batch-size", lambda: check_labeled_size(config, tables))
+    yield from _caught("--unlabeled-batch-size", lambda: check_unlabeled_size(config, tables))
     backbone = open_configured_backbone(config)
     embedder = build_embedder(config, backbone)
     size = view_size(backbone.processor)
-    plan = describe_run(
-        config,
-        embedder,
-        size,
-        labeled=tables.labeled,
-        unlabeled=tables.unlabeled,
-        evaluation=tables.evaluation,
-        validation=tables.validation,
-        claim=claim(tables),
-    )
+    plan = describe_run(config, tables, embedder, size)
     yield Finding("ok", "--backbone", plan["model"])
     if warning := few_unlabeled(tables):
         yield Finding("advice", "--unlabeled", warning)
@@ -195,15 +182,3 @@ def _run(values: dict[str, Any]) -> Iterator[Finding]:
     tried = [table for table in (tables.unlabeled, tables.labeled) if isinstance(table, ImageTable)]
     if tried:
         yield from speed(config, embedder, backbone.processor, tried[0])
-
-
-def _labeled_batch(config: TrainConfig, tables: Tables) -> Iterator[Finding]:
-    if tables.labeled is not None:
-        check_labeled(len(tables.labeled.classes), config.classes_per_batch, config.images_per_class)
-    yield from ()
-
-
-def _unlabeled_batch(config: TrainConfig, tables: Tables) -> Iterator[Finding]:
-    if tables.unlabeled is not None:
-        check_unlabeled(num_live(tables.unlabeled, config.live_images), config.queries_per_batch, config.num_neighbors)
-    yield from ()

@@ -7,44 +7,47 @@ import torch
 
 from stml_semi.config import TrainConfig
 from stml_semi.data.batches.live_images import describe_images, num_live
+from stml_semi.data.claims import claim
 from stml_semi.data.image_table import ImageTable
+from stml_semi.data.run_tables import Tables, describe_excluded
 from stml_semi.data.sources.streams import ImageStream
 from stml_semi.models.embedder import Embedder
 from stml_semi.runtime import distributed
+from stml_semi.training.setup import setup
 
 
-def describe_run(
-    config: TrainConfig,
-    embedder: Embedder,
-    size: tuple[int, int],
-    *,
-    labeled: ImageTable | None,
-    unlabeled: ImageTable | ImageStream | None,
-    evaluation: ImageTable | None,
-    validation: ImageTable | None,
-    claim: str,
-) -> dict[str, str]:
+def dry_run(config: TrainConfig) -> dict[str, str]:
+    """What `run` would do, by name of the part. All processes call this together; nothing is written.
+
+    Raises:
+        BadInput: as `setup`.
+    """
+    prepared = setup(config)
+    plan = describe_run(prepared.config, prepared.tables, prepared.embedder, prepared.views.size)
+    if prepared.tables.excluded is not None:
+        plan["overlap"] = f"{describe_excluded(prepared.tables)} (images are compared when the run starts)"
+    prepared.accelerator.end_training()
+    return plan
+
+
+def describe_run(config: TrainConfig, tables: Tables, embedder: Embedder, size: tuple[int, int]) -> dict[str, str]:
     """Lines of the plan, by name.
 
     Args:
         config: resolved.
+        tables: of the run.
         embedder: the bare model.
         size: height and width of its input in pixels.
-        labeled: or None.
-        unlabeled: or None.
-        evaluation: or None.
-        validation: or None.
-        claim: what may be said of the classes that are evaluated on.
     """
-    lines = {"steps": _steps(config)}
+    lines, labeled, validation = {"steps": _steps(config)}, tables.labeled, tables.validation
     if labeled is not None:
         lines["labeled"] = (
             f"{len(labeled):,} images of {len(labeled.classes)} classes ({labeled.name}); {config.labeled_batch_size} "
             f"a step, {config.classes_per_batch} classes x {config.images_per_class}; "
             f"{config.max_steps * config.labeled_batch_size / len(labeled):.1f} passes"
         )
-    if unlabeled is not None:
-        lines |= _unlabeled(config, unlabeled)
+    if tables.unlabeled is not None:
+        lines |= _unlabeled(config, tables.unlabeled)
     rows = _rows(config)
     lines["forward passes"] = f"{rows} images a step by the student" + (
         f", {config.unlabeled_batch_size * config.num_views} by the teacher" if config.unlabeled else ""
@@ -56,7 +59,7 @@ def describe_run(
         f"features -> {config.embedding_dim}; {trained / 1e6:.1f} of {total / 1e6:.1f} million parameters train"
     )
     lines["memory"] = _memory(estimate_memory(config, embedder, size))
-    lines["evaluation"] = _evaluation(config, evaluation, claim)
+    lines["evaluation"] = _evaluation(config, tables.evaluation, claim(tables))
     if validation is not None:
         lines["validation"] = (
             f"{len(validation):,} images of {len(validation.classes)} classes ({validation.name}) every "
@@ -152,7 +155,7 @@ def _bytes_kept(embedder: Embedder, size: tuple[int, int]) -> float:
     return sum(kept.values()) / 2
 
 
-def _evaluation(config: TrainConfig, table: ImageTable | None, claim: str) -> str:
+def _evaluation(config: TrainConfig, table: ImageTable | None, claimed: str) -> str:
     if table is None:
         return "none: --eval names labeled images of other classes, --test-classes 0.5 keeps half of those of --labeled"
     every = f"every {config.eval_every} steps and " if config.eval_every and not config.validation_classes else ""
@@ -162,5 +165,5 @@ def _evaluation(config: TrainConfig, table: ImageTable | None, claim: str) -> st
         protocol = f"{int(table.queries.sum()):,} queries against the others as their gallery"
     return (
         f"{len(table):,} images ({table.name}), {protocol}; recall@{recalls}, R-precision, MAP@R; before, "
-        f"{every}after training{'; ' + claim if claim else ''}"
+        f"{every}after training{'; ' + claimed if claimed else ''}"
     )

@@ -8,11 +8,13 @@ import torch
 from helpers.pictures import write_pictures
 from PIL import Image
 
-from stml_semi.data.batches.loading import Batch, EvalChunks, Steps, ViewSettings, eval_batches, showing, step_batches
+from stml_semi.data.batches.eval_images import EvalChunks
+from stml_semi.data.batches.loading import Batch, Steps, ViewSettings, showing
 from stml_semi.data.batches.plan import LabeledPlan, UnlabeledPlan
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import read_pixels
 from stml_semi.data.sources.open_source import open_source
+from stml_semi.data.workers import decode_ahead
 from stml_semi.runtime.distributed import share
 from stml_semi.runtime.errors import RunFailed
 
@@ -71,7 +73,7 @@ def test_shares_of_all_processes_are_the_batch_of_one(tables, world):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_change_nothing(tables, num_workers):
     steps = steps_for(tables)
-    batches = list(step_batches(steps, range(4, 9), num_workers=num_workers, pin_memory=False))
+    batches = list(decode_ahead(steps, range(4, 9), num_workers=num_workers))
     assert len(batches) == 5
     for step, batch in zip(range(4, 9), batches, strict=True):
         assert_same(batch, steps[step])
@@ -107,7 +109,7 @@ def test_a_source_without_readable_pictures_is_one_clear_error(tables, num_worke
     for row in range(15):
         Path(labeled.describe(row)).write_bytes(b"")
     with pytest.raises(RunFailed, match="can be read") as error:
-        list(step_batches(steps_for(tables), range(1), num_workers=num_workers, pin_memory=False))
+        list(decode_ahead(steps_for(tables), range(1), num_workers=num_workers))
     assert "\n" not in str(error.value)
 
 
@@ -118,7 +120,7 @@ def test_evaluation_marks_bad_pictures(tables):
     Path(labeled.describe(7)).write_bytes(b"x")
     processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
     chunks = EvalChunks(labeled, np.arange(15), processor, batch_size=4)
-    batches = list(eval_batches(chunks, num_workers=0, pin_memory=False))
+    batches = list(decode_ahead(chunks, num_workers=0))
     readable = torch.cat([batch.readable for batch in batches])
     assert readable.tolist() == [row != 7 for row in range(15)]
     assert [len(batch.pixels) for batch in batches] == [4, 4, 4, 3]

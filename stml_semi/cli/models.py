@@ -1,0 +1,138 @@
+"""`evaluate`, `export`, `push`, `report`: what one does with a trained model."""
+
+import json
+import sys
+from typing import Annotated, cast, get_args
+
+import typer
+
+from stml_semi.cli.terminal import DATA_ROOT, among, is_main, one_line_errors, quiet_libraries, say
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="A run folder, an exported model, a hub id, or a bare backbone.")],
+    data: Annotated[str, typer.Option(help="Labeled images: like --labeled of `semi`, e.g. kanji:test.")],
+    gallery: Annotated[
+        str | None, typer.Option(help="Labeled images to look those of --data up in. Default: in one another.")
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of both with the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of both with the class.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
+    num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
+    data_root: Annotated[str | None, typer.Option(help=DATA_ROOT)] = None,
+    k: Annotated[str | None, typer.Option("--k", help="Neighbors for recall, such as 1,10,100.", metavar="N,N")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Run the backbone in bfloat16.")] = False,
+    confidence: Annotated[
+        float | None, typer.Option(help="Percent: adds confidence intervals from a bootstrap over queries.")
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Add a table of the worst classes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Score a model on labeled images: recall@k, R-precision and MAP@R, each image against all others, or against
+    those of --gallery.
+
+    Example: python cli.py evaluate --model runs/demo --data kanji:test
+    """
+    with one_line_errors():
+        quiet_libraries()
+        from stml_semi.sharing.evaluate import evaluate_model
+
+        line = evaluate_model(
+            model,
+            data,
+            gallery=gallery,
+            image_column=image_column,
+            label_column=label_column,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            data_root=data_root,
+            recall_at=k,
+            bf16=bf16,
+            confidence=confidence,
+            per_class=per_class,
+        )
+    if not is_main():
+        return
+    if as_json:
+        print(json.dumps(line))
+    else:
+        from stml_semi.cli.printing import print_scores, print_worst_classes
+
+        title = f"{line['data']}: {line['num_queries']} queries among {line['num_gallery']} images"
+        print_scores(title, {model: line})
+        if per_class:
+            print_worst_classes(line["per_class"])
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run folder, finished or not.", metavar="RUN")],
+    output: Annotated[str, typer.Option(help="Folder of the model; an older model there is replaced.")],
+    weights: Annotated[str, typer.Option(help="student, or teacher: its moving average.")] = "student",
+    license: Annotated[str | None, typer.Option(help="For the card. Default: the base model's, if known.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the stored weights: float32; bfloat16 or float16 for half.")] = (
+        "float32"
+    ),
+    format: Annotated[str, typer.Option(help="safetensors, or onnx: embedder.onnx beside it.")] = "safetensors",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
+) -> None:
+    """Write a run's newest checkpoint as a model that sentence-transformers and transformers open.
+
+    Example: python cli.py export runs/demo --output model --weights teacher
+    """
+    with one_line_errors():
+        among("--weights", weights, "student", "teacher")
+        among("--format", format, "safetensors", "onnx")
+        quiet_libraries()
+        from stml_semi.sharing.card import Dtype
+        from stml_semi.sharing.export_run import export_run
+
+        among("--dtype", dtype, *get_args(Dtype))
+        made = export_run(
+            run,
+            output,
+            weights="teacher" if weights == "teacher" else "student",
+            license=license,
+            dtype=cast(Dtype, dtype),
+            onnx=format == "onnx",
+        )
+    say(f"{made.folder}: the {made.weights} after {made.step} steps", {**made._asdict(), "folder": output}, as_json)
+
+
+def push(
+    model: Annotated[str, typer.Argument(help="A finished run, or a folder that export wrote.", metavar="RUN")],
+    repo: Annotated[str, typer.Argument(help="Where to: user/name.", metavar="REPO")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository private.")] = False,
+    license: Annotated[str | None, typer.Option(help="For the card, in place of the one that it states.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
+) -> None:
+    """Upload a model with its card to the Hugging Face hub, in one commit.
+
+    The login is that of `hf auth login`, or HF_TOKEN. Example: python cli.py push runs/demo user/name --private
+    """
+    with one_line_errors():
+        from stml_semi.sharing.push import push as upload
+
+        def note(text: str) -> None:
+            print(text, file=sys.stderr)
+
+        pushed = upload(model, repo, private=private, license=license, note=note)
+    say(f"uploaded to {pushed.url}", pushed._asdict(), as_json)
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders; several are shown side by side.")],
+    output: Annotated[
+        str | None,
+        typer.Option(help="File to write. Default: report.html in the run, or comparison.html beside several."),
+    ] = None,
+) -> None:
+    """Write the page of a run: scores, curves, neighbors before and after, what unlabeled pictures were used.
+
+    Example: python cli.py report runs/demo runs/baseline --output compared.html
+    """
+    with one_line_errors():
+        quiet_libraries()
+        from stml_semi.report.write import report_runs
+
+        page = report_runs(runs, output)
+    print(page)

@@ -1,0 +1,123 @@
+"""`semi`, `unsup`, `sup`: one option per field of TrainConfig."""
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from stml_semi.cli.terminal import is_main, one_line_errors, quiet_libraries, stop
+from stml_semi.config import Command, TrainConfig, flag, panel
+from stml_semi.run_folder.recipe import read_recipe
+from stml_semi.runtime.errors import BadInput
+
+
+def with_training_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a function one option per field of TrainConfig, and --recipe. All are text or switches here: TrainConfig
+    alone knows what is valid."""
+    options = [_option(name) for name in TrainConfig.model_fields]
+    recipe = typer.Option(
+        help="YAML file of `key: value` lines, keys like the flags with underscores. Flags override it.",
+        rich_help_panel="Run",
+        metavar="FILE",
+        show_default=False,
+    )
+    options.append(_parameter("recipe", None, Annotated[str | None, recipe]))
+    command.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess]
+    return command
+
+
+def _option(name: str) -> inspect.Parameter:
+    field = TrainConfig.model_fields[name]
+    switch = field.annotation is bool
+    option = typer.Option(
+        flag(name),
+        help=" ".join((field.description or "").split()),
+        rich_help_panel=panel(name),
+        show_default=False if switch or field.default is None else str(field.default),
+        metavar=None if switch else _metavar(field.annotation),
+    )
+    return _parameter(name, False if switch else None, Annotated[bool if switch else str | None, option])
+
+
+def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "NAME"
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return _metavar(get_args(annotation)[0])
+    return {int: "N", float: "X"}.get(annotation, "TEXT")
+
+
+def field_values(flags: dict[str, Any]) -> dict[str, Any]:
+    """Fields of TrainConfig: those of the recipe, overridden by flags.
+
+    Raises:
+        BadInput: as `read_recipe`.
+    """
+    given = {key: value for key, value in flags.items() if key != "recipe" and value not in (None, False)}
+    return (read_recipe(flags["recipe"]) if flags["recipe"] else {}) | given
+
+
+@with_training_flags
+def semi(**flags: Any) -> None:
+    """Train on labeled and unlabeled images together.
+
+    Example: accelerate launch cli.py semi --labeled birds/ --unlabeled photos/ --backbone facebook/dinov2-small
+
+    Any flag can stand in a recipe (--recipe), with underscores for hyphens; flags override the recipe. Batch sizes
+    are global: the same command takes the same steps on any number of processes.
+    """
+    _train("semi", flags)
+
+
+@with_training_flags
+def unsup(**flags: Any) -> None:
+    """Train on unlabeled images alone: the setting of the STML paper.
+
+    Example: accelerate launch cli.py unsup --unlabeled photos/ --eval birds/
+    """
+    _train("unsup", flags)
+
+
+@with_training_flags
+def sup(**flags: Any) -> None:
+    """Train on labeled images alone: the baseline that unlabeled images have to beat.
+
+    Example: accelerate launch cli.py sup --labeled birds/ --eval other-birds/
+    """
+    _train("sup", flags)
+
+
+def _train(command: Command, flags: dict[str, Any]) -> None:
+    with one_line_errors():
+        for name, needless in (("labeled", "unsup"), ("unlabeled", "sup")):
+            if flags[name] and command == needless:
+                raise BadInput(f"{flag(name)}: {command} does not use it; leave it out, or use `semi`")
+        values = field_values(flags)
+        from stml_semi.training.resolve import resolve
+
+        config = resolve(command, values)
+        quiet_libraries()
+        if config.dry_run:
+            from stml_semi.training.preflight.dry_run import dry_run
+
+            plan, result = dry_run(config), None
+        else:
+            from stml_semi.training.run import run
+
+            plan, result = {}, run(config)
+    if not is_main():
+        return
+    from stml_semi.cli.printing import print_plan, print_result
+
+    if result is None:
+        print_plan(plan)
+        return
+    print_result(result)
+    if result.problem is not None:
+        stop(result.problem, 1)

@@ -1,0 +1,221 @@
+"""The images of a run: opened, divided by classes, without what they share with the evaluation, cached."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from stml_semi.config import TrainConfig
+from stml_semi.data.batches.live_images import num_live
+from stml_semi.data.batches.plan import check_labeled, check_unlabeled
+from stml_semi.data.class_split import split_by_classes
+from stml_semi.data.image_table import ImageTable
+from stml_semi.data.overlap import Dropped, find_by_class, find_by_picture, without
+from stml_semi.data.picture_cache import cached
+from stml_semi.data.sources.open_source import open_source
+from stml_semi.data.sources.open_unlabeled import open_unlabeled
+from stml_semi.data.sources.streams import ImageStream
+from stml_semi.data.workers import resolve_num_workers
+from stml_semi.losses.proxy import LabeledLoss
+from stml_semi.runtime import distributed
+from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.progress import Counter
+
+
+class Tables(NamedTuple):
+    """The images of a run; labeled or unlabeled ones may be missing, not both."""
+
+    labeled: ImageTable | None
+    unlabeled: ImageTable | ImageStream | None
+    evaluation: ImageTable | None
+    recall_at: tuple[int, ...]
+    excluded: tuple[Dropped, ...] | None = None
+    """What --exclude-overlap took out of the unlabeled ones; None if nobody looked."""
+    validation: ImageTable | None = None
+    """Of classes that are kept to choose the exported step by."""
+
+
+def open_tables(config: TrainConfig) -> Tables:
+    """Opens the sources of a configuration.
+
+    Raises:
+        BadInput: naming the flag and the fix.
+    """
+    labeled, evaluation = _open_with_labels(config, "labeled"), _open_with_labels(config, "eval")
+    unlabeled = None
+    if config.unlabeled:
+        unlabeled = open_unlabeled(
+            config.unlabeled,
+            stream=config.unlabeled_stream,
+            image_column=config.unlabeled_image_column,
+            label_column=config.unlabeled_label_column,
+            data_root=config.data_root,
+            seed=config.seed,
+        )
+    if labeled is not None and config.test_classes:
+        labeled, evaluation = split_by_classes(labeled, config.test_classes, config.seed)
+    validation = None
+    if labeled is not None and config.validation_classes:
+        labeled, validation = split_by_classes(labeled, config.validation_classes, config.seed, "validation")
+    scored = evaluation or validation
+    return Tables(labeled, unlabeled, evaluation, scored.recall_at if scored else (), validation=validation)
+
+
+def _open_with_labels(config: TrainConfig, name: str) -> ImageTable | None:
+    spec = getattr(config, name)
+    if not spec:
+        return None
+    return open_source(
+        spec,
+        flag=f"--{name}",
+        labels="required",
+        image_column=getattr(config, f"{name}_image_column"),
+        label_column=getattr(config, f"{name}_label_column"),
+        data_root=config.data_root,
+    )
+
+
+def kept_classes(config: TrainConfig, tables: Tables) -> dict[str, list[str]]:
+    """Names of the classes of --labeled that the run does not train on, by what they are for: test, validation."""
+    test = tables.evaluation if config.test_classes else None
+    kept = {"test": test, "validation": tables.validation}
+    return {kind: list(table.classes) for kind, table in kept.items() if table is not None}
+
+
+# ------------------------------------------------------------------ sizes
+
+
+def check_sizes(config: TrainConfig, tables: Tables) -> None:
+    """
+    Raises:
+        BadInput: fewer classes or images than a batch draws, or an evaluation without anything to find.
+    """
+    check_labeled_size(config, tables)
+    check_unlabeled_size(config, tables)
+    if tables.evaluation is not None:
+        assert tables.evaluation.labels is not None
+        if np.bincount(tables.evaluation.labels).max() < 2:
+            raise BadInput(f"--eval {tables.evaluation.name}: no class has two images, so there is nothing to find")
+
+
+def check_labeled_size(config: TrainConfig, tables: Tables) -> None:
+    """
+    Raises:
+        BadInput: fewer classes than a batch draws, fewer rows than processes, or no loss of the name.
+    """
+    if tables.labeled is None:
+        return
+    check_labeled(len(tables.labeled.classes), config.classes_per_batch, config.images_per_class)
+    LabeledLoss(config.labeled_loss, num_classes=2, embedding_dim=2)
+    _check_share("--labeled-batch-size", config.labeled_batch_size)
+
+
+def check_unlabeled_size(config: TrainConfig, tables: Tables) -> None:
+    """
+    Raises:
+        BadInput: fewer images than a batch draws, or fewer rows than processes.
+    """
+    if tables.unlabeled is None:
+        return
+    check_unlabeled(num_live(tables.unlabeled, config.live_images), config.queries_per_batch, config.num_neighbors)
+    _check_share("--unlabeled-batch-size", config.unlabeled_batch_size)
+
+
+def _check_share(flag: str, size: int) -> None:
+    if size < distributed.world_size():
+        raise BadInput(f"{flag} {size} is less than the {distributed.world_size()} processes")
+
+
+# ------------------------------------------------------------------ overlap with the evaluation
+
+
+def overlap_by_class(config: TrainConfig, tables: Tables, listed: list[Dropped] | None) -> list[Dropped]:
+    """Unlabeled images of classes that are evaluated on.
+
+    Args:
+        config: of the run.
+        tables: of the run.
+        listed: what the run that is resumed had excluded, which is then all; None if nobody looked yet.
+
+    Raises:
+        BadInput: the unlabeled images cannot be looked through.
+    """
+    if not isinstance(tables.unlabeled, ImageTable):
+        raise BadInput("--exclude-overlap looks through all unlabeled images first, and a stream has no end: drop it")
+    assert tables.evaluation is not None
+    if listed is not None:
+        return listed
+    return find_by_class(
+        tables.unlabeled, tables.evaluation, image_column=config.unlabeled_image_column, data_root=config.data_root
+    )
+
+
+def overlap_by_image(config: TrainConfig, tables: Tables, by_class: list[Dropped]) -> list[Dropped]:
+    """Near-duplicates of evaluated images among the unlabeled ones. All processes call this together.
+
+    Args:
+        config: of the run.
+        tables: of the run.
+        by_class: excluded already; these are not compared.
+    """
+    table, evaluation = tables.unlabeled, tables.evaluation
+    assert isinstance(table, ImageTable)
+    assert evaluation is not None
+    rest = np.setdiff1d(np.arange(len(table)), [one.row for one in by_class])
+    with Counter("looking for overlap", len(rest) + len(evaluation), enabled=distributed.rank() == 0) as counter:
+        workers = resolve_num_workers(config.num_workers)
+        return find_by_picture(table, evaluation, rest, num_workers=workers, progress=counter.advance)
+
+
+def exclude(tables: Tables, dropped: list[Dropped] | None) -> Tables:
+    """The tables without unlabeled images that were listed; as they are if nobody looked.
+
+    Raises:
+        BadInput: they are not those of the unlabeled source.
+    """
+    if dropped is None or not isinstance(tables.unlabeled, ImageTable):
+        return tables
+    return tables._replace(unlabeled=without(tables.unlabeled, dropped), excluded=tuple(dropped))
+
+
+def describe_excluded(tables: Tables) -> str:
+    """How many images were excluded, and why."""
+    dropped = tables.excluded or ()
+    assert isinstance(tables.unlabeled, ImageTable)
+    by_class = [one.test_class for one in dropped if one.test_class]
+    return (
+        f"{len(dropped):,} of {len(tables.unlabeled) + len(dropped):,} unlabeled images are left out: "
+        f"{len(by_class):,} of {len(set(by_class)):,} classes that are evaluated on, "
+        f"{len(dropped) - len(by_class):,} near-duplicates of evaluated images"
+    )
+
+
+# ------------------------------------------------------------------ cache
+
+
+def cache_tables(config: TrainConfig, tables: Tables, size: tuple[int, int]) -> Tables:
+    """The tables with their training images in a cache; evaluation reads the originals.
+
+    All processes call this together.
+
+    Args:
+        config: of the run.
+        tables: of the run.
+        size: height and width of views.
+
+    Raises:
+        BadInput: the cache cannot be written.
+    """
+    form, side = config.cache_images, config.cache_side or 2 * max(size)
+    if form == "none":
+        return tables
+    for kind in ("labeled", "unlabeled"):
+        table = getattr(tables, kind)
+        if table is None:
+            continue
+        if not isinstance(table, ImageTable):
+            raise BadInput("--cache-images keeps every image, and --unlabeled is a stream: drop one of the two")
+        with Counter(f"caching {kind} images", len(table), enabled=distributed.rank() == 0) as counter:
+            workers = resolve_num_workers(config.num_workers)
+            kept = cached(table, form, side, num_workers=workers, progress=counter.advance)
+        tables = tables._replace(**{kind: kept})
+    return tables

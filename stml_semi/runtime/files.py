@@ -1,0 +1,84 @@
+"""Files that are whole or not there, and lines of JSON."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yields the name of a temporary file beside `path`, which takes its place when the block ends without an error.
+
+    A process that is killed here, or a full disk, leaves what was there before.
+
+    Args:
+        path: the file.
+        durable: bring the data to the disk before the rename.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        if durable:
+            flush(partial)
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one go."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def flush(path: Path) -> None:
+    """Brings a file or folder to the disk, so that a rename never outruns the data it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------ lines of JSON
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, without those that a killed process or a full disk left unfinished; [] without a file."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = []
+    # Only "\n" ends a line: `splitlines` would also cut at characters that JSON leaves as they are (U+2028).
+    for line in text[: text.rfind("\n") + 1].split("\n"):
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines
+
+
+def write_json_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a log in one go."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(map(_json_line, lines))
+
+
+def append_json_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Adds lines to a log."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(map(_json_line, lines))
+
+
+def _json_line(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"

@@ -1,0 +1,95 @@
+"""From a configuration to everything a run is made of, checked on every process before anything is written."""
+
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+
+from stml_semi.config import TrainConfig
+from stml_semi.data.batches.loading import ViewSettings
+from stml_semi.data.claims import check_honest
+from stml_semi.data.run_tables import (
+    Tables,
+    check_sizes,
+    exclude,
+    kept_classes,
+    open_tables,
+    overlap_by_class,
+    overlap_by_image,
+)
+from stml_semi.data.views import view_size
+from stml_semi.models.backbone import Backbone
+from stml_semi.models.build import build_embedder, open_configured_backbone
+from stml_semi.models.embedder import Embedder
+from stml_semi.run_folder.folder import RunFolder
+from stml_semi.runtime.distributed import together
+from stml_semi.runtime.errors import BadInput
+from stml_semi.sharing.push import check_login
+
+
+class Prepared(NamedTuple):
+    """What a run is made of. Nothing has been written yet."""
+
+    config: TrainConfig
+    """Complete: with the precision that accelerate is configured to use."""
+    accelerator: Accelerator
+    folder: RunFolder
+    tables: Tables
+    backbone: Backbone
+    embedder: Embedder
+    """The bare model, on the CPU."""
+    views: ViewSettings
+
+
+def setup(config: TrainConfig) -> Prepared:
+    """Opens sources and backbone, and checks all that can be checked; all processes call this together.
+
+    Raises:
+        BadInput: with the flag and the fix; nothing has been written or deleted then.
+    """
+    # Buffers are alike in all processes as long as BatchNorm keeps its statistics.
+    wrapper = DistributedDataParallelKwargs(broadcast_buffers=config.batchnorm == "batch")
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[wrapper])
+    config = config.model_copy(update={"mixed_precision": accelerator.mixed_precision})
+    folder = RunFolder(str(config.output_dir), writes=accelerator.is_main_process)
+    tables = together(lambda: _check_and_open(config, folder))
+    if config.exclude_overlap:
+        tables = _without_overlap(config, tables, folder)
+    backbone = together(lambda: open_configured_backbone(config))
+    set_seed(config.seed)
+    embedder = together(lambda: build_embedder(config, backbone))
+    views = ViewSettings(config.augment, view_size(backbone.processor), config.num_views, config.seed)
+    return Prepared(config, accelerator, folder, tables, backbone, embedder, views)
+
+
+def _check_and_open(config: TrainConfig, folder: RunFolder) -> Tables:
+    folder.check(resume=config.resume, overwrite=config.overwrite)
+    if config.resume:
+        folder.check_same_run(config)
+    if config.push_to_hub:
+        check_login("--push-to-hub")
+    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise BadInput("--mixed-precision fp16 needs a GPU; use bf16 or no")
+    tables = open_tables(config)
+    check_sizes(config, tables)
+    check_honest(config)
+    folder.check_outside(config)
+    if config.resume:
+        folder.check_classes(kept_classes(config, tables))
+    return tables
+
+
+def _without_overlap(config: TrainConfig, tables: Tables, folder: RunFolder) -> Tables:
+    """A resumed run excludes what it excluded before; a dry run does not compare images."""
+    listed = folder.read_overlap() if config.resume else None
+    found = together(lambda: overlap_by_class(config, tables, listed))
+    if listed is None and not config.dry_run:
+        found = sorted([*found, *overlap_by_image(config, tables, found)])
+
+    def excluded() -> Tables:
+        kept = exclude(tables, found)
+        check_sizes(config, kept)
+        return kept
+
+    return together(excluded)
