@@ -29,7 +29,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import stml_semi.data.images as reader
-from stml_semi.data.batches.loading import Steps, ViewSettings, showing
+from stml_semi.data.batches.loading import Steps, ViewSettings, one_batch_of
 from stml_semi.data.image_table import ImageTable, image_dataset
 from stml_semi.data.picture_cache import cached
 
@@ -78,7 +78,7 @@ def table_of(pictures: list[bytes]) -> ImageTable:
 
 def steps_of(table: ImageTable, setting: Setting) -> Steps:
     """A step shows every picture once, in two views."""
-    return showing(np.arange(len(table)), table, ViewSettings("paper", (setting.size, setting.size), 2, seed=0))
+    return one_batch_of(np.arange(len(table)), table, ViewSettings("paper", (setting.size, setting.size), 2, seed=0))
 
 
 def ways_of(setting: Setting, folder: Path) -> dict[str, Callable[[int], object]]:

@@ -14,13 +14,13 @@ import torch
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.models.evaluation import embed_table
-from stml_semi.report.neighbor_sheet import Found, draw, find
+from stml_semi.report.neighbor_sheet import ModelNeighbors, draw, find
 from stml_semi.sharing.load import load
 
 NUM_NEIGHBORS = 8
 
 
-def search(model: str, table: ImageTable, title: str) -> Found:
+def search(model: str, table: ImageTable, title: str) -> ModelNeighbors:
     """Nearest neighbors of all pictures of a table."""
     retriever = load(model)
     embedded = embed_table(table, retriever, retriever.processor)
@@ -46,7 +46,7 @@ def main() -> None:
     changed = np.flatnonzero(before.right.sum(1) != after.right.sum(1))
     queries = np.random.default_rng(options.seed).choice(changed, options.queries, replace=False)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen = [Found(found.title, found.rows[queries], found.right[queries]) for found in models]
+    chosen = [ModelNeighbors(found.title, found.rows[queries], found.right[queries]) for found in models]
     draw(table, queries, chosen).save(options.output, optimize=True)
 
 

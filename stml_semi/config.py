@@ -39,11 +39,11 @@ Start = Annotated[T, Mark.START, Mark.ADJUSTABLE, Mark.UNPUBLISHED]
 
 Command = Literal["semi", "unsup", "sup"]
 Augmentation = Literal["auto", "paper", "strong", "glyph", "none"]
-Pooling = Literal["auto", "cls", "mean", "mean_max", "pooler"]
+PoolingKind = Literal["auto", "cls", "mean", "mean_max", "pooler"]
 Balance = Literal["unit", "ratio", "fixed"]
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["no", "bf16", "fp16"]
-Relations = Literal["pool", "batch"]
+RelationsScope = Literal["pool", "batch"]
 CacheImages = Literal["none", "raw", "jpeg"]
 OnBadImage = Literal["replace", "error"]
 BatchNorm = Literal["frozen", "batch"]
@@ -120,7 +120,7 @@ class TrainConfig(BaseModel):
     backbone_weights: Model[Place[str | None]] = None
     """A ResNet-50 checkpoint in torchvision's layout (torchvision, SwAV, MoCo, DINO; .pth or .safetensors), in place of
     --backbone."""
-    pooling: Model[Pooling] = "auto"
+    pooling: Model[PoolingKind] = "auto"
     """How a feature map becomes a vector: auto is mean_max (GAP + GMP) for convolutions, cls where there is a class
     token, else mean."""
     embedding_dim: Model[Count] = 512
@@ -149,7 +149,7 @@ class TrainConfig(BaseModel):
     """Size of a neighborhood, the image itself included: k of the paper."""
     num_views: Objective[Annotated[int, Field(ge=1, le=8)]] = 2
     """Random views of every unlabeled image."""
-    relations: Objective[Relations] = "pool"
+    relations: Objective[RelationsScope] = "pool"
     """Where neighborhoods are compared to tell which images belong together: pool (all live unlabeled images) or batch,
     as published."""
     pool_neighbors: Objective[Annotated[int, Field(ge=2)]] = 20
@@ -285,7 +285,7 @@ class TrainConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _fields_fit_together(self) -> Self:
+    def _batches_fit_together(self) -> Self:
         def divides(batch: str, part: str) -> None:
             size, unit = getattr(self, batch), getattr(self, part)
             if size % unit:
@@ -300,18 +300,26 @@ class TrainConfig(BaseModel):
             divides("unlabeled_batch_size", "num_neighbors")
             if self.unlabeled_batch_size * self.num_views < 2:
                 raise ValueError("--unlabeled-batch-size 1 with --num-views 1 has nothing to compare: raise either")
-        if self.lr_warmup_steps >= self.max_steps:
-            raise ValueError(f"--lr-warmup-steps {self.lr_warmup_steps} must be less than --max-steps {self.max_steps}")
         if self.labeled and self.classes_per_batch < 2:
             raise ValueError(
                 f"--labeled-batch-size {self.labeled_batch_size} holds one class of --images-per-class "
                 f"{self.images_per_class}: a batch compares at least two, so double --labeled-batch-size"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_fit_together(self) -> Self:
+        if self.lr_warmup_steps >= self.max_steps:
+            raise ValueError(f"--lr-warmup-steps {self.lr_warmup_steps} must be less than --max-steps {self.max_steps}")
         if self.labeled and self.unlabeled and self.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"--label-warmup-steps {self.warmup_steps} leaves none of --max-steps {self.max_steps} for the "
                 f"unlabeled images: lower it, or use `sup`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sources_fit_together(self) -> Self:
         if self.relevance < 1 and not self.labeled:
             raise ValueError(f"--relevance {self.relevance}: there are no labeled images to be near to; leave it out")
         if self.cache_side and self.cache_images == "none":
@@ -322,8 +330,6 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "--exclude-overlap drops what is evaluated on, and nothing is: name --eval, or leave it out"
             )
-        if self.batchnorm == "batch" and self.micro_batch_size:
-            raise ValueError("--batchnorm batch needs the batch in one piece: drop it, or --micro-batch-size")
         if self.test_classes and self.eval:
             raise ValueError("--test-classes keeps classes of --labeled for evaluation: drop it, or --eval")
         if self.test_classes and not self.labeled:
@@ -334,6 +340,12 @@ class TrainConfig(BaseModel):
             raise ValueError("--validation-classes keeps classes of --labeled, and there are none: leave it out")
         if self.validation_classes and not self.eval_every:
             raise ValueError("--validation-classes chooses among evaluated steps: give --eval-every more than 0")
+        return self
+
+    @model_validator(mode="after")
+    def _ways_fit_together(self) -> Self:
+        if self.batchnorm == "batch" and self.micro_batch_size:
+            raise ValueError("--batchnorm batch needs the batch in one piece: drop it, or --micro-batch-size")
         for name in self.trackers:
             if name not in TRACKERS:
                 raise ValueError(f"--report-to {self.report_to}: choose among {', '.join(TRACKERS)}, or none")

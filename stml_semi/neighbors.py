@@ -272,13 +272,10 @@ def check_embeddings(embeddings: Tensor, name: str) -> Tensor:
     for start in range(0, len(embeddings), _BLOCK):
         part = slice(start, start + _BLOCK)
         lengths[part] = torch.linalg.vector_norm(embeddings[part].double(), dim=1)
-    bad = ~lengths.isfinite()
-    if bad.any():
-        rows = bad.nonzero().flatten().tolist()
+    if rows := (~lengths.isfinite()).nonzero().flatten().tolist():
         shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         raise BadInput(
-            f"{name} hold NaN or infinity in {len(rows)} of {len(embeddings)} rows ({shown}): "
-            "leave these out, or look for what made the model diverge"
+            f"{name} hold NaN or infinity in {len(rows)} of {len(embeddings)} rows ({shown}): the model has diverged"
         )
     return lengths
 

@@ -63,6 +63,6 @@ def among(name: str, value: str, *choices: str) -> None:
 
 
 def say(sentence: str, values: dict[str, Any], as_json: bool) -> None:
-    """Prints a result, on the main process."""
+    """Fingerprints a result, on the main process."""
     if is_main():
         print(json.dumps(values) if as_json else sentence)

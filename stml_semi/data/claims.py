@@ -3,9 +3,9 @@
 from stml_semi.config import TrainConfig
 from stml_semi.data.benchmarks.facts import Benchmark, benchmark_of
 from stml_semi.data.image_table import ImageTable
-from stml_semi.data.overlap import Dropped
+from stml_semi.data.overlap import ExcludedImage
 from stml_semi.data.run_tables import Tables
-from stml_semi.data.sources.specs import specs_of
+from stml_semi.data.sources.request import specs_of
 from stml_semi.runtime.errors import BadInput
 
 _FEW = 1500
@@ -38,7 +38,7 @@ def claim(tables: Tables) -> str:
     return "" if tables.labeled is None else "no class shares its name with a trained one"
 
 
-def _shared(benchmark: Benchmark, tested: str, excluded: tuple[Dropped, ...] | None) -> str:
+def _shared(benchmark: Benchmark, tested: str, excluded: tuple[ExcludedImage, ...] | None) -> str:
     """What is known of test classes in a foreign pool."""
     if excluded is None:
         return benchmark.shares[tested]

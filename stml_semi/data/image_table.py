@@ -3,25 +3,21 @@
 Importing this module is cheap: pyarrow and datasets are imported by the functions that need them.
 """
 
-import contextlib
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stml_semi.data.benchmarks.facts import DEFAULT_RECALL_AT
-from stml_semi.runtime.errors import BadInput, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from stml_semi.data.images import ImageSource
-
-Labels = Literal["required", "ignored", "optional"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,36 +73,6 @@ class ImageTable:
         return f"{name}[{row - start}]"
 
 
-@dataclass(frozen=True)
-class Ask:
-    """What the user wants; knows how to complain."""
-
-    spec: str
-    flag: str
-    labels: Labels
-    image_column: str | None
-    label_column: str | None
-    data_root: str | None = None
-
-    def error(self, problem: str) -> BadInput:
-        return BadInput(f"{self.flag} {self.spec}: {problem}")
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """Turns whatever a damaged file raises into one line, and keeps progress bars away."""
-        import datasets
-
-        shown = not datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()
-        try:
-            yield
-        except Exception as error:
-            raise self.error(f"cannot be read, check the file: {one_line(error)}") from None
-        finally:
-            if shown:
-                datasets.enable_progress_bars()
-
-
 def image_dataset(table: Any) -> "Dataset":
     from datasets import Dataset
 
@@ -121,8 +87,3 @@ def paths_dataset(paths: list[str] | list[str | None]) -> "Dataset":
     texts = pyarrow.array(paths, pyarrow.string())
     pairs = pyarrow.StructArray.from_arrays([pyarrow.nulls(len(paths), pyarrow.binary()), texts], ["bytes", "path"])
     return image_dataset(pyarrow.table({"image": pairs})).cast_column("image", Image(decode=False))
-
-
-def listed(names: list[str]) -> str:
-    shown = ", ".join(names[:20]) or "none"
-    return f"{shown}, ..." if len(names) > 20 else shown

@@ -35,7 +35,7 @@ _CHUNK_ROWS = 128
 _QUERIES = 2**16
 
 
-class Dropped(NamedTuple):
+class ExcludedImage(NamedTuple):
     """An unlabeled image that is not used: a line of overlap.jsonl."""
 
     row: int
@@ -47,7 +47,7 @@ class Dropped(NamedTuple):
     reason: str
 
 
-def without(table: ImageTable, dropped: list[Dropped]) -> ImageTable:
+def without(table: ImageTable, dropped: list[ExcludedImage]) -> ImageTable:
     """The table without some of its rows.
 
     Raises:
@@ -63,7 +63,7 @@ def without(table: ImageTable, dropped: list[Dropped]) -> ImageTable:
 
 def find_by_class(
     table: ImageTable, evaluation: ImageTable, *, image_column: str | None, data_root: str | None
-) -> list[Dropped]:
+) -> list[ExcludedImage]:
     """Images whose source says that they are of a class that is evaluated on, by row.
 
     Args:
@@ -91,7 +91,7 @@ def find_by_class(
             image = table.describe(row)
             found = of_path.get(image) if of_path is not None else hits[own.labels[row - start]]
             if found:
-                dropped.append(Dropped(row, image, name, found, f"is of class {found}"))
+                dropped.append(ExcludedImage(row, image, name, found, f"is of class {found}"))
     return dropped
 
 
@@ -100,7 +100,7 @@ def _path(table: ImageTable, row: int) -> str | None:
     return source["path"] if source["bytes"] is None else None
 
 
-class Prints(NamedTuple):
+class Fingerprints(NamedTuple):
     """What pictures are compared by."""
 
     digests: NDArray[np.uint8]
@@ -128,7 +128,7 @@ def find_by_picture(
     *,
     num_workers: int,
     progress: Callable[[int], None] | None = None,
-) -> list[Dropped]:
+) -> list[ExcludedImage]:
     """Images that are near-duplicates of evaluated ones. All processes call this together and get the same.
 
     Mirrored, turned and strongly cropped copies are not found.
@@ -140,8 +140,8 @@ def find_by_picture(
         num_workers: processes that decode, for each of those that train.
         progress: called with the number of pictures done since the last call.
     """
-    theirs = _prints(evaluation, np.arange(len(evaluation)), num_workers, progress)
-    ours = _prints(table, rows, num_workers, progress)
+    theirs = _fingerprints(evaluation, np.arange(len(evaluation)), num_workers, progress)
+    ours = _fingerprints(table, rows, num_workers, progress)
     same = {digest.tobytes(): row for row, digest in reversed(list(enumerate(theirs.digests)))}
     same.pop(bytes(16), None)  # There was nothing to read.
     gallery_rows = np.flatnonzero(theirs.readable)
@@ -164,7 +164,7 @@ def find_by_picture(
             else:
                 continue
             image = table.describe(row)
-            dropped.append(Dropped(row, image, _source_of(table, row), "", reason))
+            dropped.append(ExcludedImage(row, image, _source_of(table, row), "", reason))
     return dropped
 
 
@@ -177,23 +177,23 @@ def _signs(bits: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.unpackbits(bits, axis=1)).float().mul_(2).sub_(1)
 
 
-def _prints(
+def _fingerprints(
     table: ImageTable, rows: NDArray[np.int64], num_workers: int, progress: Callable[[int], None] | None
-) -> Prints:
-    """Prints of rows; each process looks at its share, and all get the whole."""
+) -> Fingerprints:
+    """Fingerprints of rows; each process looks at its share, and all get the whole."""
     world = distributed.world_size()
     own = rows[distributed.share(len(rows), rank=distributed.rank(), world_size=world)]
     found = []
-    for prints in decode_ahead(_Looked(table, own), num_workers=num_workers):
+    for prints in decode_ahead(_FingerprintChunks(table, own), num_workers=num_workers):
         found.append(prints)
         if progress is not None:
             progress(len(prints.readable) * world)
-    empty = Prints(np.empty((0, 16), np.uint8), np.empty((0, 32), np.uint8), np.empty(0, bool))
+    empty = Fingerprints(np.empty((0, 16), np.uint8), np.empty((0, 32), np.uint8), np.empty(0, bool))
     gathered = [prints for part in distributed.gather_objects(found) for prints in part]
-    return Prints(*(np.concatenate(parts) for parts in zip(empty, *gathered, strict=True)))
+    return Fingerprints(*(np.concatenate(parts) for parts in zip(empty, *gathered, strict=True)))
 
 
-class _Looked(Dataset[Prints]):
+class _FingerprintChunks(Dataset[Fingerprints]):
     """Item i is the prints of the i-th chunk of rows."""
 
     def __init__(self, table: ImageTable, rows: NDArray[np.int64]) -> None:
@@ -203,10 +203,10 @@ class _Looked(Dataset[Prints]):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, item: int) -> Prints:
+    def __getitem__(self, item: int) -> Fingerprints:
         rows = self.chunks[item]
         count = len(rows)
-        prints = Prints(np.zeros((count, 16), np.uint8), np.zeros((count, 32), np.uint8), np.ones(count, bool))
+        prints = Fingerprints(np.zeros((count, 16), np.uint8), np.zeros((count, 32), np.uint8), np.ones(count, bool))
         for i, row in enumerate(rows):
             try:
                 data = encoded(self.table.source(int(row)))

@@ -9,7 +9,7 @@ from stml_semi.data.batches.live_images import num_live
 from stml_semi.data.batches.plan import check_labeled, check_unlabeled
 from stml_semi.data.class_split import split_by_classes
 from stml_semi.data.image_table import ImageTable
-from stml_semi.data.overlap import Dropped, find_by_class, find_by_picture, without
+from stml_semi.data.overlap import ExcludedImage, find_by_class, find_by_picture, without
 from stml_semi.data.picture_cache import cached
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.sources.open_unlabeled import open_unlabeled
@@ -28,7 +28,7 @@ class Tables(NamedTuple):
     unlabeled: ImageTable | ImageStream | None
     evaluation: ImageTable | None
     recall_at: tuple[int, ...]
-    excluded: tuple[Dropped, ...] | None = None
+    excluded: tuple[ExcludedImage, ...] | None = None
     """What --exclude-overlap took out of the unlabeled ones; None if nobody looked."""
     validation: ImageTable | None = None
     """Of classes that are kept to choose the exported step by."""
@@ -128,7 +128,7 @@ def _check_share(flag: str, size: int) -> None:
 # ------------------------------------------------------------------ overlap with the evaluation
 
 
-def overlap_by_class(config: TrainConfig, tables: Tables, listed: list[Dropped] | None) -> list[Dropped]:
+def overlap_by_class(config: TrainConfig, tables: Tables, listed: list[ExcludedImage] | None) -> list[ExcludedImage]:
     """Unlabeled images of classes that are evaluated on.
 
     Args:
@@ -149,7 +149,7 @@ def overlap_by_class(config: TrainConfig, tables: Tables, listed: list[Dropped] 
     )
 
 
-def overlap_by_image(config: TrainConfig, tables: Tables, by_class: list[Dropped]) -> list[Dropped]:
+def overlap_by_image(config: TrainConfig, tables: Tables, by_class: list[ExcludedImage]) -> list[ExcludedImage]:
     """Near-duplicates of evaluated images among the unlabeled ones. All processes call this together.
 
     Args:
@@ -166,7 +166,7 @@ def overlap_by_image(config: TrainConfig, tables: Tables, by_class: list[Dropped
         return find_by_picture(table, evaluation, rest, num_workers=workers, progress=counter.advance)
 
 
-def exclude(tables: Tables, dropped: list[Dropped] | None) -> Tables:
+def exclude(tables: Tables, dropped: list[ExcludedImage] | None) -> Tables:
     """The tables without unlabeled images that were listed; as they are if nobody looked.
 
     Raises:

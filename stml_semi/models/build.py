@@ -4,7 +4,8 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.views import normalization, view_size
 from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_prefix
 from stml_semi.models.backbone import Backbone, open_backbone
-from stml_semi.models.embedder import Embedder, freeze_unused, resolve_pooling
+from stml_semi.models.embedder import Embedder, freeze_unused
+from stml_semi.models.pooling import resolve_pooling
 from stml_semi.models.resnet_weights import open_resnet50
 from stml_semi.runtime.errors import BadInput
 

@@ -9,14 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stml_semi.config import Pooling
 from stml_semi.data.views import Normalization
-from stml_semi.models.backbone import probe
 from stml_semi.models.keyed_noise import KeyedNoise, is_random
-from stml_semi.runtime.errors import BadInput
-
-# Vision towers whose pooler was trained: their class token alone lacks the last norm (CLIP) or does not exist (SigLIP).
-_TRAINED_POOLER = {"clip_vision_model", "siglip_vision_model", "siglip2_vision_model"}
+from stml_semi.models.pooling import Pooling, pool_output
 
 
 class Embeddings(NamedTuple):
@@ -28,52 +23,6 @@ class Embeddings(NamedTuple):
     """(B, auxiliary_dim): the auxiliary head, used in training only."""
 
 
-class Pool(NamedTuple):
-    """How a backbone's output becomes one vector."""
-
-    kind: Pooling
-    """cls, mean, mean_max or pooler; never auto."""
-    num_prefix_tokens: int
-    """Tokens before the patches (class and register tokens); 0 for feature maps."""
-    num_features: int
-
-
-def resolve_pooling(pooling: Pooling, backbone: Any, size: tuple[int, int]) -> Pool:
-    """The pooling that fits a backbone, found by looking at its output.
-
-    Raises:
-        BadInput: the backbone has no such output.
-    """
-    output = probe(backbone, size)
-    features = output.last_hidden_state
-    kind = backbone.config.model_type
-    is_map = features.ndim == 4
-    prefix = 0 if is_map else _num_prefix_tokens(backbone.config, features.shape[1], size)
-    if pooling == "auto":
-        if is_map:
-            pooling = "mean_max"
-        elif kind in _TRAINED_POOLER:
-            pooling = "pooler"
-        else:
-            pooling = "cls" if prefix else "mean"
-    if pooling == "cls" and not prefix:
-        raise BadInput(f"--pooling cls: {kind} has no class token; use mean or mean_max")
-    if pooling == "mean_max" and prefix:
-        raise BadInput(f"--pooling mean_max is for feature maps, and {kind} has a class token: use cls or mean")
-    if pooling == "pooler" and getattr(output, "pooler_output", None) is None:
-        raise BadInput(f"--pooling pooler: {kind} has no pooler; use {'mean_max' if is_map else 'cls or mean'}")
-    width = output.pooler_output.flatten(1).shape[1] if pooling == "pooler" else features.shape[1 if is_map else -1]
-    return Pool(pooling, prefix, width)
-
-
-def _num_prefix_tokens(config: Any, tokens: int, size: tuple[int, int]) -> int:
-    patch = getattr(config, "patch_size", None)
-    if isinstance(patch, int) and not hasattr(config, "depths"):
-        return tokens - (size[0] // patch) * (size[1] // patch)
-    # Pyramids (Swin) and wrapped models do not tell their stride: the patches are the largest square.
-    return tokens - int(tokens**0.5) ** 2
-
-
 class Embedder(nn.Module):
     """Maps pictures to `Embeddings`. One forward pass may carry labeled images and unlabeled views together."""
 
@@ -83,7 +32,7 @@ class Embedder(nn.Module):
     def __init__(
         self,
         backbone: Any,
-        pool: Pool,
+        pooling: Pooling,
         normalization: Normalization,
         *,
         embedding_dim: int,
@@ -94,7 +43,7 @@ class Embedder(nn.Module):
         """
         Args:
             backbone: transformers model.
-            pool: from `resolve_pooling`.
+            pooling: from `resolve_pooling`.
             normalization: mean and standard deviation per channel for uint8 input.
             embedding_dim: width of f.
             auxiliary_dim: width of g.
@@ -104,12 +53,12 @@ class Embedder(nn.Module):
         """
         super().__init__()
         self.backbone = backbone
-        self.pool = pool
+        self.pooling = pooling
         self.micro_batch_size = micro_batch_size
         self.batch_statistics = batch_statistics
         self.is_random = is_random(backbone)
-        self.head_f = _head(pool.num_features, embedding_dim)
-        self.head_g = _head(pool.num_features, auxiliary_dim)
+        self.head_f = _head(pooling.num_features, embedding_dim)
+        self.head_g = _head(pooling.num_features, auxiliary_dim)
         self.register_buffer("mean", torch.as_tensor(normalization.mean).float().view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.as_tensor(normalization.std).float().view(1, 3, 1, 1), persistent=False)
         self.channels_last = any(
@@ -152,7 +101,7 @@ class Embedder(nn.Module):
             pixels = (pixels.float() / 255 - self.mean) / self.std
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         pixels = pixels.contiguous(memory_format=layout)
-        return pool_output(self.backbone(pixel_values=pixels), self.pool)
+        return pool_output(self.backbone(pixel_values=pixels), self.pooling)
 
     def _embed(self, pixels: Tensor, keys: Tensor | None = None) -> Embeddings:
         noise = nullcontext() if keys is None or not self.training else KeyedNoise(keys)
@@ -167,21 +116,6 @@ class Embedder(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
-
-
-def pool_output(output: Any, pool: Pool) -> Tensor:
-    """A backbone's output, with features (B, C, H, W) or (B, prefix + patches, C), as vectors (B, C)."""
-    if pool.kind == "pooler":
-        return output.pooler_output.flatten(1)
-    features = output.last_hidden_state
-    if features.ndim == 4:
-        features = features.flatten(2).transpose(1, 2)
-    if pool.kind == "cls":
-        return features[:, 0]
-    if pool.kind == "mean_max":
-        return features.mean(1) + features.amax(1)
-    # With registers the standard modules of an export can only average all tokens: then so do we.
-    return features[:, pool.num_prefix_tokens :].mean(1) if pool.num_prefix_tokens <= 1 else features.mean(1)
 
 
 def _head(num_features: int, width: int) -> nn.Linear:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stml_semi.data.batches.eval_images import EvalChunks
-from stml_semi.data.batches.loading import BadPicture
+from stml_semi.data.batches.loading import BadImageEntry
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.workers import decode_ahead
 from stml_semi.metrics import QueryScores, query_scores, summarize
@@ -28,7 +28,7 @@ class EmbeddedTable(NamedTuple):
     """(N, d) float32, not normalized; a picture that cannot be read has zeros."""
     readable: NDArray[np.bool_]
     """(N,)"""
-    bad: list[BadPicture]
+    bad: list[BadImageEntry]
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from stml_semi.metrics import Interval
-from stml_semi.report.retrieval.gallery import Assessed, Gallery
+from stml_semi.report.retrieval.view import Assessed, RetrievalView
 from stml_semi.run_folder.log import exported_step, is_validation, score_keys
 
 # Precision may differ a little from the run's (bf16 there, float32 here); more than this is another model.
@@ -48,12 +48,12 @@ class Headline(NamedTuple):
     """Whether they chose the exported step: then they are not what a run is tested on."""
 
 
-def headlines(runs: Sequence[Sequence[dict[str, Any]]], galleries: Sequence[Gallery]) -> list[Headline]:
+def headlines(runs: Sequence[Sequence[dict[str, Any]]], retrieval: Sequence[RetrievalView]) -> list[Headline]:
     """A table for every set of evaluation pictures.
 
     Args:
         runs: lines of metrics.jsonl, run by run.
-        galleries: of the runs' models; only those that looked at all pictures lend their intervals.
+        retrieval: of the runs' models; only those that looked at all pictures lend their intervals.
     """
     steps = [exported_step(lines) or 0 for lines in runs]
     evaluations = [
@@ -62,7 +62,7 @@ def headlines(runs: Sequence[Sequence[dict[str, Any]]], galleries: Sequence[Gall
     ]
     lines = sorted(itertools.chain(*evaluations), key=is_validation)  # What is tested on comes first.
     names = list(dict.fromkeys(line["data"] for line in lines))
-    return [_headline(name, evaluations, next((g for g in galleries if g.name == name), None)) for name in names]
+    return [_headline(name, evaluations, next((g for g in retrieval if g.name == name), None)) for name in names]
 
 
 def percent(interval: Interval) -> Cell:
@@ -75,13 +75,13 @@ def _minus(number: str) -> str:
     return number.replace("-", "\N{MINUS SIGN}")
 
 
-def _headline(name: str, evaluations: Sequence[Sequence[dict[str, Any]]], gallery: Gallery | None) -> Headline:
+def _headline(name: str, evaluations: Sequence[Sequence[dict[str, Any]]], view: RetrievalView | None) -> Headline:
     last = [{line["model"]: line for line in lines if line["data"] == name} for lines in evaluations]
     first = next(line for models in last for line in models.values())
     columns = score_keys(first)
     best = {key: max(line.get(key, 0.0) for models in last for line in models.values()) for key in columns}
     rows = [
-        _row(place, model, models, columns, best, _assessed(gallery, place, model))
+        _row(place, model, models, columns, best, _assessed(view, place, model))
         for place, models in enumerate(last)
         for model in _MODELS
         if model in models
@@ -119,12 +119,12 @@ def _row(
     return Row(place, _MODELS[model], line["step"], cells, gain)
 
 
-def _assessed(gallery: Gallery | None, place: int, model: str) -> Assessed | None:
-    """What the gallery knows of a model; the teacher is not exported, so it knows nothing of that."""
-    if gallery is None or not gallery.complete:
+def _assessed(view: RetrievalView | None, place: int, model: str) -> Assessed | None:
+    """What is known of a model; the teacher is not exported, so it knows nothing of that."""
+    if view is None or not view.complete:
         return None
     if model == "student":
-        return next((known for known in gallery.models if known.run == place), None)
+        return next((known for known in view.models if known.run == place), None)
     if model == "frozen":
-        return next((known for known in gallery.models if known.run is None), None)
+        return next((known for known in view.models if known.run is None), None)
     return None

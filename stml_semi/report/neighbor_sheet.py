@@ -16,7 +16,7 @@ GAP = 6
 RIGHT, WRONG, INK, PAPER = "#1a7f37", "#b42318", "#1f2328", "#ffffff"
 
 
-class Found(NamedTuple):
+class ModelNeighbors(NamedTuple):
     """What one model finds for some queries."""
 
     title: str
@@ -28,7 +28,7 @@ class Found(NamedTuple):
 
 def find(
     table: ImageTable, embeddings: Tensor, queries: NDArray[np.int64], k: int, *, usable: NDArray[np.bool_], title: str
-) -> Found:
+) -> ModelNeighbors:
     """Looks queries up in the other pictures of a table, or in its gallery if it names queries.
 
     Args:
@@ -46,10 +46,10 @@ def find(
     k = min(k, len(gallery) - (own is not None))
     found = nearest_neighbors(embeddings[at], k, queries=embeddings[asked], exclude=own).indices.cpu().numpy()
     rows = gallery[found]
-    return Found(title, rows, table.labels[rows] == table.labels[queries][:, None])
+    return ModelNeighbors(title, rows, table.labels[rows] == table.labels[queries][:, None])
 
 
-def draw(table: ImageTable, queries: NDArray[np.int64], models: list[Found], *, cell: int = 48) -> Image.Image:
+def draw(table: ImageTable, queries: NDArray[np.int64], models: list[ModelNeighbors], *, cell: int = 48) -> Image.Image:
     """One line a query: the query, then its neighbors by each model; wrong ones are framed red and crossed."""
     step = cell + GAP
     blocks = [found.rows.shape[1] * step + 3 * GAP for found in models]

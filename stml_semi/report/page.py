@@ -14,15 +14,15 @@ from stml_semi.metrics import score_title
 from stml_semi.report.charts import letter, score_charts, training_charts
 from stml_semi.report.headline import headlines, percent
 from stml_semi.report.pictures import Pictures
-from stml_semi.report.retrieval.gallery import Gallery, Model, build_gallery
 from stml_semi.report.retrieval.sample import frozen_backbone
+from stml_semi.report.retrieval.view import Model, RetrievalView, view_retrieval
 from stml_semi.report.unlabeled.affinities import affinity_charts
 from stml_semi.report.unlabeled.pool_sample import DUPLICATE
 from stml_semi.report.unlabeled.pool_view import PoolView, view_pool
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.files import write_text
-from stml_semi.runtime.html import render
+from stml_semi.runtime.templates import render
 from stml_semi.sharing.load import load
 
 _MOST_BAD = 30
@@ -79,24 +79,26 @@ def write_page(runs: Sequence[ReportedRun], target: Path, *, device: torch.devic
         OSError: the file cannot be written.
     """
     pictures, notes = Pictures(), [run.problem for run in runs if run.problem]
-    galleries = _galleries(runs, pictures, notes, device)
+    retrieval = _retrieval_views(runs, pictures, notes, device)
     lines = [run.folder.log.lines() for run in runs]
     views = [_view(place, run, pictures, notes, len(runs), device) for place, run in enumerate(runs)]
     text = render(
         "report/page.html",
+        {
+            "title": ", ".join(view.name for view in views),
+            "kind": "report",
+            "runs": views,
+            "many": len(runs) > 1,
+            "notes": notes,
+            "headlines": headlines(lines, retrieval),
+            "charts": score_charts(lines) + training_charts(lines) + affinity_charts(lines),
+            "retrieval": retrieval,
+            "settings": _settings([run.config for run in runs]),
+            "pictures": pictures.uris,
+            "letter": letter,
+            "duplicate": DUPLICATE,
+        },
         filters={"score_title": score_title, "percent": percent},
-        title=", ".join(view.name for view in views),
-        kind="report",
-        runs=views,
-        many=len(runs) > 1,
-        notes=notes,
-        headlines=headlines(lines, galleries),
-        charts=score_charts(lines) + training_charts(lines) + affinity_charts(lines),
-        galleries=galleries,
-        settings=_settings([run.config for run in runs]),
-        pictures=pictures.uris,
-        letter=letter,
-        duplicate=DUPLICATE,
     )
     write_text(target, text)
     return target
@@ -105,15 +107,15 @@ def write_page(runs: Sequence[ReportedRun], target: Path, *, device: torch.devic
 # ------------------------------------------------------------------ retrieval
 
 
-def _galleries(
+def _retrieval_views(
     runs: Sequence[ReportedRun], pictures: Pictures, notes: list[str], device: torch.device | str
-) -> list[Gallery]:
-    """A gallery for every table that runs were evaluated on, with the models of all these runs."""
+) -> list[RetrievalView]:
+    """A view of every table that runs were evaluated on, with the models of all these runs."""
     by_table: dict[str, list[int]] = {}
     for place, run in enumerate(runs):
         if run.tables is not None and run.tables.evaluation is not None:
             by_table.setdefault(run.tables.evaluation.name, []).append(place)
-    galleries = []
+    retrieval = []
     for number, places in enumerate(by_table.values()):
         tables = runs[places[0]].tables
         assert tables is not None
@@ -121,10 +123,10 @@ def _galleries(
         models = _models([(place, runs[place]) for place in places], notes, device, many=len(runs) > 1)
         if models:
             workers = resolve_num_workers(None)
-            galleries.append(
-                build_gallery(tables.evaluation, models, pictures, anchor=f"data-{number}", num_workers=workers)
+            retrieval.append(
+                view_retrieval(tables.evaluation, models, pictures, anchor=f"data-{number}", num_workers=workers)
             )
-    return galleries
+    return retrieval
 
 
 def _models(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stml_semi.config import Mark, TrainConfig, fields_that, flag
-from stml_semi.data.overlap import Dropped
-from stml_semi.data.sources.specs import specs_of
+from stml_semi.data.overlap import ExcludedImage
+from stml_semi.data.sources.request import specs_of
 from stml_semi.run_folder.log import RunLog
 from stml_semi.run_folder.recipe import read_config, read_recipe
 from stml_semi.runtime.errors import BadInput
@@ -215,13 +215,13 @@ class RunFolder:
         if self.writes:
             write_text(self._facts_file, json.dumps(self._facts() | changed, indent=1, ensure_ascii=False))
 
-    def write_overlap(self, dropped: Iterable[Dropped]) -> None:
+    def write_overlap(self, dropped: Iterable[ExcludedImage]) -> None:
         """Lists unlabeled images that are not used."""
         if self.writes:
             write_json_lines(self.overlap, [one._asdict() for one in dropped])
 
-    def read_overlap(self) -> list[Dropped] | None:
+    def read_overlap(self) -> list[ExcludedImage] | None:
         """Those that were listed; None if nobody looked for them."""
         if not self.overlap.is_file():
             return None
-        return [Dropped(**line) for line in read_json_lines(self.overlap)]
+        return [ExcludedImage(**line) for line in read_json_lines(self.overlap)]

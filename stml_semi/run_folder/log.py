@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stml_semi.data.batches.loading import BadPicture
+from stml_semi.data.batches.loading import BadImageEntry
 from stml_semi.runtime.files import append_json_lines, read_json_lines, write_json_lines
 
 
@@ -44,7 +44,7 @@ class RunLog:
         """How many images are listed as bad."""
         return len(self._listed)
 
-    def list_bad(self, found: Iterable[BadPicture]) -> int:
+    def list_bad(self, found: Iterable[BadImageEntry]) -> int:
         """Lists images in bad_images.jsonl, each once. Returns how many are listed."""
         new = {bad.image: bad for bad in found if bad.image not in self._listed}
         self._listed |= new.keys()

@@ -8,7 +8,7 @@ from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, ImageSource
 from stml_semi.data.thumbnails import thumbnail
 from stml_semi.runtime.errors import BadInput
-from stml_semi.runtime.html import render
+from stml_semi.runtime.templates import render
 from stml_semi.search.index import Index
 from stml_semi.search.query import Answer, open_indexed
 
@@ -55,10 +55,12 @@ def write_page(path: str, folder: str, answers: Sequence[Answer]) -> None:
     ]
     page = render(
         "search/answers.html",
-        title=f"{index.info.data}, {index.info.num_rows:,} pictures",
-        kind="search",
-        model=index.info.model,
-        sections=sections,
+        {
+            "title": f"{index.info.data}, {index.info.num_rows:,} pictures",
+            "kind": "search",
+            "model": index.info.model,
+            "sections": sections,
+        },
     )
     try:
         Path(path).write_text(page, encoding="utf-8")

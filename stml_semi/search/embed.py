@@ -1,6 +1,7 @@
 """`embed`: any model on any pictures, into an index on disk."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from stml_semi.data.batches.plan import Rows
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.workers import resolve_num_workers
 from stml_semi.models.evaluation import EmbeddedTable, embed_table
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
-from stml_semi.runtime.files import append_json_lines
+from stml_semi.runtime.files import append_json_lines, read_json_lines
 from stml_semi.runtime.progress import Counter
 from stml_semi.search.index import Format, Index, IndexInfo, Part, read_info
 from stml_semi.sharing.load import Retriever, load
@@ -47,7 +49,7 @@ def embed_source(
     num_workers: int | None = None,
     part_size: int = PART_SIZE,
 ) -> Embedded:
-    """Embeds all pictures of a source into an index, part by part; run again, it goes on where it was stopped.
+    """Embeds all pictures of a source into an index, part by part; run again, it resumes where it was stopped.
 
     Memory: one part, on every process.
 
@@ -73,41 +75,52 @@ def embed_source(
     problems = distributed.gather_objects(_problem(index) if main else None)
     if problems[0]:
         raise BadInput(problems[0])
-    bad_images = index.folder / "bad_images.jsonl"
     if main:
         index.folder.mkdir(parents=True, exist_ok=True)
         index.save_info()
-    workers = resolve_num_workers(num_workers)
-    # The main process alone looks: the others might see a part that it has just written.
-    done = distributed.gather_objects([index.has(number) for number in range(info.num_parts)] if main else None)[0]
-    embedded = 0
     with Counter("embed", len(table), enabled=main) as counter:
-        for number in range(info.num_parts):
-            rows = np.arange(number * part_size, min((number + 1) * part_size, len(table)))
-            if done[number]:
-                counter.skip(len(rows))
-                continue
-            made = embed_table(
+
+        def embed(rows: Rows) -> EmbeddedTable:
+            return embed_table(
                 table,
                 retriever,
                 retriever.processor,
                 rows=rows,
                 batch_size=batch_size,
-                num_workers=workers,
+                num_workers=resolve_num_workers(num_workers),
                 device=accelerator.device,
                 progress=lambda count: counter.advance(count * distributed.world_size()),
             )
-            if main:
-                append_json_lines(bad_images, [bad._asdict() for bad in made.bad])
-                index.write(number, _part(table, rows, made))
-            embedded += int(made.readable.sum())
+
+        embedded = _embed_missing(index, table, embed, counter, writes=main)
     if main:
         index.info = info._replace(complete=True)
         index.save_info()
     accelerator.wait_for_everyone()
-    num_bad = len(set(bad_images.read_text(encoding="utf-8").splitlines())) if bad_images.is_file() else 0
+    num_bad = len({line["image"] for line in read_json_lines(index.bad_images)})
     accelerator.end_training()
     return Embedded(output, len(table), embedded, num_bad)
+
+
+def _embed_missing(
+    index: Index, table: ImageTable, embed: Callable[[Rows], EmbeddedTable], counter: Counter, *, writes: bool
+) -> int:
+    """Embeds and writes the parts that are not there; all processes call this together. Returns how many rows."""
+    size, parts = index.info.part_size, range(index.info.num_parts)
+    # The main process alone looks: the others might see a part that it has just written.
+    there = distributed.gather_objects([index.has(number) for number in parts] if writes else None)[0]
+    embedded = 0
+    for number in parts:
+        rows = np.arange(number * size, min((number + 1) * size, len(table)))
+        if there[number]:
+            counter.skip(len(rows))
+            continue
+        made = embed(rows)
+        if writes:
+            append_json_lines(index.bad_images, [bad._asdict() for bad in made.bad])
+            index.write(number, _part(table, rows, made))
+        embedded += int(made.readable.sum())
+    return embedded
 
 
 def fingerprint(retriever: Retriever) -> str:

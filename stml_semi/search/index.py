@@ -64,6 +64,7 @@ class Index:
 
     def __init__(self, folder: str | Path, info: IndexInfo) -> None:
         self.folder, self.info = Path(folder), info
+        self.bad_images = self.folder / "bad_images.jsonl"
 
     @classmethod
     def open(cls, folder: str | Path) -> "Index":

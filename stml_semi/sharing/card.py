@@ -10,10 +10,11 @@ import yaml
 
 from stml_semi.config import Mark, TrainConfig, fields_that, flag
 from stml_semi.data.benchmarks.facts import BENCHMARKS, benchmark_of
-from stml_semi.data.sources.specs import specs_of
+from stml_semi.data.sources.request import specs_of
 from stml_semi.metrics import score_title
 from stml_semi.run_folder.log import is_validation, score_keys
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.templates import render
 from stml_semi.sharing.card_curves import FILE as CURVES
 from stml_semi.sharing.card_curves import draw_curves
 from stml_semi.sharing.origin import Origin
@@ -184,45 +185,36 @@ def _name(config: TrainConfig) -> str:
 
 
 def _card(facts: CardFacts, *, curves: bool) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     config, origin = facts.config, facts.origin
     lines = _last(facts.lines, facts.step)
-    environment = Environment(
-        loader=PackageLoader("stml_semi", "sharing"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["score_title"] = score_title
     base = f"[{origin.base_model}](https://huggingface.co/{origin.base_model})" if origin.base_model else None
     kept = config.validation_classes if facts.weights == "student" else None
-    return environment.get_template("card.md").render(
-        metadata=_metadata(facts),
-        config=config,
-        name=_name(config),
-        place=config.hub_model_id or PLACE,
-        backbone=base or f"`{_without_folders(config.backbone_weights or config.backbone)}`",
-        license=config.license or origin.license,
-        pooling=_POOLING[facts.pooling],
-        size=facts.size,
-        training=_TRAINING[config.command],
-        weights=facts.weights,
-        average=", an exponential moving average of the trained weights" * (facts.weights == "teacher"),
-        steps=f"{facts.step} of {config.max_steps}" if facts.step != config.max_steps else str(facts.step),
-        stored=_STORED.format(facts.dtype) * (facts.dtype != "float32"),
-        data=_data(config),
-        results=lines,
-        keys=score_keys(lines[0]) if lines else [],
-        rows=_ROWS,
-        evaluation=_without_folders(lines[0]["data"]) if lines else "",
-        claim=f" {facts.claim[:1].upper()}{facts.claim[1:]}." * bool(facts.claim),
-        chosen=_CHOSEN.format(100 * kept) if kept else "",
-        command=command_line(config),
-        onnx=facts.onnx,
-        curves=CURVES if curves else None,
-    )
+    values = {
+        "metadata": _metadata(facts),
+        "config": config,
+        "name": _name(config),
+        "place": config.hub_model_id or PLACE,
+        "backbone": base or f"`{_without_folders(config.backbone_weights or config.backbone)}`",
+        "license": config.license or origin.license,
+        "pooling": _POOLING[facts.pooling],
+        "size": facts.size,
+        "training": _TRAINING[config.command],
+        "weights": facts.weights,
+        "average": ", an exponential moving average of the trained weights" * (facts.weights == "teacher"),
+        "steps": f"{facts.step} of {config.max_steps}" if facts.step != config.max_steps else str(facts.step),
+        "stored": _STORED.format(facts.dtype) * (facts.dtype != "float32"),
+        "data": _data(config),
+        "results": lines,
+        "keys": score_keys(lines[0]) if lines else [],
+        "rows": _ROWS,
+        "evaluation": _without_folders(lines[0]["data"]) if lines else "",
+        "claim": f" {facts.claim[:1].upper()}{facts.claim[1:]}." * bool(facts.claim),
+        "chosen": _CHOSEN.format(100 * kept) if kept else "",
+        "command": command_line(config),
+        "onnx": facts.onnx,
+        "curves": CURVES if curves else None,
+    }
+    return render("sharing/card.md", values, filters={"score_title": score_title}, escape=False)
 
 
 def _data(config: TrainConfig) -> list[str]:

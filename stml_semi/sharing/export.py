@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from stml_semi.models.adaptation import merged
-from stml_semi.models.embedder import Embedder, Pool
+from stml_semi.models.embedder import Embedder
+from stml_semi.models.pooling import Pooling
 
 PoolingMode = Literal["cls", "mean", "max"]
 
@@ -41,11 +42,12 @@ def export_model(
             is slow on many processors, and a ResNet in it refuses the image processor's float32 pixels.
     """
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
-    pool = embedder.pool
-    modes = pooling_modes(pool)
-    pooled = pool.kind == "pooler"
+    pooling = embedder.pooling
+    modes = pooling_modes(pooling)
+    pooled = pooling.kind == "pooler"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _quiet(), _scratch_beside(folder) as scratch, torch.random.fork_rng(devices=[]):
         backbone = Path(scratch) / "backbone"
@@ -65,8 +67,8 @@ def export_model(
             )
         ]
         if not pooled:
-            modules.append(Pooling(pool.num_features, modes))
-        weight = folded_weight(embedder.head_f.weight.detach().cpu(), pool, _num_tokens(embedder, processor))
+            modules.append(PoolingModule(pooling.num_features, modes))
+        weight = folded_weight(embedder.head_f.weight.detach().cpu(), pooling, _num_tokens(embedder, processor))
         dense = Dense(
             weight.shape[1],
             weight.shape[0],
@@ -87,16 +89,16 @@ def export_model(
         target.rename(folder)
 
 
-def pooling_modes(pool: Pool) -> tuple[PoolingMode, ...]:
-    """The modes of the standard Pooling module whose concatenation holds what `pool` computes."""
-    if pool.kind == "cls":
+def pooling_modes(pooling: Pooling) -> tuple[PoolingMode, ...]:
+    """The modes of the standard Pooling module whose concatenation holds what `pooling` computes."""
+    if pooling.kind == "cls":
         return ("cls",)
-    if pool.kind == "mean_max":
+    if pooling.kind == "mean_max":
         return ("mean", "max")
-    return ("cls", "mean") if pool.num_prefix_tokens == 1 else ("mean",)
+    return ("cls", "mean") if pooling.num_prefix_tokens == 1 else ("mean",)
 
 
-def folded_weight(weight: torch.Tensor, pool: Pool, num_tokens: int) -> torch.Tensor:
+def folded_weight(weight: torch.Tensor, pooling: Pooling, num_tokens: int) -> torch.Tensor:
     """Head f for the concatenation of `pooling_modes`, exactly equal to the head on the pooled vector.
 
     mean + max is one weight applied to both halves. The mean over patches, n of them beside one class token, is
@@ -104,12 +106,12 @@ def folded_weight(weight: torch.Tensor, pool: Pool, num_tokens: int) -> torch.Te
 
     Args:
         weight: (d, C).
-        pool: how the vector of width C was pooled.
+        pooling: how the vector of width C was pooled.
         num_tokens: tokens of a picture, class token included.
     """
-    if pool.kind == "mean_max":
+    if pooling.kind == "mean_max":
         return torch.cat([weight, weight], dim=1)
-    if pool.kind == "mean" and pool.num_prefix_tokens == 1:
+    if pooling.kind == "mean" and pooling.num_prefix_tokens == 1:
         patches = num_tokens - 1
         return torch.cat([-weight / patches, weight * (num_tokens / patches)], dim=1)
     return weight
@@ -128,7 +130,7 @@ def _num_tokens(embedder: Embedder, processor: Any) -> int:
     from stml_semi.data.views import view_size
     from stml_semi.models.backbone import probe
 
-    if embedder.pool.kind != "mean" or embedder.pool.num_prefix_tokens != 1:
+    if embedder.pooling.kind != "mean" or embedder.pooling.num_prefix_tokens != 1:
         return 0
     return probe(embedder.backbone, view_size(processor)).last_hidden_state.shape[1]
 

@@ -72,7 +72,7 @@ def export_run(
         weights=weights,
         step=trained.step,
         size=view_size(trained.backbone.processor),
-        pooling=trained.embedder.pool.kind,
+        pooling=trained.embedder.pooling.kind,
         claim=folder.claim,
         origin=_origin(config, folder),
         dtype=dtype,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stml_semi.data.images import to_rgb
 from stml_semi.data.views import eval_views, view_size
 from stml_semi.models.backbone import open_backbone, resolve_backbone
-from stml_semi.models.embedder import pool_output, resolve_pooling
+from stml_semi.models.pooling import pool_output, resolve_pooling
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.runtime.errors import BadInput, one_line
 
@@ -114,8 +114,8 @@ def load(model: str | Path, *, device: str | torch.device = "cpu") -> Retriever:
     folder = _folder(str(model))
     if not (folder / "modules.json").is_file():
         backbone = open_backbone(str(model), flag="--model")
-        pool = resolve_pooling("auto", backbone.model, view_size(backbone.processor))
-        return Retriever(backbone.model, backbone.processor, partial(pool_output, pool=pool)).to(device)
+        pooling = resolve_pooling("auto", backbone.model, view_size(backbone.processor))
+        return Retriever(backbone.model, backbone.processor, partial(pool_output, pooling=pooling)).to(device)
     backbone = open_backbone(str(folder), flag="--model")
     entries = [(entry["type"].rsplit(".", 1)[-1], entry["path"]) for entry in _json(folder / "modules.json")]
     kinds = {kind: folder / path for kind, path in entries}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from stml_semi.config import TrainConfig
 from stml_semi.data.benchmarks.facts import BENCHMARKS
-from stml_semi.data.sources.specs import specs_of
+from stml_semi.data.sources.request import specs_of
 from stml_semi.models.backbone import resolve_backbone
 
 

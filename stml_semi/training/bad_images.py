@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from stml_semi.config import TrainConfig
-from stml_semi.data.batches.loading import BadPicture
+from stml_semi.data.batches.loading import BadImageEntry
 from stml_semi.data.batches.pool import UnlabeledPool
 from stml_semi.data.run_tables import Tables
 from stml_semi.run_folder.log import RunLog
@@ -23,7 +23,7 @@ class BadImages:
         """
         self.config, self.tables, self.pool, self.log = config, tables, pool, log
 
-    def list(self, found: Sequence[BadPicture]) -> None:
+    def list(self, found: Sequence[BadImageEntry]) -> None:
         """Lists bad images (the same ones in all processes).
 
         Raises:

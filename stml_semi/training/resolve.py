@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from stml_semi.config import TrainConfig, flag
 from stml_semi.data.benchmarks.facts import BENCHMARKS, benchmark_of
-from stml_semi.data.sources.specs import specs_of
+from stml_semi.data.sources.request import specs_of
 from stml_semi.run_folder.recipe import build_config, read_recipe
 from stml_semi.runtime.errors import BadInput
 from stml_semi.training.trackers import check_installed

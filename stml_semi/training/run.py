@@ -105,7 +105,7 @@ def _export(prepared: Prepared, step: int) -> None:
         weights="student",
         step=step,
         size=prepared.views.size,
-        pooling=prepared.embedder.pool.kind,
+        pooling=prepared.embedder.pooling.kind,
         claim=folder.claim,
         origin=find_origin(config),
     )

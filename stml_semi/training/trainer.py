@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from stml_semi.data.batches.loading import BadPicture, Batch
+from stml_semi.data.batches.loading import BadImageEntry, Batch
 from stml_semi.data.batches.train_batches import TrainBatches, open_pool
 from stml_semi.data.run_tables import Tables
 from stml_semi.data.workers import resolve_num_workers
@@ -55,7 +55,7 @@ class Trainer:
             num_workers=resolve_num_workers(config.num_workers),
         )
         self.bad_images = BadImages(config, tables, self.pool, self.folder.log)
-        self._bad: list[BadPicture] = []
+        self._bad: list[BadImageEntry] = []
         self.evaluator = Evaluator(config, tables, encoder, self.bad_images, outputs)
         find = NeighborhoodFinder(config, tables.labeled, encoder, self.teacher, self.bad_images, self.progress)
         self.batches = TrainBatches(config, prepared.views, tables.labeled, self.pool, find, self.device)

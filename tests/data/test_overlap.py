@@ -10,7 +10,7 @@ from PIL import Image
 from stml_semi.data.benchmarks.class_names import plain_car, plain_name
 from stml_semi.data.claims import claim
 from stml_semi.data.image_table import ImageTable
-from stml_semi.data.overlap import MAX_DISTANCE, Dropped, find_by_class, find_by_picture, perceptual_hash, without
+from stml_semi.data.overlap import MAX_DISTANCE, ExcludedImage, find_by_class, find_by_picture, perceptual_hash, without
 from stml_semi.data.run_tables import Tables
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.run_folder.recipe import build_config
@@ -120,7 +120,7 @@ def test_what_was_dropped_must_be_there_still(tables):
 
 def test_classes_that_are_known_stay_with_their_images(tables):
     pool = replace(tables[0], labels=np.arange(len(tables[0])))
-    dropped = [Dropped(row, pool.describe(row), "", "", "") for row in (0, 2)]
+    dropped = [ExcludedImage(row, pool.describe(row), "", "", "") for row in (0, 2)]
     left = without(pool, dropped).labels
     assert left is not None
     assert left.tolist() == [1, *range(3, len(pool))]
@@ -160,7 +160,7 @@ def test_the_claim_follows_what_was_dropped(tables):
     labeled = replace(labeled, classes=("001.A", "002.B"))
     all_of_it = Tables(labeled, unlabeled, evaluation, (1,))
     assert "NABirds holds 75 of CUB's 100 test species" in claim(all_of_it)
-    dropped = (Dropped(0, "x", "nabirds:all", "150.Sage_Thrasher", "is of class"),)
+    dropped = (ExcludedImage(0, "x", "nabirds:all", "150.Sage_Thrasher", "is of class"),)
     said = claim(all_of_it._replace(excluded=dropped))
     assert said == "no label of its classes was used; 1 of its classes were taken out of nabirds by name"
     assert "of which none could be told by name" in claim(all_of_it._replace(excluded=()))

@@ -4,7 +4,8 @@ import torch
 
 from stml_semi.data.views import normalization, view_size
 from stml_semi.models.backbone import open_backbone
-from stml_semi.models.embedder import Embedder, resolve_pooling
+from stml_semi.models.embedder import Embedder
+from stml_semi.models.pooling import resolve_pooling
 from stml_semi.sharing.export import export_model
 
 

@@ -8,8 +8,9 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.views import normalization, view_size
 from stml_semi.models.adaptation import add_lora, checkpoint_blocks, depths, find_blocks, freeze_prefix, merged
 from stml_semi.models.backbone import open_backbone
-from stml_semi.models.embedder import Embedder, resolve_pooling
+from stml_semi.models.embedder import Embedder
 from stml_semi.models.keyed_noise import row_keys
+from stml_semi.models.pooling import resolve_pooling
 from stml_semi.models.teacher import Teacher
 from stml_semi.training.optimizer import make_optimizer
 

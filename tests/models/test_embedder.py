@@ -7,7 +7,8 @@ from torch import nn
 
 from stml_semi.data.views import normalization, view_size
 from stml_semi.models.backbone import open_backbone
-from stml_semi.models.embedder import Embedder, freeze_unused, resolve_pooling
+from stml_semi.models.embedder import Embedder, freeze_unused
+from stml_semi.models.pooling import resolve_pooling
 from stml_semi.models.teacher import Teacher
 
 POOLING = {
@@ -49,7 +50,7 @@ def test_every_kind_of_backbone_embeds_and_learns(make_backbone, kind):
     folder = make_backbone(kind)
     embedder = make_embedder(folder)
     size = view_size(open_backbone(str(folder)).processor)
-    assert embedder.pool.kind == POOLING[kind]
+    assert embedder.pooling.kind == POOLING[kind]
     freeze_unused(embedder, size)
     f, g = embedder(pixels_for(size))
     assert f.shape == (4, 6)
@@ -62,7 +63,7 @@ def test_every_kind_of_backbone_embeds_and_learns(make_backbone, kind):
 
 @pytest.mark.parametrize(("kind", "prefix"), [("vit", 1), ("deit", 2), ("dinov2", 1), ("dinov3", 5), ("swin", 0)])
 def test_prefix_tokens_are_counted(make_backbone, kind, prefix):
-    assert make_embedder(make_backbone(kind), pooling="mean").pool.num_prefix_tokens == prefix
+    assert make_embedder(make_backbone(kind), pooling="mean").pooling.num_prefix_tokens == prefix
 
 
 def test_mean_leaves_the_class_token_out(make_backbone):
@@ -129,7 +130,7 @@ def test_image_size_resamples_position_embeddings(make_backbone):
         assert view_size(processor) == (48, 48)
         assert model.config.image_size == 48
         tokens = model(pixel_values=torch.zeros(1, 3, 48, 48)).last_hidden_state.shape[1]
-        assert tokens - make_embedder(make_backbone(kind)).pool.num_prefix_tokens == 36
+        assert tokens - make_embedder(make_backbone(kind)).pooling.num_prefix_tokens == 36
 
 
 def test_what_is_no_image_backbone_is_refused(tmp_path):

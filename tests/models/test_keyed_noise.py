@@ -6,8 +6,9 @@ from torch import nn
 
 from stml_semi.data.views import normalization, view_size
 from stml_semi.models.backbone import open_backbone
-from stml_semi.models.embedder import Embedder, resolve_pooling
+from stml_semi.models.embedder import Embedder
 from stml_semi.models.keyed_noise import KeyedNoise, is_random, row_keys, uniform
+from stml_semi.models.pooling import resolve_pooling
 
 
 def test_numbers_are_uniform_and_belong_to_key_and_call():

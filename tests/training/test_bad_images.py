@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from stml_semi.config import TrainConfig
-from stml_semi.data.batches.loading import BadPicture
+from stml_semi.data.batches.loading import BadImageEntry
 from stml_semi.data.run_tables import Tables
 from stml_semi.run_folder.log import RunLog
 from stml_semi.runtime.errors import RunFailed
@@ -19,8 +19,8 @@ def book(folder, total: int, **values: Any) -> BadImages:
     return BadImages(config, Tables(None, None, None, ()), pool, RunLog(folder, writes=True))
 
 
-def bad(count: int, first: int = 0) -> list[BadPicture]:
-    return [BadPicture(f"{number}.png", "is empty") for number in range(first, first + count)]
+def bad(count: int, first: int = 0) -> list[BadImageEntry]:
+    return [BadImageEntry(f"{number}.png", "is empty") for number in range(first, first + count)]
 
 
 def test_one_bad_image_never_ends_a_run_and_too_many_do(tmp_path):

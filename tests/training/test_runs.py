@@ -77,7 +77,7 @@ def test_bad_pictures_are_replaced_and_listed_once(tmp_path):
     flags += ["--images-per-class", "2", "--unlabeled-batch-size", "20", "--max-steps", "6", "--log-every", "1"]
     refused = train(tmp_path / "refused", *flags)
     assert refused.returncode == 1
-    assert "2 of 78 pictures cannot be read, more than --max-bad-fraction 0.01 allows" in refused.stderr
+    assert "2 of 78 images cannot be read, more than --max-bad-fraction 0.01 allows" in refused.stderr
     strict = train(tmp_path / "strict", *flags, "--on-bad-image", "error")
     assert strict.returncode == 1
     assert "2.png" in strict.stderr.splitlines()[-1]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stml_semi.data.batches.loading import BadPicture
+from stml_semi.data.batches.loading import BadImageEntry
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.views import eval_views
@@ -21,7 +21,7 @@ class EvalBatch(NamedTuple):
     """(n, 3, H, W) float32, as the image processor makes them; a bad picture is all zeros."""
     readable: Tensor
     """(n,) bool."""
-    bad: list[BadPicture]
+    bad: list[BadImageEntry]
 
 
 class EvalChunks(Dataset[EvalBatch]):
@@ -42,7 +42,7 @@ class EvalChunks(Dataset[EvalBatch]):
                 pictures.append(read_image(self.table.source(int(row))))
                 readable.append(True)
             except BadImage as error:
-                bad.append(BadPicture(self.table.describe(int(row)), str(error)))
+                bad.append(BadImageEntry(self.table.describe(int(row)), str(error)))
                 readable.append(False)
         mask = torch.tensor(readable)
         if not pictures:

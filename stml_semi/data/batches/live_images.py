@@ -10,7 +10,7 @@ import numpy as np
 
 from stml_semi.data.batches.plan import Rows, mixed_rows, pool_rows, quotas
 from stml_semi.data.image_table import ImageTable
-from stml_semi.data.sources.streams import ImageStream, Position, StreamSource, Stretch
+from stml_semi.data.sources.streams import ImageStream, Position, StreamSource, StreamWindow
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput, RunFailed
 
@@ -152,7 +152,7 @@ class LiveStream:
         table = self._table(refresh, first)
         return Live(table, np.arange(len(table)), record)
 
-    def _write(self, refresh: int, before: list[Position]) -> dict[int, Stretch]:
+    def _write(self, refresh: int, before: list[Position]) -> dict[int, StreamWindow]:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         return {
@@ -164,7 +164,7 @@ class LiveStream:
     def _file(self, refresh: int, source: int) -> Path:
         return self.folder / f"pool-{refresh}-{source}.arrow"
 
-    def _table(self, refresh: int, stretches: dict[int, Stretch]) -> ImageTable:
+    def _table(self, refresh: int, stretches: dict[int, StreamWindow]) -> ImageTable:
         """What is live, of all sources."""
         from datasets import Dataset, concatenate_datasets
 

@@ -20,7 +20,7 @@ from stml_semi.runtime.errors import RunFailed
 _MOST_REPLACEMENTS = 100
 
 
-class BadPicture(NamedTuple):
+class BadImageEntry(NamedTuple):
     """A picture that could not be read: a line of bad_images.jsonl."""
 
     image: str
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     """(U, num_views, 3, H, W) uint8."""
     image_index: Tensor
     """(U,) int64: row of the unlabeled source, the identity shared by views."""
-    bad: list[BadPicture]
+    bad: list[BadImageEntry]
 
 
 class ViewSettings(NamedTuple):
@@ -69,7 +69,7 @@ class Steps(Dataset[Batch]):
         self.unlabeled_share = unlabeled_share
 
     def __getitem__(self, step: int) -> Batch:
-        bad: list[BadPicture] = []
+        bad: list[BadImageEntry] = []
         labeled_pixels = blank_views(0, size=self.views.size)
         labels = torch.empty(0, dtype=torch.int64)
         unlabeled_pixels = blank_views(0, self.views.num_views, size=self.views.size)
@@ -93,7 +93,14 @@ class Steps(Dataset[Batch]):
         return Batch(labeled_pixels, labels, unlabeled_pixels, index, bad)
 
     def _pictures(
-        self, table: ImageTable, rows: Rows, share: slice, step: int, first: int, num_views: int, bad: list[BadPicture]
+        self,
+        table: ImageTable,
+        rows: Rows,
+        share: slice,
+        step: int,
+        first: int,
+        num_views: int,
+        bad: list[BadImageEntry],
     ) -> tuple[Tensor, Rows]:
         """Views (n, num_views, 3, H, W) of a share of rows, and the rows that were really used, (n,)."""
         preset, size, _, seed = self.views
@@ -117,7 +124,7 @@ def _view_rngs(seed: int, step: int, position: int, num_views: int) -> Iterator[
     return (view_rng(seed, step, position, view) for view in range(num_views))
 
 
-def showing(rows: Rows, table: ImageTable, views: ViewSettings) -> Steps:
+def one_batch_of(rows: Rows, table: ImageTable, views: ViewSettings) -> Steps:
     """Every step shows each of these rows once: what a loader can do, without a run."""
     alone = np.empty((len(rows), 0), np.int64)
     plan = UnlabeledPlan(rows, alone, queries_per_batch=len(rows), num_neighbors=1)
@@ -135,7 +142,7 @@ def plan_size(labeled: tuple[ImageTable, LabeledPlan] | None) -> int:
     return labeled[1].classes_per_batch * labeled[1].images_per_class if labeled else 0
 
 
-def _read_or_replace(table: ImageTable, row: int, enough: Enough, bad: list[BadPicture]) -> tuple[int, Tensor]:
+def _read_or_replace(table: ImageTable, row: int, enough: Enough, bad: list[BadImageEntry]) -> tuple[int, Tensor]:
     """The picture of a row; if it cannot be read, the next readable one of its class, else of the source.
 
     Large ones may come smaller, as long as that is enough.
@@ -145,7 +152,7 @@ def _read_or_replace(table: ImageTable, row: int, enough: Enough, bad: list[BadP
         try:
             return candidate, read_pixels(table.source(candidate), enough=enough)
         except BadImage as error:
-            bad.append(BadPicture(table.describe(candidate), str(error)))
+            bad.append(BadImageEntry(table.describe(candidate), str(error)))
     raise RunFailed(
         f"{table.name}: none of {_MOST_REPLACEMENTS} pictures tried for one can be read; the last is {bad[-1].image} "
         f"({bad[-1].reason})"

@@ -30,7 +30,7 @@ FindNeighbors = Callable[[ImageTable, Rows, int], Neighborhoods]
 """(table, candidate rows, refresh) -> neighborhoods: calls the trainer, since samplers never run a model."""
 
 
-class Relations(NamedTuple):
+class PoolRelations(NamedTuple):
     """What a refresh lets the losses know."""
 
     sigma: float
@@ -127,7 +127,7 @@ class UnlabeledPool:
         """The plan that is in force while a table is."""
         return UnlabeledPlan(table.rows, table.neighbors, self.queries_per_batch, self.num_neighbors)
 
-    def relations(self, step: int, image_index: Tensor, *, num_views: int) -> Relations:
+    def relations(self, step: int, image_index: Tensor, *, num_views: int) -> PoolRelations:
         """What the pool knows of the images of a batch.
 
         An image that took the place of one that could not be read is like itself alone. Which images those are only
@@ -140,7 +140,7 @@ class UnlabeledPool:
         """
         assert self.table is not None
         if not self.table.compared.shape[1]:
-            return Relations(self.table.sigma, None)
+            return PoolRelations(self.table.sigma, None)
         device = image_index.device
         planned = self.plan_of(self.table).batch(self.seed, step)
         positions = torch.from_numpy(np.searchsorted(self.table.rows, planned))
@@ -149,4 +149,4 @@ class UnlabeledPool:
         as_planned = torch.from_numpy(planned).to(device, non_blocking=True) == image_index
         same = image_index[:, None] == image_index
         overlap = torch.where(as_planned[:, None] & as_planned, overlap, same.float())
-        return Relations(self.table.sigma, overlap.repeat(num_views, num_views))
+        return PoolRelations(self.table.sigma, overlap.repeat(num_views, num_views))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stml_semi.data.image_table import Ask, ImageTable, image_dataset, listed, paths_dataset
+from stml_semi.data.image_table import ImageTable, image_dataset, paths_dataset
+from stml_semi.data.sources.request import SourceRequest, listed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -90,7 +91,11 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         while start.isspace():
             start = file.read(1)
         file.seek(0)
-        yield from json.load(file) if start == "[" else (json.loads(line) for line in file if not line.isspace())
+        records = json.load(file) if start == "[" else (json.loads(line) for line in file if not line.isspace())
+        for number, record in enumerate(records):
+            if not isinstance(record, dict):
+                raise json.JSONDecodeError(f"record {number} is no object of named values", str(record), 0)
+            yield record
 
 
 def read_parquet(path: Path) -> Columns:
@@ -116,63 +121,62 @@ READERS: dict[str, Callable[[Path], Columns]] = {
 }
 
 
-def table_from_columns(ask: Ask, columns: Columns) -> ImageTable:
+def table_from_columns(request: SourceRequest, columns: Columns) -> ImageTable:
     from datasets import Image, Value
 
     names = listed(list(columns.features))
     if not columns.features:
-        raise ask.error("is empty; give a table with a column of images")
-    image = image_column_of(ask, columns.features)
+        raise request.error("is empty; give a table with a column of images")
+    image = image_column_of(request, columns.features)
     if image is None:
-        first = " (a csv names its columns in the first line)" if ask.spec.lower().endswith((".csv", ".tsv")) else ""
-        raise ask.error(f"no image column among {names}; name it with {ask.flag}-image-column{first}")
-    label = None if ask.labels == "ignored" else label_column_of(ask, columns.features)
-    if label is None and ask.labels == "required":
-        raise ask.error(f"no label column among {names}; name it with {ask.flag}-label-column")
-    with ask.reading():
-        dataset = columns.read([image, label] if label else [image])
-        texts = dataset.with_format("arrow")
+        first = (
+            " (a csv names its columns in the first line)" if request.spec.lower().endswith((".csv", ".tsv")) else ""
+        )
+        raise request.error(f"no image column among {names}; name it with {request.flag}-image-column{first}")
+    label = None if request.labels == "ignored" else label_column_of(request, columns.features)
+    if label is None and request.labels == "required":
+        raise request.error(f"no label column among {names}; name it with {request.flag}-label-column")
+    dataset = columns.read([image, label] if label else [image])
+    texts = dataset.with_format("arrow")
     if len(dataset) == 0:
-        raise ask.error("holds no rows; give a table with a row per image")
+        raise request.error("holds no rows; give a table with a row per image")
     feature = dataset.features[image]
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         paths = texts[:][image].to_pylist()
         images = paths_dataset([p and os.path.join(columns.folder, p) for p in paths])
         few = [path for path in images[:5]["image"] if path["path"]]
         if few and not any(os.path.exists(path["path"]) for path in few):
-            raise ask.error(
+            raise request.error(
                 f"none of the first {len(few)} files in column '{image}' exists, such as {few[0]['path']}; "
                 f"paths must be absolute or start from {columns.folder.absolute()}"
             )
     else:
-        with ask.reading():
-            images = dataset.select_columns([image])
-            images = images if image == "image" else images.rename_column(image, "image")
-            images = images.cast_column("image", Image(decode=False))
+        images = dataset.select_columns([image])
+        images = images if image == "image" else images.rename_column(image, "image")
+        images = images.cast_column("image", Image(decode=False))
     if label is None:
-        return ImageTable(ask.spec, images, None, ())
-    with ask.reading():
-        encoded = texts[:][label].combine_chunks().dictionary_encode()
-    return ImageTable(ask.spec, images, *number_labels(ask, label, dataset.features[label], encoded))
+        return ImageTable(request.spec, images, None, ())
+    encoded = texts[:][label].combine_chunks().dictionary_encode()
+    return ImageTable(request.spec, images, *number_labels(request, label, dataset.features[label], encoded))
 
 
-def image_column_of(ask: Ask, features: Mapping[str, Any]) -> str | None:
+def image_column_of(request: SourceRequest, features: Mapping[str, Any]) -> str | None:
     from datasets import Image, Value
 
     texts = [k for k, f in features.items() if isinstance(f, Value) and ("string" in f.dtype or "binary" in f.dtype)]
     pairs = [k for k, f in features.items() if isinstance(f, dict) and "bytes" in f]
-    return _find(ask, "image", ask.image_column, features, Image, pairs + texts, IMAGE_COLUMNS)
+    return _find(request, "image", request.image_column, features, Image, pairs + texts, IMAGE_COLUMNS)
 
 
-def label_column_of(ask: Ask, features: Mapping[str, Any]) -> str | None:
+def label_column_of(request: SourceRequest, features: Mapping[str, Any]) -> str | None:
     from datasets import ClassLabel, Value
 
     plain = [k for k, f in features.items() if isinstance(f, Value) and "binary" not in f.dtype]
-    return _find(ask, "label", ask.label_column, features, ClassLabel, plain, LABEL_COLUMNS)
+    return _find(request, "label", request.label_column, features, ClassLabel, plain, LABEL_COLUMNS)
 
 
 def _find(
-    ask: Ask,
+    request: SourceRequest,
     kind: str,
     chosen: str | None,
     features: Mapping[str, Any],
@@ -183,8 +187,8 @@ def _find(
     """The chosen column; else one of the best type, usual names first; else one of the others with a usual name."""
     if chosen:
         if chosen not in features:
-            flag = f"{ask.flag}-{kind}-column"
-            raise ask.error(f"no column '{chosen}'; set {flag} to one of {listed(list(features))}")
+            flag = f"{request.flag}-{kind}-column"
+            raise request.error(f"no column '{chosen}'; set {flag} to one of {listed(list(features))}")
         return chosen
     typed = [name for name, feature in features.items() if isinstance(feature, best)]
     for names in (typed, others):
@@ -201,7 +205,7 @@ class Labeling(NamedTuple):
     classes: tuple[str, ...]
 
 
-def number_labels(ask: Ask, column: str, feature: Any, encoded: Any) -> Labeling:
+def number_labels(request: SourceRequest, column: str, feature: Any, encoded: Any) -> Labeling:
     """Contiguous labels in the order of the class names, from a dictionary-encoded column."""
     names = encoded.dictionary.to_pylist()
     if class_names := getattr(feature, "names", None):  # -1 is how a ClassLabel says that there is none.
@@ -210,7 +214,9 @@ def number_labels(ask: Ask, column: str, feature: Any, encoded: Any) -> Labeling
     codes = encoded.indices.fill_null(len(names)).to_numpy()
     missing = int((~np.array([*known, False])[codes]).sum())
     if missing:
-        raise ask.error(f"{missing} of {len(codes)} rows have no label in column '{column}'; fill them in or drop them")
+        raise request.error(
+            f"{missing} of {len(codes)} rows have no label in column '{column}'; fill them in or drop them"
+        )
     texts = [str(name) for name in names]
     classes = sorted(set(texts))
     places = {name: i for i, name in enumerate(classes)}

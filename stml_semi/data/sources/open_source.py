@@ -16,12 +16,12 @@ import numpy as np
 
 from stml_semi.data.benchmarks.data_root import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.benchmarks.facts import BENCHMARKS
-from stml_semi.data.image_table import Ask, ImageTable, Labels, listed, one_line, paths_dataset
+from stml_semi.data.image_table import ImageTable, paths_dataset
 from stml_semi.data.sources.columns import READERS, Columns, label_column_of, read_parquet, table_from_columns
 from stml_semi.data.sources.folders import FolderIndex
+from stml_semi.data.sources.request import Labels, SourceRequest, checked_parts, listed, shares_of
 from stml_semi.data.sources.shards import read_shards, shards_of
-from stml_semi.data.sources.specs import checked_parts, shares_of
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
 
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
@@ -56,7 +56,7 @@ def open_source(
     Raises:
         BadInput: one line with the flag and the fix.
     """
-    whole = Ask(spec, flag, labels, image_column, label_column, data_root)
+    whole = SourceRequest(spec, flag, labels, image_column, label_column, data_root)
     parts = checked_parts(whole)
     tables = [open_part(replace(whole, spec=part.spec)) for part in parts]
     if len({table.name for table in tables}) < len(tables):
@@ -76,69 +76,74 @@ def split_spec(spec: str) -> tuple[str, str | None]:
     return parts[1], parts[2]
 
 
-def open_part(ask: Ask) -> ImageTable:
-    """One source, without commas and weights."""
-    source, split = split_spec(ask.spec)
+def open_part(request: SourceRequest) -> ImageTable:
+    """One source, without commas and weights.
+
+    Raises:
+        BadInput: as `open_source`.
+    """
+    with request.reading():
+        return _open_part(request)
+
+
+def _open_part(request: SourceRequest) -> ImageTable:
+    source, split = split_spec(request.spec)
     if source in BENCHMARKS:
-        return _open_benchmark(ask, source, split or BENCHMARKS[source].default_split)
+        return _open_benchmark(request, source, split or BENCHMARKS[source].default_split)
     path = Path(source).expanduser()
     if not split and (shards := shards_of(source)):
-        with ask.reading():
-            columns = read_shards(shards)
-        return table_from_columns(ask, columns)
+        columns = read_shards(shards)
+        return table_from_columns(request, columns)
     if path.is_dir():
-        return _open_folder(ask, path, split)
+        return _open_folder(request, path, split)
     if path.exists():
         if split:
-            raise ask.error(f"a file has no splits; leave ':{split}' out")
+            raise request.error(f"a file has no splits; leave ':{split}' out")
         if path.suffix.lower() not in READERS:
-            raise ask.error(f"'{path.suffix}' is no known table; give a folder or a {', '.join(READERS)} file")
-        with ask.reading():
-            columns = READERS[path.suffix.lower()](path)
-        return table_from_columns(ask, columns)
-    dataset = load_hub(ask, source, split or "train")
-    return table_from_columns(ask, Columns(dataset.features, dataset.select_columns, Path()))
+            raise request.error(f"'{path.suffix}' is no known table; give a folder or a {', '.join(READERS)} file")
+        columns = READERS[path.suffix.lower()](path)
+        return table_from_columns(request, columns)
+    dataset = load_hub(request, source, split or "train")
+    return table_from_columns(request, Columns(dataset.features, dataset.select_columns, Path()))
 
 
-def _open_benchmark(ask: Ask, name: str, split: str) -> ImageTable:
+def _open_benchmark(request: SourceRequest, name: str, split: str) -> ImageTable:
     known = BENCHMARKS[name]
     if split not in known.splits:
-        raise ask.error(f"no split '{split}'; {name} has {', '.join(known.splits)}")
+        raise request.error(f"no split '{split}'; {name} has {', '.join(known.splits)}")
     if not known.labeled:
-        if ask.labels == "required":
-            raise ask.error("has no labels; it is meant for --unlabeled")
-        ask = replace(ask, labels="ignored")
+        if request.labels == "required":
+            raise request.error("has no labels; it is meant for --unlabeled")
+        request = replace(request, labels="ignored")
     try:
-        place = find_split(name, split, ask.data_root)
+        place = find_split(name, split, request.data_root)
         if place.archive:
-            opened = open_archive(name, split, place.archive, with_labels=ask.labels != "ignored")
-            table = ImageTable(ask.spec, opened.images, opened.labels, opened.classes, queries=opened.queries)
+            opened = open_archive(name, split, place.archive, with_labels=request.labels != "ignored")
+            table = ImageTable(request.spec, opened.images, opened.labels, opened.classes, queries=opened.queries)
         else:
             assert place.table is not None
-            table = _open_prepared(ask, place.table, name, split)
+            table = _open_prepared(request, place.table, name, split)
     except BadInput as error:
         text = str(error)
-        raise (error if text.startswith(f"{ask.flag} ") else ask.error(text)) from None
+        raise (error if text.startswith(f"{request.flag} ") else request.error(text)) from None
     return replace(table, name=f"{name}:{split}", recall_at=known.recall_at)
 
 
-def _open_prepared(ask: Ask, path: Path, name: str, split: str) -> ImageTable:
-    own = replace(ask, image_column=None, label_column=None)  # These name columns of the user's own tables.
-    with ask.reading():
-        columns = read_parquet(path)
+def _open_prepared(request: SourceRequest, path: Path, name: str, split: str) -> ImageTable:
+    own = replace(request, image_column=None, label_column=None)  # These name columns of the user's own tables.
+    columns = read_parquet(path)
     table = table_from_columns(own, columns)
     known = BENCHMARKS[name].splits[split]
     if table.labels is not None and known.queries is not None:
-        with ask.reading():
-            table = replace(table, queries=queries_of(known, columns.read(["query"])["query"]))
+        table = replace(table, queries=queries_of(known, columns.read(["query"])["query"]))
     classes = None if table.labels is None else len(table.classes)
     queries = None if table.queries is None else int(table.queries.sum())
     if problem := wrong_counts(name, split, len(table), classes, queries):
-        raise ask.error(f"{problem}; delete {path} and run `cli.py data prepare {name}` again")
+        raise request.error(f"{problem}; delete {path} and run `cli.py data prepare {name}` again")
     return table
 
 
-def load_hub(ask: Ask, source: str, split: str, *, streaming: bool = False) -> Any:
+def load_hub(request: SourceRequest, source: str, split: str, *, streaming: bool = False) -> Any:
     """A data set of the hub, `user/name` or `user/name@revision`: a `Dataset`, or an `IterableDataset`.
 
     Raises:
@@ -146,7 +151,7 @@ def load_hub(ask: Ask, source: str, split: str, *, streaming: bool = False) -> A
     """
     hint = _closest(source)
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?", source) or Path(source).suffix.lower() in READERS:
-        raise ask.error(f"no such file or folder; {hint}")
+        raise request.error(f"no such file or folder; {hint}")
     name, _, revision = source.partition("@")
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
@@ -154,12 +159,12 @@ def load_hub(ask: Ask, source: str, split: str, *, streaming: bool = False) -> A
     try:
         return load_dataset(name, split=split, revision=revision or None, streaming=streaming)
     except DatasetNotFoundError:
-        raise ask.error(
+        raise request.error(
             f"no benchmark, no file or folder here, and no data set on the Hugging Face hub; {hint} "
             f"(private and gated ones need `hf auth login`)"
         ) from None
     except ConnectionError:
-        raise ask.error(
+        raise request.error(
             f"no benchmark, no file or folder here, and the Hugging Face hub cannot be asked: go online and unset "
             f"HF_HUB_OFFLINE, or give a local path; {hint}"
         ) from None
@@ -167,7 +172,7 @@ def load_hub(ask: Ask, source: str, split: str, *, streaming: bool = False) -> A
         fix = "if it opens elsewhere, save it with save_to_disk and give that folder"
         if "split" in str(error).lower():
             fix = f"name a split as in {source}:test"
-        raise ask.error(f"{one_line(error).rstrip('.')}; {fix}") from None
+        raise request.error(f"{one_line(error).rstrip('.')}; {fix}") from None
 
 
 def _closest(source: str) -> str:
@@ -181,75 +186,77 @@ def _closest(source: str) -> str:
     return f"did you mean {candidates[close[0]]}?" if close else f"benchmarks are {', '.join(BENCHMARKS)}"
 
 
-def _open_folder(ask: Ask, folder: Path, split: str | None) -> ImageTable:
+def _open_folder(request: SourceRequest, folder: Path, split: str | None) -> ImageTable:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _open_saved(ask, folder, split)
+        return _open_saved(request, folder, split)
     if split and not (folder / split).is_dir():
         with FolderIndex(folder) as index:
-            raise ask.error(f"no sub-folder '{split}'; there are {listed([p.name for p in index.folders()])}")
+            raise request.error(f"no sub-folder '{split}'; there are {listed([p.name for p in index.folders()])}")
     folder = folder / split if split else folder
-    if ask.labels != "ignored":
+    if request.labels != "ignored":
         for path in (folder / "metadata.csv", folder / "metadata.jsonl", folder / "metadata.parquet"):
             if path.is_file():
-                with ask.reading():
-                    columns = READERS[path.suffix](path)
-                if label_column_of(ask, columns.features):
-                    return table_from_columns(ask, columns)
+                columns = READERS[path.suffix](path)
+                if label_column_of(request, columns.features):
+                    return table_from_columns(request, columns)
     try:
-        return _from_files(ask, folder)
+        return _from_files(request, folder)
     except OSError as error:
-        raise ask.error(f"{error.filename}: {error.strerror}; make the folder readable") from None
+        raise request.error(f"{error.filename}: {error.strerror}; make the folder readable") from None
 
 
-def _open_saved(ask: Ask, folder: Path, split: str | None) -> ImageTable:
+def _open_saved(request: SourceRequest, folder: Path, split: str | None) -> ImageTable:
     from datasets import DatasetDict, load_from_disk
 
-    with ask.reading():
-        saved = load_from_disk(folder)
+    saved = load_from_disk(folder)
     splits = {str(name): part for name, part in saved.items()} if isinstance(saved, DatasetDict) else {"": saved}
     if split and "" in splits:
-        raise ask.error(f"the saved data set has no splits; leave ':{split}' out")
+        raise request.error(f"the saved data set has no splits; leave ':{split}' out")
     if split is None:
         split = next(iter(splits)) if len(splits) == 1 else "train"
     if split not in splits:
-        raise ask.error(f"no split '{split}'; name one of {', '.join(splits)} as in {folder}:{next(iter(splits))}")
-    return table_from_columns(ask, Columns(splits[split].features, splits[split].select_columns, Path()))
+        raise request.error(f"no split '{split}'; name one of {', '.join(splits)} as in {folder}:{next(iter(splits))}")
+    return table_from_columns(request, Columns(splits[split].features, splits[split].select_columns, Path()))
 
 
-def _from_files(ask: Ask, folder: Path) -> ImageTable:
+def _from_files(request: SourceRequest, folder: Path) -> ImageTable:
     """A folder of class folders, or of loose images."""
     from stml_semi.data.images import readable_extensions
 
     with FolderIndex(folder) as index:
-        loose = list(index.files(folder, deep=ask.labels == "ignored"))
-        classes = [] if ask.labels == "ignored" else index.folders()
+        loose = list(index.files(folder, deep=request.labels == "ignored"))
+        classes = [] if request.labels == "ignored" else index.folders()
         inside = {sub.name: list(index.files(sub, outside=folder)) for sub in classes}
     inside = {name: files for name, files in inside.items() if files}
-    if ask.labels == "ignored":
+    if request.labels == "ignored":
         by_class = {"": loose}
     else:
         shape = f"one sub-folder per class is needed, as in {folder}/robin/1.jpg and {folder}/wren/2.jpg"
         splits = bool(inside) and inside.keys() <= _SPLIT_FOLDERS
-        if ask.labels == "optional" and (loose or splits or not inside):
+        if request.labels == "optional" and (loose or splits or not inside):
             by_class = {"": loose + list(itertools.chain(*inside.values()))}
         elif loose:
             where = "beside the class folders" if inside else "loose in the folder"
-            raise ask.error(f"{len(loose)} images lie {where}, such as {Path(loose[0]).name}; {shape}, or a csv file")
+            raise request.error(
+                f"{len(loose)} images lie {where}, such as {Path(loose[0]).name}; {shape}, or a csv file"
+            )
         elif splits:
-            raise ask.error(f"holds splits, not classes; name one of {', '.join(inside)} as in {folder}:{min(inside)}")
+            raise request.error(
+                f"holds splits, not classes; name one of {', '.join(inside)} as in {folder}:{min(inside)}"
+            )
         else:
             by_class = inside
     files = list(itertools.chain(*by_class.values()))
     if not files:
         tables = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in READERS)
         fix = f"the folder holds {tables[0]}: name that file" if tables else "check the path"
-        raise ask.error(f"no images at any depth; {fix} (looked for {' '.join(sorted(readable_extensions()))})")
+        raise request.error(f"no images at any depth; {fix} (looked for {' '.join(sorted(readable_extensions()))})")
     if "" in by_class:
-        return ImageTable(ask.spec, paths_dataset(files), None, ())
+        return ImageTable(request.spec, paths_dataset(files), None, ())
     classes = tuple(sorted(by_class))
     labels = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
     files = list(itertools.chain(*(by_class[name] for name in classes)))
-    return ImageTable(ask.spec, paths_dataset(files), labels, classes)
+    return ImageTable(request.spec, paths_dataset(files), labels, classes)
 
 
 def _join(spec: str, tables: list[ImageTable], sources: list[str]) -> ImageTable:

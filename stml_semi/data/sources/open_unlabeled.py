@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from stml_semi.data.benchmarks.facts import BENCHMARKS
-from stml_semi.data.image_table import Ask, ImageTable, listed
+from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.columns import image_column_of
 from stml_semi.data.sources.open_source import load_hub, open_part, open_source, split_spec
+from stml_semi.data.sources.request import SourceRequest, checked_parts, listed, shares_of
 from stml_semi.data.sources.shards import shards_of
-from stml_semi.data.sources.specs import checked_parts, shares_of
 from stml_semi.data.sources.streams import ImageStream, StreamSource
 from stml_semi.runtime.errors import BadInput
 
@@ -55,9 +55,13 @@ def open_unlabeled(
         )
     if label_column is not None:
         raise BadInput("--unlabeled-label-column is for tables: leave it or --unlabeled-stream out")
-    whole = Ask(spec, flag, "ignored", image_column, None, data_root)
+    whole = SourceRequest(spec, flag, "ignored", image_column, None, data_root)
     parts = checked_parts(whole)
-    sources = tuple(_open(replace(whole, spec=part.spec), seed) for part in parts)
+    requests = [replace(whole, spec=part.spec) for part in parts]
+    sources = []
+    for request in requests:
+        with request.reading():
+            sources.append(_open(request, seed))
     if not any(isinstance(source, StreamSource) for source in sources):
         raise whole.error(
             "nothing of it can be read as a stream (tar shards, parquet and jsonl files, and hub ids can); leave "
@@ -69,41 +73,38 @@ def open_unlabeled(
             "nobody knows how long a stream is: say how much of the pool each source gives, as in "
             + ",".join(f"{part.spec}={1 / len(parts):.2g}" for part in parts)
         )
-    return ImageStream(spec, sources, weights)
+    return ImageStream(spec, tuple(sources), weights)
 
 
-def _open(ask: Ask, seed: int) -> StreamSource | ImageTable:
+def _open(request: SourceRequest, seed: int) -> StreamSource | ImageTable:
     from datasets import Dataset, Image, load_dataset
 
-    source, split = split_spec(ask.spec)
+    source, split = split_spec(request.spec)
     files = [] if split or source in BENCHMARKS else _files(source)
     if files:
         kind = _KINDS[files[0].suffix.lower()]
-        with ask.reading():
-            dataset = load_dataset(kind, data_files={"train": list(map(str, files))}, split="train", streaming=True)
-            if kind == "parquet":
-                # A shard is read ahead as a whole: let it be a row group, of which a file has many.
-                dataset = dataset.reshard()
+        dataset = load_dataset(kind, data_files={"train": list(map(str, files))}, split="train", streaming=True)
+        if kind == "parquet":
+            # A shard is read ahead as a whole: let it be a row group, of which a file has many.
+            dataset = dataset.reshard()
     elif source in BENCHMARKS or Path(source).expanduser().exists():
-        return open_part(ask)
+        return open_part(request)
     else:
-        dataset = load_hub(ask, source, split or "train", streaming=True)
+        dataset = load_hub(request, source, split or "train", streaming=True)
     features = dataset.features
     if features is None:  # Nobody wrote down what the columns are: the first row tells.
-        with ask.reading():
-            features = Dataset.from_list(list(dataset.take(1))).features
-    column = image_column_of(ask, features)
+        features = Dataset.from_list(list(dataset.take(1))).features
+    column = image_column_of(request, features)
     if column is None:
-        raise ask.error(f"no image column among {listed(list(features))}; name it with {ask.flag}-image-column")
+        raise request.error(f"no image column among {listed(list(features))}; name it with {request.flag}-image-column")
     dataset = dataset.select_columns([column])
     if isinstance(features[column], Image):
         dataset = dataset.cast_column(column, Image(decode=False))
-    with ask.reading():
-        first = next(iter(dataset), None)
+    first = next(iter(dataset), None)
     if first is None:
-        raise ask.error("holds no rows; give a stream of images")
+        raise request.error("holds no rows; give a stream of images")
     folder, in_turn = (files[0].parent, _SHARDS_IN_TURN) if files else (Path(), _SHARDS_IN_TURN_HUB)
-    return StreamSource(ask.spec, dataset, column, folder, seed=seed, in_turn=in_turn)
+    return StreamSource(request.spec, dataset, column, folder, seed=seed, in_turn=in_turn)
 
 
 def _files(source: str) -> list[Path]:

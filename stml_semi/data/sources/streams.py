@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from stml_semi.data.image_table import ImageTable, one_line
-from stml_semi.runtime.errors import RunFailed
+from stml_semi.data.image_table import ImageTable
+from stml_semi.runtime.errors import RunFailed, one_line
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -43,7 +43,7 @@ class Position(NamedTuple):
         return self.row if self.length is None else self.length
 
 
-class Stretch(NamedTuple):
+class StreamWindow(NamedTuple):
     """Some pictures of a stream, one after the other."""
 
     first: int
@@ -77,9 +77,9 @@ class StreamSource:
         """
         self.name, self.dataset, self.column, self.folder = name, dataset, column, folder
         self.seed, self.in_turn = seed, in_turn
-        self._standing: _Standing | None = None
+        self._cursor: _Cursor | None = None
 
-    def read(self, start: Position, count: int, file: Path) -> Stretch:
+    def read(self, start: Position, count: int, file: Path) -> StreamWindow:
         """The next `count` pictures from a position on, kept in a file.
 
         A stream with fewer pictures than that is all of it, each once; a longer one goes on at its beginning when it
@@ -104,10 +104,10 @@ class StreamSource:
                 f"with --resume"
             ) from None
 
-    def _read(self, start: Position, count: int, file: Path) -> Stretch:
+    def _read(self, start: Position, count: int, file: Path) -> StreamWindow:
         from datasets import Features, Image
 
-        here = self._stand(start)
+        here = self._cursor_at(start)
         done, digest = 0, hashlib.blake2b(digest_size=16)
         with _Writer(file, Features({"image": Image(decode=False)}).arrow_schema) as writer:
             while done < count:
@@ -116,7 +116,7 @@ class StreamSource:
                     if not here.row:
                         raise RunFailed(f"{self.name}: holds no pictures")
                     whole = done == here.row
-                    here = self._stand(Position(here.epoch + 1, 0, here.row, None))
+                    here = self._cursor_at(Position(here.epoch + 1, 0, here.row, None))
                     if whole:
                         break
                     continue
@@ -125,20 +125,20 @@ class StreamSource:
                 writer.add(picture)
                 here.row += 1
                 done += 1
-        self._standing = here
-        return Stretch(start.row, done, here.position(), digest.hexdigest())
+        self._cursor = here
+        return StreamWindow(start.row, done, here.position(), digest.hexdigest())
 
-    def _stand(self, position: Position) -> "_Standing":
-        if self._standing is not None and self._standing.position() == position:
-            return self._standing
+    def _cursor_at(self, position: Position) -> "_Cursor":
+        if self._cursor is not None and self._cursor.position() == position:
+            return self._cursor
         dataset = self.dataset.shuffle(seed=self.seed, buffer_size=1, max_buffer_input_shards=self.in_turn)
         if position.state is not None:
             dataset.load_state_dict(position.state)
-        return _Standing(dataset, iter(dataset), *position[:3])
+        return _Cursor(dataset, iter(dataset), *position[:3])
 
 
 @dataclass
-class _Standing:
+class _Cursor:
     """A stream, opened and read up to some row."""
 
     dataset: "IterableDataset"

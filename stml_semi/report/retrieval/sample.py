@@ -13,8 +13,8 @@ from stml_semi.data.image_table import ImageTable
 from stml_semi.data.views import view_size
 from stml_semi.metrics import QueryScores, query_scores
 from stml_semi.models.build import open_configured_backbone
-from stml_semi.models.embedder import pool_output, resolve_pooling
 from stml_semi.models.evaluation import embed_table
+from stml_semi.models.pooling import pool_output, resolve_pooling
 from stml_semi.neighbors import nearest_neighbors
 from stml_semi.report.retrieval.projection import Projected, project
 from stml_semi.sharing.load import Retriever
@@ -72,8 +72,8 @@ def frozen_backbone(config: TrainConfig, device: torch.device | str) -> Retrieve
         BadInput: it cannot be opened any more.
     """
     backbone = open_configured_backbone(config)
-    pool = resolve_pooling(config.pooling, backbone.model, view_size(backbone.processor))
-    return Retriever(backbone.model, backbone.processor, partial(pool_output, pool=pool)).to(device)
+    pooling = resolve_pooling(config.pooling, backbone.model, view_size(backbone.processor))
+    return Retriever(backbone.model, backbone.processor, partial(pool_output, pooling=pooling)).to(device)
 
 
 def most_rows(processor: Any, device: torch.device | str) -> int:

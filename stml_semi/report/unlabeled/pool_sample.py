@@ -10,7 +10,7 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.image_table import ImageTable
 from stml_semi.neighbors import nearest_neighbors
 from stml_semi.report.pictures import Pictures
-from stml_semi.report.unlabeled.teacher import LastPool, Seen
+from stml_semi.report.unlabeled.teacher import LastPool, TeacherEmbeddings
 
 DUPLICATE = 0.97
 """Cosine from which two pictures count as near-duplicates, as in `dedup`."""
@@ -72,14 +72,14 @@ def sample_pool(
     # The likest of the whole pool was found in training: it need not be looked for again.
     nearest = pool.compared[:, 1:] if pool.compared.shape[1] > 1 else pool.neighbors
     companions = pool.rows[nearest[places[live], :1].ravel()]
-    seen = last.look(table, np.union1d(drawn, companions))
+    seen = last.embed(table, np.union1d(drawn, companions))
 
     own = _part(seen, drawn)
     relevant: list[Pair] = []
     irrelevant: list[Pair] = []
     num_labeled = 0
     if labeled is not None:
-        domain = last.look(labeled, np.sort(rng.permutation(len(labeled))[: most // 3]))
+        domain = last.embed(labeled, np.sort(rng.permutation(len(labeled))[: most // 3]))
         num_labeled = len(domain.rows)
         pairs = _nearest(own, domain, exclude=False)
         pairs = pairs[np.argsort(-pairs["cosine"], kind="stable")]
@@ -95,12 +95,12 @@ def sample_pool(
     return PoolSample(len(own.rows), relevant, irrelevant, num_labeled, len(alive.rows), num_duplicated, duplicates)
 
 
-def _part(seen: Seen, rows: NDArray[np.int64]) -> Seen:
+def _part(seen: TeacherEmbeddings, rows: NDArray[np.int64]) -> TeacherEmbeddings:
     chosen = np.isin(seen.rows, rows)
-    return Seen(seen.rows[chosen], seen.vectors[torch.from_numpy(chosen)])
+    return TeacherEmbeddings(seen.rows[chosen], seen.vectors[torch.from_numpy(chosen)])
 
 
-def _nearest(queries: Seen, gallery: Seen, *, exclude: bool) -> NDArray[np.void]:
+def _nearest(queries: TeacherEmbeddings, gallery: TeacherEmbeddings, *, exclude: bool) -> NDArray[np.void]:
     """(Q,) of row, other (the nearest row of the gallery), cosine; `exclude` leaves out the query's own row."""
     pairs = np.zeros(len(queries.rows), dtype=[("row", np.int64), ("other", np.int64), ("cosine", np.float64)])
     if not len(queries.rows) or len(gallery.rows) <= exclude:

@@ -13,8 +13,8 @@ from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.streams import ImageStream
 from stml_semi.report.pictures import Pictures
 from stml_semi.report.retrieval.sample import most_rows
+from stml_semi.report.unlabeled.last_batch import BatchAffinities, view_last_batch
 from stml_semi.report.unlabeled.pool_sample import PoolSample, sample_pool
-from stml_semi.report.unlabeled.relations import Relations, view_relations
 from stml_semi.report.unlabeled.teacher import LastPool, open_last_pool
 
 _NEIGHBORHOODS, _NEIGHBORS = 6, 9
@@ -50,7 +50,7 @@ class PoolView(NamedTuple):
     often: list[Neighborhood]
     """Those drawn most often."""
     random: list[Neighborhood]
-    relations: Relations | None
+    relations: BatchAffinities | None
     sample: PoolSample
 
 
@@ -114,7 +114,7 @@ def _view(config: TrainConfig, last: LastPool, labeled: ImageTable | None, pictu
         int((drawn == 0).sum()),
         show(np.argsort(-drawn, kind="stable")[:_NEIGHBORHOODS]),
         show(chosen),
-        view_relations(config, last, pictures),
+        view_last_batch(config, last, pictures),
         sample_pool(config, last, labeled, pictures, most=most),
     )
 

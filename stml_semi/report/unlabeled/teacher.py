@@ -22,7 +22,7 @@ from stml_semi.runtime.errors import BadInput, RunFailed, one_line
 from stml_semi.sharing.trained import open_trained
 
 
-class Seen(NamedTuple):
+class TeacherEmbeddings(NamedTuple):
     """Pictures through the teacher's eyes."""
 
     rows: NDArray[np.int64]
@@ -44,7 +44,7 @@ class LastPool(NamedTuple):
     device: torch.device | str
     num_workers: int
 
-    def look(self, table: ImageTable, rows: NDArray[np.int64]) -> Seen:
+    def embed(self, table: ImageTable, rows: NDArray[np.int64]) -> TeacherEmbeddings:
         """Embeds rows of a table with the evaluation view."""
         found = embed_table(
             table,
@@ -55,7 +55,7 @@ class LastPool(NamedTuple):
             num_workers=self.num_workers,
             device=self.device,
         )
-        return Seen(rows[found.readable], found.embeddings.cpu()[torch.from_numpy(found.readable)])
+        return TeacherEmbeddings(rows[found.readable], found.embeddings.cpu()[torch.from_numpy(found.readable)])
 
 
 def open_last_pool(

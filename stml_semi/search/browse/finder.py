@@ -25,7 +25,7 @@ _SIDE = 256
 _MOST_BYTES_IN_MEMORY = 2 * 2**30
 
 
-class Found(NamedTuple):
+class ShownHit(NamedTuple):
     """A neighbor, as the page shows it."""
 
     row: int
@@ -62,7 +62,7 @@ class Finder:
         """What is searched, in a few words."""
         return f"{PurePath(self.index.info.data).name}, {self.index.info.num_rows:,} pictures"
 
-    def by_picture(self, data: bytes) -> list[Found]:
+    def by_picture(self, data: bytes) -> list[ShownHit]:
         """Neighbors of an uploaded picture.
 
         Args:
@@ -76,7 +76,7 @@ class Finder:
             picture = read_image({"bytes": data, "path": None})
             return self._nearest(torch.from_numpy(self.retriever.encode([picture])), -1)
 
-    def by_row(self, row: int) -> list[Found]:
+    def by_row(self, row: int) -> list[ShownHit]:
         """Neighbors of a row of the index, itself left out.
 
         Raises:
@@ -104,14 +104,14 @@ class Finder:
         except BadImage as error:
             raise LookupError(f"the picture of row {row} cannot be read ({error})") from None
 
-    def _nearest(self, query: Tensor, own: int) -> list[Found]:
+    def _nearest(self, query: Tensor, own: int) -> list[ShownHit]:
         parts = self.index.parts() if self._parts is None else self._parts
         (hits,) = nearest_rows(parts, query, torch.tensor([own]), self.k)
         return [_shown(hit) for hit in hits]
 
 
-def _shown(hit: Hit) -> Found:
-    return Found(hit.row, "/".join(PurePath(hit.image).parts[-2:]), hit.similarity)
+def _shown(hit: Hit) -> ShownHit:
+    return ShownHit(hit.row, "/".join(PurePath(hit.image).parts[-2:]), hit.similarity)
 
 
 def _check(data: bytes) -> None:

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from stml_semi.data.images import BadImage
 from stml_semi.runtime.errors import BadInput
-from stml_semi.runtime.html import BASE_STYLE, read_asset, render
-from stml_semi.search.browse.finder import FORMATS, MAX_BYTES, Finder, Found
+from stml_semi.runtime.templates import PAGE_STYLE, read_asset, render
+from stml_semi.search.browse.finder import FORMATS, MAX_BYTES, Finder, ShownHit
 
 _SECONDS = 30
 """For a request to arrive: a slow one does not hold its thread forever."""
@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.METHOD_NOT_ALLOWED, f"{self.command} is not allowed here, only {allow}", allow=allow
             )
 
-    def _search(self) -> list[Found]:
+    def _search(self) -> list[ShownHit]:
         kind = self.headers.get_content_type()
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"\d{1,15}", length, re.ASCII):
@@ -220,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the terminal belongs to whoever started the page."""
 
 
-def _neighbors(hits: list[Found]) -> Answer:
+def _neighbors(hits: list[ShownHit]) -> Answer:
     return _json({"hits": [hit._asdict() for hit in hits]})
 
 
@@ -232,15 +232,17 @@ def _pages(finder: Finder) -> dict[str, Answer]:
     """Everything that is served beside answers, in memory from the start."""
     page = render(
         "search/browse/page.html",
-        title=finder.title,
-        kind="browse",
-        k=finder.k,
-        has_pictures=finder.table is not None,
-        max_bytes=MAX_BYTES,
-        formats=", ".join(FORMATS),
-        num_rows=finder.index.info.num_rows,
+        {
+            "title": finder.title,
+            "kind": "browse",
+            "k": finder.k,
+            "has_pictures": finder.table is not None,
+            "max_bytes": MAX_BYTES,
+            "formats": ", ".join(FORMATS),
+            "num_rows": finder.index.info.num_rows,
+        },
     )
-    style = read_asset(BASE_STYLE) + read_asset("search/browse/style.css")
+    style = read_asset(PAGE_STYLE) + read_asset("search/browse/style.css")
     return {
         "/": Answer(page.encode(), "text/html; charset=utf-8"),
         "/style.css": Answer(style, "text/css; charset=utf-8"),

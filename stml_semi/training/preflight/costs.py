@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stml_semi.config import TrainConfig
-from stml_semi.data.batches.loading import ViewSettings, showing
+from stml_semi.data.batches.loading import ViewSettings, one_batch_of
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.views import view_size
 from stml_semi.data.workers import resolve_num_workers
@@ -84,7 +84,7 @@ def speed(config: TrainConfig, embedder: Embedder, processor: Any, table: ImageT
     """Views per second that one core decodes, against images per second that the model trains on."""
     size = view_size(processor)
     rows = np.random.default_rng(1).permutation(len(table))[:_TIMED]
-    steps = showing(rows, table, ViewSettings(config.augment, size, config.num_views, seed=0))
+    steps = one_batch_of(rows, table, ViewSettings(config.augment, size, config.num_views, seed=0))
     started = time.perf_counter()
     try:
         views = len(steps[0].image_index) * config.num_views

@@ -55,8 +55,9 @@ def describe_run(config: TrainConfig, tables: Tables, embedder: Embedder, size: 
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
     total = sum(p.numel() for p in embedder.parameters())
     lines["model"] = (
-        f"{config.backbone} at {size[0]} x {size[1]} px, pooling {embedder.pool.kind}, {embedder.pool.num_features} "
-        f"features -> {config.embedding_dim}; {trained / 1e6:.1f} of {total / 1e6:.1f} million parameters train"
+        f"{config.backbone} at {size[0]} x {size[1]} px, pooling {embedder.pooling.kind}, "
+        f"{embedder.pooling.num_features} features -> {config.embedding_dim}; {trained / 1e6:.1f} of {total / 1e6:.1f} "
+        f"million parameters train"
     )
     lines["memory"] = _memory(estimate_memory(config, embedder, size))
     lines["evaluation"] = _evaluation(config, tables.evaluation, claim(tables))

@@ -9,7 +9,7 @@ from helpers.pictures import write_pictures
 from PIL import Image
 
 from stml_semi.data.batches.eval_images import EvalChunks
-from stml_semi.data.batches.loading import Batch, Steps, ViewSettings, showing
+from stml_semi.data.batches.loading import Batch, Steps, ViewSettings, one_batch_of
 from stml_semi.data.batches.plan import LabeledPlan, UnlabeledPlan
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import read_pixels
@@ -133,7 +133,7 @@ def test_every_picture_is_decoded_as_small_as_its_own_views_allow(tmp_path, monk
     for name in "abcdefgh":
         Image.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8)).save(tmp_path / f"{name}.jpg")
     table = open_source(str(tmp_path), flag="--unlabeled", labels="ignored")
-    steps = showing(np.arange(8), table, ViewSettings("paper", (96, 96), num_views=2, seed=0))
+    steps = one_batch_of(np.arange(8), table, ViewSettings("paper", (96, 96), num_views=2, seed=0))
     widths = set[int]()
 
     def spy(source, enough):

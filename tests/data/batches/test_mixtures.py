@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stml_semi.data.batches.live_images import LiveTable, describe_images, num_live
 from stml_semi.data.batches.plan import mixed_rows, quotas
 from stml_semi.data.sources.open_source import open_source
-from stml_semi.data.sources.specs import Part, specs_of, split_parts
+from stml_semi.data.sources.request import Part, specs_of, split_parts
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """`cli.py data`: archives become tables, and all of it is shown."""
 
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -9,9 +8,9 @@ import datasets
 import numpy as np
 import pytest
 from helpers import miniature
+from helpers.command_line import call
 from pyarrow import parquet
 
-from stml_semi.cli import app as cli
 from stml_semi.data.benchmarks import prepare as module
 from stml_semi.data.benchmarks.facts import BENCHMARKS
 from stml_semi.data.benchmarks.prepare import prepare
@@ -30,15 +29,8 @@ def ignore(what: str, done: int, total: int) -> None:
     assert 0 < done <= total, what
 
 
-def call(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["cli.py", "data", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+def data(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    return call(monkeypatch, capsys, "data", *arguments)
 
 
 def tgz(folder: Path, path: Path) -> Path:
@@ -183,27 +175,27 @@ def test_a_table_of_other_counts_is_refused(tmp_path, monkeypatch):
 def test_commands_list_prepare_and_info(monkeypatch, capsys, tmp_path):
     root = tmp_path / "root"
     archive = miniature.build("cub", tmp_path / "cub")
-    code, output, _ = call(monkeypatch, capsys, "list")
+    code, output, _ = data(monkeypatch, capsys, "list")
     assert code == 0
     assert "No data root: set --data-root or $STML_DATA" in output
     for name in BENCHMARKS:
         assert f" {name} " in output
-    code, output, errors = call(monkeypatch, capsys, "prepare", "cub", "--source", archive, "--data-root", root)
+    code, output, errors = data(monkeypatch, capsys, "prepare", "cub", "--source", archive, "--data-root", root)
     assert code == 0, errors
     assert f"{root}/cub/train.parquet: 24 images of 4 classes" in output
     miniature.build("inat21", root / "inat21")
     (root / "inat21/val").rename(tmp_path / "elsewhere")
-    _, output, _ = call(monkeypatch, capsys, "list", "--data-root", root)
+    _, output, _ = data(monkeypatch, capsys, "list", "--data-root", root)
     rows = {line.split()[0]: line for line in output.splitlines() if line.strip()}
     assert "prepared" in rows["cub"]
     assert "archive (in part)" in rows["inat21"]
     assert "non-commercial" in rows["inat21"]
     assert "embedded" in rows["kanji"]
-    code, output, _ = call(monkeypatch, capsys, "info", "cub:test", "--data-root", root)
+    code, output, _ = data(monkeypatch, capsys, "info", "cub:test", "--data-root", root)
     assert code == 0
     for text in ("24 (cub:test)", "4, of 6 to 6 images", "24 to 24 px wide", "24 x 24 (100%)", "0 of all"):
         assert text in output
-    code, _, errors = call(monkeypatch, capsys, "info", "cars", "--data-root", root)
+    code, _, errors = data(monkeypatch, capsys, "info", "cars", "--data-root", root)
     assert code == 2
     assert errors.startswith("error: data info cars: neither")
 
@@ -211,11 +203,11 @@ def test_commands_list_prepare_and_info(monkeypatch, capsys, tmp_path):
 def test_info_lists_bad_files(monkeypatch, capsys, tmp_path):
     miniature.write(tmp_path, {f"{n}.jpg": miniature.jpeg(n, 0) for n in range(6)})
     (tmp_path / "3.jpg").write_bytes(b"")
-    code, output, _ = call(monkeypatch, capsys, "info", tmp_path, "--sample", "0")
+    code, output, _ = data(monkeypatch, capsys, "info", tmp_path, "--sample", "0")
     assert code == 0
     assert "1 of all" in output
     assert f"{tmp_path}/3.jpg: empty file" in output
-    code, output, _ = call(monkeypatch, capsys, "info", tmp_path, "--sample", "2")
+    code, output, _ = data(monkeypatch, capsys, "info", tmp_path, "--sample", "2")
     assert "0 of 2 evenly spaced ones" in output
 
 

@@ -56,7 +56,7 @@ def listed(path: Path) -> dict[str, str]:
 
 
 def test_five_percent_are_refused_by_default(folder):
-    with pytest.raises(RunFailed, match=r"\d of 108 pictures cannot be read, more than --max-bad-fraction 0.01 allows"):
+    with pytest.raises(RunFailed, match=r"\d of 108 images cannot be read, more than --max-bad-fraction 0.01 allows"):
         run(resolve("semi", SETTINGS | {"output_dir": "run"}))
     assert listed(folder / "run" / "bad_images.jsonl").items() <= BAD.items()
     assert not (folder / "run" / "model").exists()

@@ -25,7 +25,7 @@ class Model(NamedTuple):
     """Of a trained model: the place of its frozen backbone among the models."""
 
 
-class Hit(NamedTuple):
+class Neighbor(NamedTuple):
     """A neighbor."""
 
     picture: int | None
@@ -39,7 +39,7 @@ class Query(NamedTuple):
     picture: int | None
     label: str
     where: str
-    hits: list[list[Hit]]
+    neighbors: list[list[Neighbor]]
     """By model, nearest first."""
     before: float
     """Average precision by the first model, 0..1."""
@@ -66,7 +66,7 @@ class Assessed(NamedTuple):
     """Over the frozen backbone, query by query."""
 
 
-class Gallery(NamedTuple):
+class RetrievalView(NamedTuple):
     """Everything that the page shows of one table of evaluation pictures."""
 
     name: str
@@ -84,9 +84,9 @@ class Gallery(NamedTuple):
     """By model: what its map shows."""
 
 
-def build_gallery(
+def view_retrieval(
     table: ImageTable, models: list[Model], pictures: Pictures, *, anchor: str, num_workers: int = 0
-) -> Gallery:
+) -> RetrievalView:
     """Searches a table with every model.
 
     Args:
@@ -112,7 +112,7 @@ def build_gallery(
     maps = [
         draw_map(f"{anchor}-map-{i}", look.projected, right[i][found.points]) for i, look in enumerate(found.models)
     ]
-    return Gallery(
+    return RetrievalView(
         table.name,
         anchor,
         len(found.rows),
@@ -130,9 +130,9 @@ def build_gallery(
 def _query(table: ImageTable, found: Retrieval, pictures: Pictures, names: NDArray[np.str_], number: int) -> Query:
     place = found.queries[number]
     row = int(found.rows[place])
-    hits = [
+    neighbors = [
         [
-            Hit(
+            Neighbor(
                 pictures.add(table, int(found.rows[near])),
                 str(names[near]),
                 bool(found.labels[near] == found.labels[place]),
@@ -142,7 +142,7 @@ def _query(table: ImageTable, found: Retrieval, pictures: Pictures, names: NDArr
         for look in found.models
     ]
     precision = [float(look.scores.average_precision[place]) for look in (found.models[0], found.models[-1])]
-    return Query(pictures.add(table, row), str(names[place]), table.describe(row), hits, *precision)
+    return Query(pictures.add(table, row), str(names[place]), table.describe(row), neighbors, *precision)
 
 
 def _assess(models: list[Model], found: Retrieval, recall_at: tuple[int, ...]) -> list[Assessed]:

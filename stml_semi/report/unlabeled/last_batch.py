@@ -18,7 +18,7 @@ _SHOWN = 30
 COLORS = "cividis"
 
 
-class Relations(NamedTuple):
+class BatchAffinities(NamedTuple):
     """A part of a batch: some queries, each followed by its company."""
 
     step: int
@@ -40,7 +40,7 @@ class Relations(NamedTuple):
     """Mean affinity of two others."""
 
 
-def view_relations(config: TrainConfig, last: LastPool, pictures: Pictures) -> Relations | None:
+def view_last_batch(config: TrainConfig, last: LastPool, pictures: Pictures) -> BatchAffinities | None:
     """The affinities within the last batch that the checkpoint's run trained on; None if that had no unlabeled part.
 
     Training looked at augmented views; here every picture is seen once, in its evaluation view.
@@ -56,7 +56,7 @@ def view_relations(config: TrainConfig, last: LastPool, pictures: Pictures) -> R
     table = last.live.table
     planned = last.pool.plan_of(last.pool.table).batch(config.seed, step)
     known = last.pool.relations(step, torch.from_numpy(planned), num_views=1)
-    seen = last.look(table, np.unique(planned))
+    seen = last.embed(table, np.unique(planned))
     # A picture that cannot be read (any more) is left out.
     kept = np.flatnonzero(np.isin(planned, seen.rows))
     rows, groups = planned[kept], kept // config.num_neighbors
@@ -69,7 +69,7 @@ def view_relations(config: TrainConfig, last: LastPool, pictures: Pictures) -> R
     same, pair = groups[:, None] == groups, rows[:, None] != rows
     number = max(_SHOWN // config.num_neighbors, 1) * config.num_neighbors
     part = affinity[:number, :number].numpy()
-    return Relations(
+    return BatchAffinities(
         last.step,
         [pictures.add(table, int(row)) for row in rows[:number]],
         [table.describe(int(row)) for row in rows[:number]],

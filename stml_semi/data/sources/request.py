@@ -1,12 +1,19 @@
-"""What a user types after --labeled and the like: sources joined by commas, each perhaps with a weight."""
+"""What a user types after --labeled and the like: sources joined by commas, each perhaps with a weight, and how they
+are to be read."""
 
+import contextlib
+import csv
+import json
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-if TYPE_CHECKING:
-    from stml_semi.data.image_table import Ask
+from stml_semi.runtime.errors import BadInput, one_line
 
+Labels = Literal["required", "ignored", "optional"]
 _WEIGHT = re.compile(r"(.+)=(\d+(?:\.\d*)?|\.\d+)")
 
 
@@ -17,6 +24,43 @@ class Part(NamedTuple):
     """A benchmark, path, pattern or hub id, perhaps with `:split`."""
     weight: float | None = None
     """The number after `=`; None without one."""
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """A source that the user named; knows what to say if it cannot be used."""
+
+    spec: str
+    flag: str
+    labels: Labels
+    image_column: str | None
+    label_column: str | None
+    data_root: str | None = None
+
+    def error(self, problem: str) -> BadInput:
+        return BadInput(f"{self.flag} {self.spec}: {problem}")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turns what libraries raise of damaged files into one line, and keeps their progress bars away.
+
+        Raises:
+            BadInput: the source cannot be read.
+        """
+        import datasets
+        from datasets.exceptions import DatasetsError
+        from pyarrow import ArrowException
+
+        damaged = (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError, csv.Error, tarfile.TarError)
+        shown = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+        try:
+            yield
+        except (*damaged, ArrowException, DatasetsError) as error:
+            raise self.error(f"cannot be read, check the file: {one_line(error)}") from None
+        finally:
+            if shown:
+                datasets.enable_progress_bars()
 
 
 def split_parts(text: str | None) -> list[Part]:
@@ -32,7 +76,7 @@ def specs_of(text: str | None) -> list[str]:
     return [part.spec for part in split_parts(text)]
 
 
-def checked_parts(whole: "Ask") -> list[Part]:
+def checked_parts(whole: "SourceRequest") -> list[Part]:
     """The sources that a user joined.
 
     Raises:
@@ -71,3 +115,8 @@ def _part(text: str) -> Part:
 
 def _exists(text: str) -> bool:
     return os.path.exists(os.path.expanduser(text))
+
+
+def listed(names: list[str]) -> str:
+    shown = ", ".join(names[:20]) or "none"
+    return f"{shown}, ..." if len(names) > 20 else shown

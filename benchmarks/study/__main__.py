@@ -1,7 +1,7 @@
 """What unlabeled pictures are worth: arms x seeds on the embedded kanji, one table and one figure.
 
-    python benchmarks/study.py                                       # all arms, three seeds, on the test classes
-    python benchmarks/study.py --arms sup,semi --seeds 0 --eval kanji_validation.parquet
+    python benchmarks/study                                       # all arms, three seeds, on the test classes
+    python benchmarks/study --arms sup,semi --seeds 0 --eval kanji_validation.parquet
 
 All arms of a group take the same labeled steps with the same batches. A finished run is not repeated: delete its folder
 to do so. To choose settings, evaluate on characters that no embedded file holds (scripts/build_kanji.py --validation).
@@ -17,67 +17,16 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from study_figures import Points, draw_bars, draw_budgets
+from arms import ARMS, BUDGET, UNLABELED
+from figures import Points, draw_bars, draw_budgets
+from sources import MADE
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "RESULTS.md"
 FIGURE, BUDGET_FIGURE = ROOT / "docs" / "study.png", ROOT / "docs" / "budget.png"
-EMBEDDED = ROOT / "stml_semi" / "data" / "embedded"
-# Typefaces (numbers in the list of scripts/build_kanji.py) that imitate handwriting or brush; the others are printed.
-HANDWRITTEN = (2, 3, 4, 15, 16, 17, 18)
-NUM_TYPEFACES = 22
-
-# What the kanji get by default (data/benchmarks.py and TrainConfig) is not repeated here.
-SEMI = "semi --labeled kanji --unlabeled kanji-more"
-PUBLISHED = "--relations batch --sigma 3"
-ARMS: dict[str, str] = {
-    "sup": "sup --labeled kanji --max-steps 1000",
-    "sup, 500 steps": "sup --labeled kanji --max-steps 500",
-    "sup, 1,500 steps": "sup --labeled kanji --max-steps 1500",
-    "null control: labeled pictures, labels hidden": "semi --labeled kanji --unlabeled kanji:train --max-steps 1000",
-    # So weak an unlabeled term leaves the labels alone with the network: their learning rate suits it.
-    "semi as published: weight 1": f"{SEMI} {PUBLISHED} --balance fixed --learning-rate 1e-4 --max-steps 1000",
-    "semi, balanced": f"{SEMI} {PUBLISHED} --max-steps 1000",
-    "semi, balanced, sigma calibrated": f"{SEMI} --relations batch --max-steps 1000",
-    "semi, 500 steps": f"{SEMI} --max-steps 500",
-    "semi": f"{SEMI} --max-steps 1000",
-    "semi, 1,500 steps": f"{SEMI} --max-steps 1500",
-    "semi, 2,000 steps": f"{SEMI} --max-steps 2000",
-    "semi, labeled pictures in the pool too": f"{SEMI},kanji:train --max-steps 1000",
-    "oracle: all 500 classes labeled": "sup --labeled {oracle} --labeled-batch-size 120 --learning-rate 3e-4 "
-    "--max-steps 3000",
-    "unsup": "unsup --unlabeled kanji-more --max-steps 300",
-    "random weights: sup": "sup --labeled kanji --backbone {random} --learning-rate 1e-3 --max-steps 500",
-    "random weights: semi": f"{SEMI} --backbone {{random}} --max-steps 500",
-    "labels on printed typefaces only: sup": "sup --labeled {printed} --eval {handwritten} --max-steps 500",
-    "labels on printed typefaces only: semi": "semi --labeled {printed} --unlabeled kanji-more --eval {handwritten} "
-    "--max-steps 500",
-    "labels on printed typefaces only: sup, 1,000 steps": "sup --labeled {printed} --eval {handwritten} "
-    "--max-steps 1000",
-    "labels on printed typefaces only: semi, 1,500 steps": "semi --labeled {printed} --unlabeled kanji-more "
-    "--eval {handwritten} --max-steps 1500",
-    "half of the pool is foreign: semi": f"{SEMI},{{foreign}} --max-steps 500",
-    "half of the pool is foreign: semi, relevance 0.5": f"{SEMI},{{foreign}} --relevance 0.5 --max-steps 500",
-}
-BUDGET = (2, 5, 10)
-for _count in BUDGET:
-    _few = f"--labeled {{few{_count}}} --labeled-batch-size {4 * _count} --max-steps 500"
-    ARMS[f"{_count} labeled classes: sup"] = f"sup {_few} --learning-rate 1e-4"
-    ARMS[f"{_count} labeled classes: semi"] = f"semi {_few} --unlabeled kanji-more --learning-rate 1e-3"
-UNLABELED = (440, 880, 1760, 5280)
-for _count in UNLABELED:
-    ARMS[f"{_count:,} unlabeled pictures: semi"] = (
-        f"semi --labeled kanji --unlabeled {{part{_count}}} --learning-rate 1e-3 --max-steps 1000"
-    )
-for _count in UNLABELED[:2]:
-    ARMS[f"{_count:,} unlabeled pictures: semi, small neighborhoods"] = (
-        ARMS[f"{_count:,} unlabeled pictures: semi"] + " --num-neighbors 2 --pool-neighbors 5"
-    )
 
 
 class Score(NamedTuple):
@@ -134,96 +83,6 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> Run:
     student = scores["student"]
     print(f"{arm}, seed {seed}: recall@1 {student.recall:.4f}, MAP@R {student.map_at_r:.4f}", flush=True)
     return Run(scores, json.loads(done.read_text())["minutes"])
-
-
-def random_backbone(folder: Path) -> Path:
-    """tiny-resnet before its pretraining."""
-    import torch
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
-
-    target, source = folder / "random-resnet", ROOT / "stml_semi" / "models" / "embedded" / "tiny-resnet"
-    if not target.exists():
-        torch.manual_seed(0)
-        AutoModel.from_config(AutoConfig.from_pretrained(source)).save_pretrained(target)
-        AutoImageProcessor.from_pretrained(source).save_pretrained(target)
-    return target
-
-
-def printed(folder: Path) -> Path:
-    """The labeled pictures of printed typefaces."""
-    return _by_typeface(folder / "printed.parquet", "kanji_train.parquet", handwritten=False)
-
-
-def handwritten(folder: Path) -> Path:
-    """The test pictures of handwriting and brush."""
-    return _by_typeface(folder / "handwritten.parquet", "kanji_test.parquet", handwritten=True)
-
-
-def _by_typeface(target: Path, source: str, *, handwritten: bool) -> Path:
-    from datasets import Dataset
-
-    if not target.exists():
-        table = Dataset.from_parquet(str(EMBEDDED / source))
-        rows = [i for i in range(len(table)) if (i % NUM_TYPEFACES in HANDWRITTEN) == handwritten]
-        table.select(rows).to_parquet(target)
-    return target
-
-
-def few(folder: Path, count: int) -> Path:
-    """The labeled pictures of the first classes."""
-    from datasets import Dataset
-
-    target = folder / f"few-{count}.parquet"
-    if not target.exists():
-        table = Dataset.from_parquet(str(EMBEDDED / "kanji_train.parquet"))
-        kept = sorted(set(table["label"]))[:count]
-        table.select([i for i, label in enumerate(table["label"]) if label in kept]).to_parquet(target)
-    return target
-
-
-def part(folder: Path, count: int) -> Path:
-    """Random unlabeled pictures; fewer are among more."""
-    from datasets import Dataset
-
-    target = folder / f"part-{count}.parquet"
-    if not target.exists():
-        table = Dataset.from_parquet(str(EMBEDDED / "kanji_more.parquet"))
-        table.select(np.sort(np.random.default_rng(0).permutation(len(table))[:count])).to_parquet(target)
-    return target
-
-
-def foreign(folder: Path) -> Path:
-    """As many pictures as kanji-more has, of other things: digits, pieces of photographs, noise."""
-    from datasets import Dataset, Features, Image
-    from PIL import Image as Pictures
-    from sklearn.datasets import load_digits, load_sample_images
-
-    target = folder / "foreign.parquet"
-    if not target.exists():
-        rng = np.random.default_rng(0)
-        digits = [
-            255 - np.kron(digit.reshape(8, 8), np.ones((4, 4))) * 15.9 for digit in load_digits(return_X_y=True)[0]
-        ]
-        photographs = [np.asarray(Pictures.fromarray(photo).convert("L")) for photo in load_sample_images().images]
-        pieces = []
-        for _ in range(6_000):
-            photo = photographs[rng.integers(len(photographs))]
-            side = int(rng.integers(32, 200))
-            top, left = (int(rng.integers(0, size - side)) for size in photo.shape)
-            piece = Pictures.fromarray(photo[top : top + side, left : left + side])
-            pieces.append(np.asarray(piece.resize((32, 32), Pictures.Resampling.BILINEAR)))
-        coarse = [
-            rng.integers(0, 256, (n, n)).astype(np.uint8) for n in rng.integers(2, 33, 10_560 - 6_000 - len(digits))
-        ]
-        noise = [np.asarray(Pictures.fromarray(c).resize((32, 32), Pictures.Resampling.BICUBIC)) for c in coarse]
-        pictures = [Pictures.fromarray(x.astype(np.uint8)) for x in (*digits, *pieces, *noise)]
-        Dataset.from_dict({"image": pictures}, features=Features({"image": Image()})).to_parquet(target)
-    return target
-
-
-MADE = {"random": random_backbone, "printed": printed, "handwritten": handwritten, "foreign": foreign}
-MADE |= {f"few{count}": partial(few, count=count) for count in BUDGET}
-MADE |= {f"part{count}": partial(part, count=count) for count in UNLABELED}
 
 
 def points_of(found: list[Run]) -> Points:
