@@ -6,7 +6,7 @@ RUN ?= runs/demo
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types check clean
+.PHONY: demo test coverage lint types check lock clean
 
 # Reinstalled when the dependencies change; the stamp is written last, so a broken install is tried again.
 .venv/installed: pyproject.toml
@@ -23,14 +23,25 @@ demo: .venv/installed
 test: .venv/installed
 	$(PY) -m pytest -n 2 --dist worksteal
 
+coverage: .venv/installed
+	$(PY) -m pytest -n 2 --dist worksteal -q --cov --cov-report=term:skip-covered
+
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/codespell
 
 types: .venv/installed
 	.venv/bin/pyright
 
 check: lint types test
+
+# Writes requirements-dev.txt: the newest versions that fit pyproject.toml, for everyone who develops.
+lock: .venv/installed
+	$(PY) -m pip install --quiet --disable-pip-version-check uv
+	(sed -n '/^#/p' requirements-dev.txt; .venv/bin/uv pip compile pyproject.toml --extra dev --universal \
+	  --python-version 3.11 --no-emit-index-url --no-header --no-annotate --quiet) > requirements-dev.new
+	mv requirements-dev.new requirements-dev.txt
 
 clean:
 	rm -rf .venv runs dist build

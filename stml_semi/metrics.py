@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Float64, Int64, Integer
 from torch import Tensor
 
 from stml_semi.neighbors import Gallery, check_embeddings
@@ -22,14 +23,13 @@ from stml_semi.runtime.errors import BadInput
 class QueryScores(NamedTuple):
     """Scores of single queries, to be averaged, compared or resampled. Not a number where `num_relevant` is 0."""
 
-    recall: Tensor
-    """(Q, len(recall_at)) float64: 1 if any of the k nearest has the query's label, else 0."""
-    r_precision: Tensor
-    """(Q,) float64."""
-    average_precision: Tensor
-    """(Q,) float64: average precision at R, whose mean is MAP@R."""
-    num_relevant: Tensor
-    """(Q,) int64: R."""
+    recall: Float64[Tensor, "q recall_at"]
+    """1 if any of the k nearest has the query's label, else 0; a column for each k."""
+    r_precision: Float64[Tensor, "q"]
+    average_precision: Float64[Tensor, "q"]
+    """Average precision at R, whose mean is MAP@R."""
+    num_relevant: Int64[Tensor, "q"]
+    """R."""
 
 
 def retrieval_metrics(
@@ -84,9 +84,9 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-    values: Tensor,
+    values: Float[Tensor, "q m"],
     *,
-    groups: Tensor | None = None,
+    groups: Integer[Tensor, "q"] | None = None,
     confidence: float = 0.95,
     num_samples: int = 2000,
     seed: int = 0,
@@ -96,9 +96,9 @@ def bootstrap(
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
 
     Args:
-        values: (Q, M) scores of queries; differences of two models' scores give paired intervals.
-        groups: (Q,) integers; rows of a group are drawn together. Queries of one class are alike, so with their classes
-            as groups the interval says what other classes would have given, and is wider. Default: every row alone.
+        values: scores of queries, a column for each metric; differences of two models' scores give paired intervals.
+        groups: rows of a group are drawn together. Queries of one class are alike, so with their classes as groups the
+            interval says what other classes would have given, and is wider. Default: every row alone.
         confidence: share of the resampled means inside, 0..1.
         num_samples: how often is resampled.
         seed: of the draws; the same seed draws the same groups.
@@ -126,16 +126,15 @@ def bootstrap(
 class ClassScores(NamedTuple):
     """Means over the queries of each class that has something to find."""
 
-    label: Tensor
-    """(C,) int64, rising."""
-    num_queries: Tensor
-    """(C,) int64."""
-    values: dict[str, Tensor]
-    """Name of a metric -> (C,) float64."""
+    label: Int64[Tensor, "c"]
+    """Rising."""
+    num_queries: Int64[Tensor, "c"]
+    values: dict[str, Float64[Tensor, "c"]]
+    """By the name of a metric."""
 
 
-def class_scores(scores: QueryScores, labels: Tensor, *, recall_at: Sequence[int]) -> ClassScores:
-    """Averages scores by class. labels: (Q,) int64, of the queries."""
+def class_scores(scores: QueryScores, labels: Int64[Tensor, "q"], *, recall_at: Sequence[int]) -> ClassScores:
+    """Averages scores by class. labels: of the queries."""
     known, place, counts = labels[scores.num_relevant > 0].unique(return_inverse=True, return_counts=True)
     values = score_values(scores)
     means = values.new_zeros(len(known), values.shape[1]).index_add_(0, place, values) / counts[:, None]
@@ -152,8 +151,8 @@ def score_title(name: str) -> str:
     return {"r_precision": "R-precision", "map@r": "MAP@R"}.get(name, name)
 
 
-def score_values(scores: QueryScores) -> Tensor:
-    """(scored queries, metrics) float64, columns as in `score_names`; queries with nothing to find are left out."""
+def score_values(scores: QueryScores) -> Float64[Tensor, "scored metrics"]:
+    """Columns as in `score_names`; queries with nothing to find are left out."""
     scored = scores.num_relevant > 0
     return torch.column_stack([scores.recall, scores.r_precision, scores.average_precision])[scored]
 
@@ -166,12 +165,12 @@ def query_scores(
     recall_at: Sequence[int] = (1, 2, 4, 8),
     gallery: Tensor | None = None,
     gallery_labels: Tensor | None = None,
-    rows: Tensor | None = None,
+    rows: Integer[Tensor, "q"] | None = None,
 ) -> QueryScores:
     """Scores queries one by one. Takes what `retrieval_metrics` takes, and raises the same where input is wrong.
 
     Args:
-        rows: (Q,) integers, which of the embeddings are queries, default all. Processes that hold the same embeddings
+        rows: which of the embeddings are queries, default all. Processes that hold the same embeddings
             can each score a share of the rows and gather the scores.
     """
     if not recall_at or min(recall_at) < 1:
@@ -207,7 +206,7 @@ def query_scores(
     return QueryScores(recall, r_precision, average_precision, num_relevant)
 
 
-def _by_depth(num_relevant: Tensor, least: int) -> Iterator[tuple[Tensor, int]]:
+def _by_depth(num_relevant: Int64[Tensor, "q"], least: int) -> Iterator[tuple[Int64[Tensor, "part"], int]]:
     """Groups queries by how many neighbors they need, so that one large class does not set the depth for all.
 
     Each group is its queries and their depth. Groups are small enough to bound the memory; queries with nothing to
@@ -224,8 +223,8 @@ def _by_depth(num_relevant: Tensor, least: int) -> Iterator[tuple[Tensor, int]]:
         start = stop
 
 
-def _count(reference: Tensor, labels: Tensor) -> Tensor:
-    """How often each label occurs in the reference: (G,), (Q,) -> (Q,) int64."""
+def _count(reference: Integer[Tensor, "g"], labels: Integer[Tensor, "q"]) -> Int64[Tensor, "q"]:
+    """How often each label occurs in the reference."""
     known, counts = reference.unique(return_counts=True)
     place = torch.searchsorted(known, labels).clamp_max(len(known) - 1)
     return torch.where(known[place] == labels, counts[place], 0)

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int64, Integer
 from torch import Tensor
 
 from stml_semi.runtime.errors import BadInput
@@ -30,10 +31,9 @@ _CANDIDATE_COST = 32
 class Neighbors(NamedTuple):
     """The nearest rows of the gallery, nearest first; among equals the smaller row first."""
 
-    indices: Tensor
-    """(M, k) int64."""
-    similarities: Tensor
-    """(M, k) float32: cosines, within 2^-25 of the true ones; 0 where a vector is zero."""
+    indices: Int64[Tensor, "m k"]
+    similarities: Float32[Tensor, "m k"]
+    """Cosines, within 2^-25 of the true ones; 0 where a vector is zero."""
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ class Gallery:
         indices = torch.empty(len(own), k, dtype=torch.int64, device=device)
         similarities = torch.empty(len(own), k, dtype=torch.float32, device=device)
 
-        def settle(part: Tensor, keys: Tensor) -> None:
+        def settle(part: Int64[Tensor, "q"], keys: Int64[Tensor, "q k"]) -> None:
             steps = -(-keys >> 32)
             indices[part] = steps * _ROWS - keys
             similarities[part] = steps.float() / _STEPS
@@ -140,8 +140,8 @@ class Gallery:
         return Neighbors(indices.to(queries.device), similarities.to(queries.device))
 
     @cached_property
-    def _center(self) -> Tensor:
-        """(d,) float64: mean of the unit vectors.
+    def _center(self) -> Float64[Tensor, "d"]:
+        """Mean of the unit vectors.
 
         Moving the gallery changes all scores of a query alike. Around its mean the vectors are shorter, and so are
         their rounding errors: cosines of a pretrained backbone crowd near one, and only the differences matter.
@@ -161,14 +161,13 @@ class Gallery:
                 all_rows[start : start + _BLOCK] = rows
         return whole
 
-    def _units(self, start: int, stop: int) -> Tensor:
+    def _units(self, start: int, stop: int) -> Float64[Tensor, "rows d"]:
         return _unit(self.rows[start:stop], self.lengths[start:stop])
 
-    def _propose(self, unit: Tensor, k: int, count: int, skip: Tensor) -> tuple[Tensor, Tensor]:
-        """The best k of `count` candidates as keys, and for which queries nothing better can exist.
-
-        unit (q, d) float64, skip (q,) -> keys (q, k) int64, proven (q,) bool.
-        """
+    def _propose(
+        self, unit: Float64[Tensor, "q d"], k: int, count: int, skip: Integer[Tensor, "q"]
+    ) -> tuple[Int64[Tensor, "q {k}"], Bool[Tensor, "q"]]:
+        """The best k of `count` candidates as keys, and for which queries nothing better can exist."""
         gallery, query = self._operands, _operands(unit, self.matmul_dtype)
         scores, columns = self._candidates(query.matrix, count)
         cosines = self._cosines(unit, columns)
@@ -192,8 +191,10 @@ class Gallery:
         proven &= ((precise + offset[:, None] - cosines).abs() <= bound).all(1)
         return best, proven
 
-    def _candidates(self, operand: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The highest scores of the fast product: (q, d) -> (q, count) scores, falling, and int64 rows."""
+    def _candidates(
+        self, operand: Float[Tensor, "q d"], count: int
+    ) -> tuple[Float[Tensor, "q {count}"], Int64[Tensor, "q {count}"]]:
+        """The highest scores of the fast product, falling, and their rows."""
         matrix = self._operands.matrix
         # Written into again and again: fresh memory for every product costs a third of its time.
         buffer = operand.new_empty(len(operand) * min(self.tile_size, len(self)))
@@ -209,8 +210,8 @@ class Gallery:
                 columns = columns.gather(1, order)
         return scores, columns
 
-    def _cosines(self, unit: Tensor, columns: Tensor) -> Tensor:
-        """(q, d) float64, (q, c) rows -> (q, c) float64."""
+    def _cosines(self, unit: Float64[Tensor, "q d"], columns: Int64[Tensor, "q c"]) -> Float64[Tensor, "q c"]:
+        """Of each query with the rows of the gallery that `columns` names."""
         cosines = unit.new_empty(columns.shape)
         # On a CPU the gathered vectors should stay in its cache.
         block = 2**19 if unit.device.type == "cpu" else 2**23
@@ -222,8 +223,10 @@ class Gallery:
             cosines[start : start + height] = vectors.mul_(unit[start : start + height, None]).sum(-1)
         return cosines
 
-    def _exhaust(self, unit: Tensor, k: int, skip: Tensor, tile_size: int) -> Tensor:
-        """The best k of the whole gallery as keys, in float64: (q, d) float64, (q,) -> (q, k) int64."""
+    def _exhaust(
+        self, unit: Float64[Tensor, "q d"], k: int, skip: Integer[Tensor, "q"], tile_size: int
+    ) -> Int64[Tensor, "q {k}"]:
+        """The best k of the whole gallery as keys, in float64."""
         best = torch.empty(len(unit), 0, dtype=torch.int64, device=unit.device)
         for start in range(0, len(self), tile_size):
             stop = min(start + tile_size, len(self))
@@ -233,7 +236,7 @@ class Gallery:
         return best
 
 
-def _keys(cosines: Tensor, columns: Tensor) -> Tensor:
+def _keys(cosines: Float64[Tensor, "q c"], columns: Int64[Tensor, "... c"]) -> Int64[Tensor, "q c"]:
     """One integer per candidate: a higher cosine first, then the smaller row. No two are equal."""
     return (cosines.float().double() * _STEPS).round_().long().mul_(_ROWS).sub_(columns)
 
@@ -241,25 +244,25 @@ def _keys(cosines: Tensor, columns: Tensor) -> Tensor:
 class _Operands(NamedTuple):
     """Vectors as the fast product reads them, and what was lost on the way."""
 
-    matrix: Tensor  # (N, d) of the product's type
-    norms: Tensor  # (N,) float64: length of each row of `matrix`
-    losses: Tensor  # (N,) float64: length of the difference between a row and what it stands for
+    matrix: Float[Tensor, "n d"]  # Of the product's type
+    norms: Float64[Tensor, "n"]  # Length of each row of `matrix`
+    losses: Float64[Tensor, "n"]  # Length of the difference between a row and what it stands for
 
 
-def _operands(vectors: Tensor, dtype: torch.dtype) -> _Operands:
+def _operands(vectors: Float64[Tensor, "n d"], dtype: torch.dtype) -> _Operands:
     matrix = vectors.to(dtype)
     rounded = matrix.double()
     norm = torch.linalg.vector_norm
     return _Operands(matrix, norm(rounded, dim=1), norm(vectors - rounded, dim=1))
 
 
-def _unit(vectors: Tensor, lengths: Tensor) -> Tensor:
+def _unit(vectors: Float[Tensor, "n d"], lengths: Float64[Tensor, "n"]) -> Float64[Tensor, "n d"]:
     """Zero vectors stay zero: their cosine with everything is 0."""
     return vectors.double() / lengths.masked_fill(lengths == 0, 1)[:, None]
 
 
-def check_embeddings(embeddings: Tensor, name: str) -> Tensor:
-    """Raises ValueError unless (N, d), floating, finite and not empty; else the lengths of the rows: (N,) float64."""
+def check_embeddings(embeddings: Tensor, name: str) -> Float64[Tensor, "n"]:
+    """Raises ValueError unless (N, d), floating, finite and not empty; else the lengths of the rows."""
     if embeddings.ndim != 2 or embeddings.shape[1] == 0 or not embeddings.is_floating_point():
         raise ValueError(
             f"{name} must be (rows, dimensions) of a floating type, not {tuple(embeddings.shape)} of {embeddings.dtype}"

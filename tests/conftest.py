@@ -15,7 +15,11 @@ import torch
 from helpers.pictures import write_pictures
 from helpers.real_runs import train
 from helpers.shared import once
+from jaxtyping import install_import_hook
 from PIL import Image
+
+# Every call of the tests checks the shapes that these modules state. None of them is imported before this line.
+install_import_hook(["stml_semi.losses", "stml_semi.metrics", "stml_semi.neighbors"], "beartype.beartype")
 
 pytest_plugins = ["helpers.source_helpers"]
 torch.set_num_threads(1)

@@ -5,7 +5,7 @@ import sys
 
 import stml_semi
 
-NAMES = ["Index", "TrainConfig", "__version__", "evaluate", "load", "retrieval_metrics"]
+NAMES = ["Index", "TrainConfig", "__version__", "embed", "evaluate", "load", "retrieval_metrics", "train"]
 
 
 def test_the_public_names():

@@ -35,4 +35,5 @@ def main() -> None:
     arguments = sys.argv[1:]
     while "--resume" in arguments and arguments[arguments.index("--resume") + 1 :][:1] == ["latest"]:
         del arguments[arguments.index("--resume") + 1]  # What --resume means anyway.
-    app(arguments, prog_name=Path(sys.argv[0]).name)
+    program = Path(sys.argv[0]).name
+    app(arguments, prog_name="python -m stml_semi" if program == "__main__.py" else program)

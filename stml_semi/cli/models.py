@@ -6,7 +6,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from stml_semi.cli.terminal import DATA_ROOT, among, is_main, one_line_errors, quiet_libraries, say
+from stml_semi.cli.terminal import DATA_ROOT, among, is_main, one_line_errors, print_outcome, quiet_libraries
 
 
 def evaluate(
@@ -95,7 +95,9 @@ def export(
             dtype=cast(Dtype, dtype),
             onnx=format == "onnx",
         )
-    say(f"{made.folder}: the {made.weights} after {made.step} steps", {**made._asdict(), "folder": output}, as_json)
+    print_outcome(
+        f"{made.folder}: the {made.weights} after {made.step} steps", {**made._asdict(), "folder": output}, as_json
+    )
 
 
 def push(
@@ -116,7 +118,7 @@ def push(
             print(text, file=sys.stderr)
 
         pushed = upload(model, repo, private=private, license=license, note=note)
-    say(f"uploaded to {pushed.url}", pushed._asdict(), as_json)
+    print_outcome(f"uploaded to {pushed.url}", pushed._asdict(), as_json)
 
 
 def report(

@@ -7,7 +7,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from stml_semi.cli.terminal import among, one_line_errors, quiet_libraries, say
+from stml_semi.cli.terminal import among, one_line_errors, print_outcome, quiet_libraries
 
 
 def embed(
@@ -46,7 +46,7 @@ def embed(
     before = made.num_rows - made.num_embedded - made.num_bad
     known = f", {before} of them embedded before" if before > 0 else ""
     bad = f", {made.num_bad} unreadable (bad_images.jsonl)" if made.num_bad else ""
-    say(f"{output}: {made.num_rows} images{known}{bad}", made._asdict(), as_json)
+    print_outcome(f"{output}: {made.num_rows} images{known}{bad}", made._asdict(), as_json)
 
 
 def search(

@@ -62,7 +62,7 @@ def among(name: str, value: str, *choices: str) -> None:
         raise BadInput(f"{name} {value}: choose one of {', '.join(choices)}")
 
 
-def say(sentence: str, values: dict[str, Any], as_json: bool) -> None:
+def print_outcome(sentence: str, values: dict[str, Any], as_json: bool) -> None:
     """Fingerprints a result, on the main process."""
     if is_main():
         print(json.dumps(values) if as_json else sentence)

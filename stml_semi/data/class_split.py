@@ -71,7 +71,7 @@ def _part(table: ImageTable, classes: NDArray[np.int64], rows: NDArray[np.int64]
     )
 
 
-def looked_up_in(queries: ImageTable, gallery: ImageTable) -> ImageTable:
+def with_gallery(queries: ImageTable, gallery: ImageTable) -> ImageTable:
     """One table whose queries are the images of the first and whose gallery are those of the second.
 
     Classes are the same where their names are.

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from stml_semi.config import Balance
@@ -28,17 +29,21 @@ _TINY = torch.finfo(torch.float32).tiny
 class Term(NamedTuple):
     """A loss term and the gradient it alone would cause."""
 
-    value: Tensor
-    """Scalar, detached."""
-    inputs: tuple[Tensor, ...]
+    value: Float[Tensor, ""]
+    """Detached."""
+    inputs: tuple[Float[Tensor, "..."], ...]
     """Embeddings first, then parameters of the loss (proxies)."""
-    gradients: tuple[Tensor, ...]
+    gradients: tuple[Float[Tensor, "..."], ...]
     """Like `inputs`."""
-    norm: Tensor
-    """Scalar: gradient norm over the embeddings."""
+    norm: Float[Tensor, ""]
+    """Gradient norm over the embeddings."""
 
 
-def differentiate(value: Tensor, embeddings: Sequence[Tensor], parameters: Sequence[Tensor] = ()) -> Term:
+def differentiate(
+    value: Float[Tensor, ""],
+    embeddings: Sequence[Float[Tensor, "n _"]],
+    parameters: Sequence[Float[Tensor, "..."]] = (),
+) -> Term:
     """Differentiates a loss once, down to the embeddings and its own parameters, not into the model."""
     inputs = (*embeddings, *parameters)
     gradients = torch.autograd.grad(value, inputs)
@@ -49,21 +54,21 @@ def differentiate(value: Tensor, embeddings: Sequence[Tensor], parameters: Seque
 class Balanced(NamedTuple):
     """The step's objective."""
 
-    surrogate: Tensor
-    """Scalar whose gradient is that of the weighted sum of the terms; its value means nothing."""
-    loss: Tensor
-    """Scalar, detached: labeled value + unlabeled_weight x unlabeled value."""
-    unlabeled_weight: Tensor
-    """Scalar: what the bare unlabeled loss is multiplied with, relative to the bare labeled loss."""
-    grad_ratio: Tensor
-    """Scalar: norm of the weighted unlabeled gradient over that of the labeled one, at this step; 0 without either."""
+    surrogate: Float[Tensor, ""]
+    """Its gradient is that of the weighted sum of the terms; its value means nothing."""
+    loss: Float[Tensor, ""]
+    """Detached: labeled value + unlabeled_weight x unlabeled value."""
+    unlabeled_weight: Float[Tensor, ""]
+    """What the bare unlabeled loss is multiplied with, relative to the bare labeled loss."""
+    grad_ratio: Float[Tensor, ""]
+    """Norm of the weighted unlabeled gradient over that of the labeled one, at this step; 0 without either."""
 
 
 class Balancer(nn.Module):
     """Weighs the terms. Its state (running norms) belongs into checkpoints."""
 
-    norms: Tensor
-    updates: Tensor
+    norms: Float[Tensor, "2"]
+    updates: Float[Tensor, "2"]
 
     def __init__(self, balance: Balance, weight: float) -> None:
         """
@@ -109,7 +114,7 @@ class Balancer(nn.Module):
             torch.where(labeled.norm > 0, scale_u * unlabeled.norm / (scale_l * labeled.norm).clamp_min(_TINY), 0),
         )
 
-    def _running(self, which: int, term: Term) -> Tensor:
+    def _running(self, which: int, term: Term) -> Float[Tensor, ""]:
         """Running mean of a term's gradient norm, without the bias towards its start at zero."""
         self.norms[which] = _MEMORY * self.norms[which] + (1 - _MEMORY) * term.norm
         self.updates[which] += 1

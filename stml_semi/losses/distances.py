@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -12,14 +13,10 @@ from torch.autograd.function import once_differentiable
 _RESOLUTION = 1e-6
 
 
-def pairwise_squared_distances(embeddings: Tensor) -> Tensor:
+def pairwise_squared_distances(embeddings: Float[Tensor, "n d"]) -> Float32[Tensor, "n n"]:
     """Squared Euclidean distances between all rows, never negative, zero on the diagonal.
 
-    Args:
-        embeddings: (N, d), any floating type; computed in float32, also under autocast.
-
-    Returns:
-        (N, N) float32.
+    Computed in float32 also under autocast.
     """
     with torch.autocast(embeddings.device.type, enabled=False):
         x = embeddings.float()
@@ -32,7 +29,7 @@ class _SquaredDistances(torch.autograd.Function):
     """As autograd would derive, but with one matrix product in the backward pass, not two: distances are symmetric."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Float32[Tensor, "n d"]) -> Float32[Tensor, "n n"]:
         squared = x @ x.T
         norms = squared.diagonal().clone()
         scale = norms[:, None] + norms[None, :]
@@ -43,26 +40,27 @@ class _SquaredDistances(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Float32[Tensor, "n n"]
+    ) -> Float32[Tensor, "n d"]:
         x, squared = ctx.saved_tensors
         # dL/dx_i = sum_j 2 (G_ij + G_ji) (x_i - x_j), over pairs that are apart.
         pull = (grad_outputs[0] + grad_outputs[0].T).masked_fill_(squared == 0, 0)
         return torch.addmm(2 * pull.sum(1, keepdim=True) * x, pull, x, alpha=-2)
 
 
-def pairwise_distances(embeddings: Tensor) -> Tensor:
+def pairwise_distances(embeddings: Float[Tensor, "n d"]) -> Float32[Tensor, "n n"]:
     """Euclidean distances between all rows; where two rows coincide the distance is 0 and so is its gradient.
 
-    (N, d) -> (N, N) float32. The plain `sqrt` has an infinite slope at zero, which turns into NaN as soon as one
-    picture stands twice in a batch.
+    The plain `sqrt` has an infinite slope at zero, which turns into NaN as soon as one picture stands twice in a batch.
     """
     squared = pairwise_squared_distances(embeddings)
     apart = squared > 0
     return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
 
 
-def relative_distances(embeddings: Tensor) -> Tensor:
-    """Distances divided by the mean of their row (diagonal included): D of STML, eq. 5. (N, d) -> (N, N) float32.
+def relative_distances(embeddings: Float[Tensor, "n d"]) -> Float32[Tensor, "n n"]:
+    """Distances divided by the mean of their row (diagonal included): D of STML, eq. 5.
 
     The mean carries gradient. A batch in which all rows coincide has no scale: its distances stay 0.
     """
@@ -70,6 +68,6 @@ def relative_distances(embeddings: Tensor) -> Tensor:
     return distances / distances.mean(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def normalize(embeddings: Tensor) -> Tensor:
-    """Rows brought to unit length in float32. (N, d) -> (N, d)."""
+def normalize(embeddings: Float[Tensor, "n d"]) -> Float32[Tensor, "n d"]:
+    """Rows brought to unit length."""
     return F.normalize(embeddings.float(), dim=1)

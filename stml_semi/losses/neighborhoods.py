@@ -8,19 +8,22 @@ alike as the cosine of their counts.
 """
 
 import torch
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 
-def neighborhood_overlap(neighborhoods: Tensor, positions: Tensor, *, expand: int) -> Tensor:
+def neighborhood_overlap(
+    neighborhoods: Int64[Tensor, "p k"], positions: Int64[Tensor, "u"], *, expand: int
+) -> Float32[Tensor, "u u"]:
     """Cosine of the expanded neighborhoods of some images of the pool.
 
     Args:
-        neighborhoods: (P, K) int64 positions in the pool, on the CPU: each image itself, then its nearest others.
-        positions: (U,) int64; an image may stand there more than once.
+        neighborhoods: positions in the pool, on the CPU: each image itself, then its nearest others.
+        positions: of the images; one may stand there more than once.
         expand: how many images, the first of a neighborhood, are asked for theirs.
 
     Returns:
-        (U, U) float32 in 0..1, symmetric; 1 for an image and itself.
+        In 0..1, symmetric; 1 for an image and itself.
     """
     columns, members = _members(neighborhoods, positions, expand).unique(return_inverse=True)
     counts = torch.zeros(len(positions), len(columns)).scatter_add_(1, members, torch.ones(members.shape))
@@ -28,16 +31,18 @@ def neighborhood_overlap(neighborhoods: Tensor, positions: Tensor, *, expand: in
     return (counts @ counts.T).clamp_max_(1)
 
 
-def rerank(neighborhoods: Tensor, *, expand: int, rows: Tensor | None = None) -> Tensor:
+def rerank(
+    neighborhoods: Int64[Tensor, "p k"], *, expand: int, rows: Int64[Tensor, "m"] | None = None
+) -> Int64[Tensor, "m k-1"]:
     """Sorts each neighborhood by `neighborhood_overlap`, likest first; equals stay in their order.
 
     Args:
-        neighborhoods: (P, K) int64 positions in the pool: each image itself, then its nearest others.
+        neighborhoods: positions in the pool: each image itself, then its nearest others.
         expand: as in `neighborhood_overlap`.
-        rows: (M,) int64, whose neighborhoods to sort. Default: all.
+        rows: whose neighborhoods to sort. Default: all.
 
     Returns:
-        (M, K - 1): without the image itself. Memory: 64 MB, or K x expand x K numbers if that is more.
+        Without the image itself. Memory: 64 MB, or k x expand x k numbers if that is more.
     """
     total = len(neighborhoods)
     device = neighborhoods.device
@@ -55,13 +60,15 @@ def rerank(neighborhoods: Tensor, *, expand: int, rows: Tensor | None = None) ->
     return torch.cat(parts) if parts else neighborhoods.new_empty(0, neighborhoods.shape[1] - 1)
 
 
-def _members(neighborhoods: Tensor, positions: Tensor, expand: int) -> Tensor:
-    """(U,) -> (U, expand K): the neighborhoods of the first `expand` of each neighborhood, one after the other."""
+def _members(
+    neighborhoods: Int64[Tensor, "p k"], positions: Int64[Tensor, "u"], expand: int
+) -> Int64[Tensor, "u members"]:
+    """The neighborhoods of the first `expand` of each neighborhood, one after the other: expand x k members."""
     return neighborhoods[neighborhoods[positions, :expand]].flatten(1)
 
 
-def _counts(neighborhoods: Tensor, positions: Tensor, expand: int) -> Tensor:
-    """(U,) -> (U, P) float32: how often each image of the pool is a member."""
+def _counts(neighborhoods: Int64[Tensor, "p k"], positions: Int64[Tensor, "u"], expand: int) -> Float32[Tensor, "u p"]:
+    """How often each image of the pool is a member."""
     members = _members(neighborhoods, positions, expand)
     counts = torch.zeros(len(positions), len(neighborhoods), device=members.device)
     return counts.scatter_add_(1, members, torch.ones(members.shape, device=members.device))

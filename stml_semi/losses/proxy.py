@@ -5,6 +5,7 @@ import inspect
 import re
 
 import torch
+from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 
 from stml_semi.runtime.errors import BadInput
@@ -44,8 +45,8 @@ class LabeledLoss(nn.Module):
         fitting = {key: size for key, size in sizes.items() if key in accepted}
         self.loss = losses[name](**fitting, **_SETTINGS.get(name, {}))
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """(B, d) and (B,) -> scalar, float32 also under autocast."""
+    def forward(self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, "b"]) -> Float32[Tensor, ""]:
+        """Float32 also under autocast."""
         with torch.autocast(embeddings.device.type, enabled=False):
             return self.loss(embeddings.float(), labels)
 

@@ -8,32 +8,33 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float32, Integer
 from torch import Tensor
 
 from stml_semi.losses.distances import normalize, pairwise_squared_distances
 
 
 class Affinity(NamedTuple):
-    """All (N, N) float32 without gradient. The losses do not use the diagonals."""
+    """All without gradient. The losses do not use the diagonals."""
 
-    pairwise: Tensor
+    pairwise: Float32[Tensor, "n n"]
     """P: similarity of two embeddings, 0..1, symmetric."""
-    mutual: Tensor
+    mutual: Float32[Tensor, "n n"]
     """V: 1 where two rows are among each other's nearest neighbors."""
-    contextual: Tensor
+    contextual: Float32[Tensor, "n n"]
     """C: how much the neighborhoods of two rows agree, 0..1, symmetric."""
-    affinity: Tensor
+    affinity: Float32[Tensor, "n n"]
     """W = (P + C) / 2: the degree to which two rows show the same class, 0..1, symmetric."""
 
 
 @torch.no_grad()
-def calibrated_sigma(embeddings: Tensor, *, seed: int, similarity: float = 0.05) -> float:
+def calibrated_sigma(embeddings: Float[Tensor, "n d"], *, seed: int, similarity: float = 0.05) -> float:
     """The bandwidth that gives an average pair of images the wanted similarity P.
 
     Backbones differ in how far apart unrelated images lie, so no number serves them all.
 
     Args:
-        embeddings: (N, d) of images that mostly do not belong together, need not have unit length.
+        embeddings: of images that mostly do not belong together, need not have unit length.
         seed: of the pairs that are looked at, 65,536 of them.
         similarity: P of the median pair.
     """
@@ -48,12 +49,14 @@ def calibrated_sigma(embeddings: Tensor, *, seed: int, similarity: float = 0.05)
 
 
 @torch.no_grad()
-def pooled_affinity(teacher_embeddings: Tensor, overlap: Tensor, *, sigma: float) -> Tensor:
+def pooled_affinity(
+    teacher_embeddings: Float[Tensor, "n d"], overlap: Float[Tensor, "n n"], *, sigma: float
+) -> Float[Tensor, "n n"]:
     """Affinity W = (P + C) / 2 where neighborhoods were compared elsewhere: over the pool.
 
     Args:
-        teacher_embeddings: (N, d), need not have unit length.
-        overlap: (N, N) C in 0..1, from `neighborhood_overlap`.
+        teacher_embeddings: need not have unit length.
+        overlap: C in 0..1, from `neighborhood_overlap`.
         sigma: bandwidth of P.
     """
     pairwise = torch.exp(pairwise_squared_distances(normalize(teacher_embeddings)) / -sigma)
@@ -61,12 +64,14 @@ def pooled_affinity(teacher_embeddings: Tensor, overlap: Tensor, *, sigma: float
 
 
 @torch.no_grad()
-def contextual_affinity(teacher_embeddings: Tensor, index: Tensor, *, sigma: float, topk: int) -> Affinity:
+def contextual_affinity(
+    teacher_embeddings: Float[Tensor, "..."], index: Integer[Tensor, "..."], *, sigma: float, topk: int
+) -> Affinity:
     """Affinity between all rows of a batch from the teacher's embeddings.
 
     Args:
         teacher_embeddings: (N, d), need not have unit length.
-        index: (N,) integers; rows with the same value are views of the same image.
+        index: (N,); rows with the same value are views of the same image.
         sigma: bandwidth of P = exp(-||t_i - t_j||^2 / sigma), on unit-length embeddings (squared distances 0..4).
         topk: size of a neighborhood, the row itself included: num_neighbors x num_views.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from stml_semi.losses.distances import normalize as unit_length
@@ -14,32 +15,41 @@ from stml_semi.losses.distances import relative_distances
 
 
 class StmlLoss(NamedTuple):
-    """Scalars, float32, with gradient."""
+    """With gradient."""
 
-    total: Tensor
-    relaxed_contrastive: Tensor
+    total: Float32[Tensor, ""]
+    relaxed_contrastive: Float32[Tensor, ""]
     """(RC(f) + RC(g)) / 2."""
-    self_distillation: Tensor
+    self_distillation: Float32[Tensor, ""]
     """KL from the relations of g to those of f."""
 
 
-def relaxed_contrastive(distances: Tensor, affinity: Tensor, *, delta: float) -> Tensor:
+def relaxed_contrastive(
+    distances: Float[Tensor, "n n"], affinity: Float[Tensor, "n n"], *, delta: float
+) -> Float[Tensor, ""]:
     """Pulls rows together by their affinity W and pushes them apart, up to `delta`, by 1 - W (equation 6).
 
     Args:
-        distances: (N, N) relative distances D with gradient; the diagonal is 0.
-        affinity: (N, N) in 0..1; the diagonal is not used.
+        distances: relative distances D with gradient; the diagonal is 0.
+        affinity: in 0..1; the diagonal is not used.
         delta: margin, in units of the mean distance of a row.
 
     Returns:
-        Scalar: sum over i != j of W D^2 + (1 - W) relu(delta - D)^2, divided by N (N - 1).
+        Sum over i != j of W D^2 + (1 - W) relu(delta - D)^2, divided by n (n - 1).
     """
     rows = len(distances)
     terms = affinity * distances.square() + (1 - affinity) * (delta - distances).relu().square()
     return (terms.sum() - terms.diagonal().sum()) / (rows * (rows - 1))
 
 
-def stml_loss(f: Tensor, g: Tensor, affinity: Tensor, *, delta: float, normalize: bool = False) -> StmlLoss:
+def stml_loss(
+    f: Float[Tensor, "..."],
+    g: Float[Tensor, "..."],
+    affinity: Float[Tensor, "..."],
+    *,
+    delta: float,
+    normalize: bool = False,
+) -> StmlLoss:
     """The unlabeled term on one (global) batch of student embeddings.
 
     Args:

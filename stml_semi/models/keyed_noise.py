@@ -15,29 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# Odd constants of splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014), as
-# signed numbers: int64 products wrap around like unsigned ones.
-_GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+from stml_semi.runtime.hashing import mix
+
+# The step of splitmix64's counter, as a signed number.
+_GOLDEN = -0x61C8864680B583EB
 
 
 def row_keys(seed: int, step: int, positions: Tensor) -> Tensor:
     """Keys of the rows at the given places in the global batch of a step. (B,) int64 -> (B,) int64."""
     start = torch.tensor([seed, step], dtype=torch.int64, device=positions.device)
-    return _mix(positions + _mix(start[1] + _mix(start[0])))
+    return mix(positions + mix(start[1] + mix(start[0])))
 
 
 def uniform(keys: Tensor, call: int, count: int) -> Tensor:
     """Numbers in [0, 1) for every row. (B,) int64 -> (B, count) float32."""
-    start = _mix(keys + (call * _GOLDEN + 2**63) % 2**64 - 2**63)
+    start = mix(keys + (call * _GOLDEN + 2**63) % 2**64 - 2**63)
     elements = torch.arange(count, device=keys.device) * _GOLDEN
-    return (_mix(start[:, None] + elements) & 0xFFFFFF).float() * 2.0**-24
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finalizer of splitmix64: every bit of the result depends on every bit of x."""
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX_1
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX_2
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+    return (mix(start[:, None] + elements) & 0xFFFFFF).float() * 2.0**-24
 
 
 class KeyedNoise(TorchFunctionMode):

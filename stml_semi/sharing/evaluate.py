@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stml_semi.data.class_split import looked_up_in
+from stml_semi.data.class_split import with_gallery
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.workers import resolve_num_workers
 from stml_semi.metrics import ClassScores, bootstrap, class_scores, score_names, score_values, summarize
@@ -61,7 +61,7 @@ def evaluate_model(
     if gallery is not None:
         if gallery == data:
             raise BadInput(f"--gallery {gallery}: is --data itself, where every picture finds itself; leave it out")
-        table = looked_up_in(table, open_source(gallery, flag="--gallery", labels="required", **columns))
+        table = with_gallery(table, open_source(gallery, flag="--gallery", labels="required", **columns))
     wanted = wanted or table.recall_at
     accelerator = Accelerator()
     retriever = load(model, device=accelerator.device)

@@ -64,7 +64,7 @@ class Trackers:
         try:
             yield
         finally:
-            self._tell(lambda tracker: tracker.finish())
+            self._send_to_all(lambda tracker: tracker.finish())
 
     def log(self, line: dict[str, Any]) -> None:
         """Reports a line of metrics.jsonl: `train/loss`, `eval/student/recall_at_1` (not all of them allow an @)."""
@@ -74,7 +74,7 @@ class Trackers:
             for key, value in line.items()
             if key != "step" and isinstance(value, int | float)
         }
-        self._tell(lambda tracker: tracker.log(values, step=line["step"]))
+        self._send_to_all(lambda tracker: tracker.log(values, step=line["step"]))
 
     @property
     def show_pictures(self) -> bool:
@@ -91,9 +91,9 @@ class Trackers:
             if hasattr(tracker, "log_images"):
                 tracker.log_images({name: pixels}, step=step, **_layout(tracker))
 
-        self._tell(send)
+        self._send_to_all(send)
 
-    def _tell(self, action: Callable[[Any], None]) -> None:
+    def _send_to_all(self, action: Callable[[Any], None]) -> None:
         for name, tracker in list(self._running.items()):
             with self._surviving(name):
                 action(tracker)

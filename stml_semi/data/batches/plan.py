@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.hashing import mix
 
 Rows = NDArray[np.int64]
 
@@ -54,7 +56,8 @@ class UnlabeledPlan(NamedTuple):
             # A neighbor's luck depends on who it is, not on its place in the list: where rounding lets two neighbors
             # change places, the same ones are drawn.
             salt = np.random.default_rng([seed, _NEIGHBORS, step]).integers(2**63, size=(len(queries), 1))
-            drawn = _mix(near ^ salt).argsort(1)[:, : self.num_neighbors - 1]
+            hashed = mix(torch.from_numpy(near ^ salt)).numpy().view(np.uint64)
+            drawn = hashed.argsort(1)[:, : self.num_neighbors - 1]
             near = np.take_along_axis(near, drawn, axis=1)
         return self.rows[np.concatenate([queries[:, None], near], axis=1).ravel()]
 
@@ -112,14 +115,6 @@ def _turn(seed: int, stream: int, total: int, size: int, number: int) -> Rows:
     round_number, turn = divmod(number, per_round)
     order = np.random.default_rng([seed, stream, round_number]).permutation(total)
     return order[(turn * size + np.arange(size)) % total]
-
-
-def _mix(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Numbers that look random: the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    mixed = numbers.astype(np.uint64)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _draw(rng: np.random.Generator, rows: Rows, count: int) -> Rows:

@@ -132,7 +132,7 @@ def search(
     scores = [query_scores(part, labels, recall_at=table.recall_at) for part in vectors]
     queries = _choose_queries(scores[0], scores[-1], num_queries, np.random.default_rng(seed))
     points = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_POINTS])
-    models = [_look(part, labels, score, queries, points) for part, score in zip(vectors, scores, strict=True)]
+    models = [_search_one(part, labels, score, queries, points) for part, score in zip(vectors, scores, strict=True)]
     return Retrieval(rows, labels.numpy(), sample.complete, queries, points, models)
 
 
@@ -155,7 +155,7 @@ def _choose_queries(first: QueryScores, last: QueryScores, count: int, rng: np.r
     return np.concatenate([gained, worst, others])[:count]
 
 
-def _look(
+def _search_one(
     vectors: Tensor, labels: Tensor, scores: QueryScores, queries: NDArray[np.int64], points: NDArray[np.int64]
 ) -> Searched:
     places = torch.from_numpy(queries)

@@ -27,7 +27,7 @@ class Neighborhood(NamedTuple):
     picture: int | None
     where: str
     neighbors: list[int | None]
-    asked_for: int
+    num_neighborhoods: int
     """In how many neighborhoods of the pool it is."""
     drawn: int
     """How often since the last refresh."""
@@ -89,7 +89,7 @@ def _view(config: TrainConfig, last: LastPool, labeled: ImageTable | None, pictu
         return None
     refreshed = last.pool.first_step + pool.refresh * last.pool.refresh_every
     drawn = _draws(config, last, refreshed)
-    asked_for = np.bincount(pool.neighbors.ravel(), minlength=len(pool.rows))
+    num_neighborhoods = np.bincount(pool.neighbors.ravel(), minlength=len(pool.rows))
 
     def show(places: NDArray[np.int64]) -> list[Neighborhood]:
         return [
@@ -97,7 +97,7 @@ def _view(config: TrainConfig, last: LastPool, labeled: ImageTable | None, pictu
                 pictures.add(table, int(pool.rows[place])),
                 table.describe(int(pool.rows[place])),
                 [pictures.add(table, int(pool.rows[near])) for near in pool.neighbors[place, :_NEIGHBORS]],
-                int(asked_for[place]),
+                int(num_neighborhoods[place]),
                 int(drawn[place]),
             )
             for place in places
@@ -110,7 +110,7 @@ def _view(config: TrainConfig, last: LastPool, labeled: ImageTable | None, pictu
         refreshed,
         len(pool.rows),
         last.pool.num_known,
-        int((asked_for == 0).sum()),
+        int((num_neighborhoods == 0).sum()),
         int((drawn == 0).sum()),
         show(np.argsort(-drawn, kind="stable")[:_NEIGHBORHOODS]),
         show(chosen),
