@@ -108,7 +108,7 @@ def test_one_kind_of_pictures_alone(tmp_path, command):
 def test_killed_again_and_again_it_ends_like_the_undisturbed_run(one_process, tmp_path):
     folder = tmp_path / "run"
     flags = [*KANJI, "--max-steps", "30", "--save-every", "3", "--num-workers", "1"]
-    for attempt, step in enumerate((2, 8, 13, 19, 26)):
+    for attempt, step in enumerate((2, 13, 26)):
         running = start(folder, *flags, *(["--resume"] if attempt else []))
         wait_for_step(folder, step)
         running.kill()
