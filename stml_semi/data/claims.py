@@ -3,7 +3,7 @@
 from stml_semi.config import TrainConfig
 from stml_semi.data.benchmarks.facts import Benchmark, benchmark_of
 from stml_semi.data.image_table import ImageTable
-from stml_semi.data.overlap import ExcludedImage
+from stml_semi.data.overlap import ExcludedImage, count_evaluated
 from stml_semi.data.run_tables import Tables
 from stml_semi.data.sources.request import specs_of
 from stml_semi.runtime.errors import BadInput
@@ -13,14 +13,20 @@ _FEW = 1500
 
 
 def claim(tables: Tables) -> str:
-    """Whether the evaluation's classes were trained on, as far as anyone can know."""
+    """Whether the evaluation's classes, and its images, were trained on, as far as anyone can know."""
     if tables.evaluation is None:
         return ""
+    same = count_evaluated(tables.excluded or ())
+    taken = f"{same:,} unlabeled images that are evaluated on were left out" if same else ""
+    return "; ".join(filter(None, [_claim_of_classes(tables, tables.evaluation), taken]))
+
+
+def _claim_of_classes(tables: Tables, evaluation: ImageTable) -> str:
     if tables.labeled is not None:
-        shared = len(set(tables.labeled.classes) & set(tables.evaluation.classes))
+        shared = len(set(tables.labeled.classes) & set(evaluation.classes))
         if shared:
-            return f"{shared} of its {len(tables.evaluation.classes)} classes have the names of trained ones"
-    tested = tables.evaluation.name.split(":")[0]
+            return f"{shared} of its {len(evaluation.classes)} classes have the names of trained ones"
+    tested = evaluation.name.split(":")[0]
     used = [
         (table is tables.labeled, benchmark_of(part))
         for table in (tables.labeled, tables.unlabeled)
@@ -29,10 +35,11 @@ def claim(tables: Tables) -> str:
     ]
     if all(benchmark is not None for _, benchmark in used):
         # Sets of one publisher keep their test classes out of all training splits; a foreign pool may hold them.
-        strange = [benchmark for _, benchmark in used if benchmark and benchmark.eval != tables.evaluation.name]
+        strange = [benchmark for _, benchmark in used if benchmark and benchmark.eval != evaluation.name]
         if not strange:
             return "classes never trained on"
-        known = [_shared(benchmark, tested, tables.excluded) for benchmark in strange if tested in benchmark.shares]
+        compared = tables.excluded if tables.classes_compared else None
+        known = [_shared(benchmark, tested, compared) for benchmark in strange if tested in benchmark.shares]
         if not any(labeled and benchmark in strange for labeled, benchmark in used):
             return "; ".join(["no label of its classes was used", *known])
     return "" if tables.labeled is None else "no class shares its name with a trained one"

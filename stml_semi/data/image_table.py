@@ -55,14 +55,33 @@ class ImageTable:
     def source(self, row: int) -> "ImageSource":
         """What `read_image` and `read_pixels` take."""
         kept = self.cache(int(row)) if self.cache is not None else None
-        return self._original(row) if kept is None else kept
+        return self.original(row) if kept is None else kept
 
-    def _original(self, row: int) -> "ImageSource":
+    def original(self, row: int) -> "ImageSource":
+        """Like `source`, past the cache."""
         return self.images[int(row)]["image"]
+
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """(N,) bytes of the encoded images that the table holds, without reading them; -1 of those that it names."""
+        return self._field("bytes", lambda compute, column: compute.binary_length(column).fill_null(-1)).astype(
+            np.int64
+        )
+
+    def paths(self) -> NDArray[np.object_]:
+        """(N,) paths that the table names; None where it names none."""
+        return self._field("path", lambda compute, column: column)
+
+    def _field(self, name: str, read: "Callable[[Any, Any], Any]") -> NDArray[Any]:
+        """What a function of `pyarrow.compute` and a column makes of a field of the images."""
+        from pyarrow import compute
+
+        functions: Any = compute
+        values = read(functions, functions.struct_field(self.images.data.column("image"), name)).to_numpy()
+        return values if self.images._indices is None else values[self.images._indices.column(0).to_numpy()]
 
     def describe(self, row: int) -> str:
         """How a user finds the picture: its path, or `name[row]` of the source that holds its bytes."""
-        source = self._original(row)
+        source = self.original(row)
         if source["bytes"] is None and source["path"]:
             return source["path"]
         if self.rows is not None:

@@ -1,12 +1,11 @@
 """`--exclude-overlap`: unlabeled images of classes that are evaluated on, and near-duplicates of evaluated images.
 
-Classes are compared by name, where both sides have names. Pictures are compared by their bytes, and by a perceptual
-hash: the signs, against their median, of the 16 x 16 lowest frequencies of the picture in 64 x 64 gray levels (Zauner,
-"Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, with 256 bits instead of 64).
+Classes are compared by name, where both sides have names. Images are compared by a perceptual hash: the signs, against
+their median, of the 16 x 16 lowest frequencies of the image in 64 x 64 gray levels (Zauner, "Implementation and
+Benchmarking of Perceptual Image Hash Functions", 2010, with 256 bits instead of 64).
 """
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,13 +19,14 @@ from torch.utils.data import Dataset
 from stml_semi.data.benchmarks.class_names import plain_car, plain_name
 from stml_semi.data.benchmarks.facts import benchmark_of
 from stml_semi.data.image_table import ImageTable
-from stml_semi.data.images import BadImage, encoded, read_image
+from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.workers import decode_ahead
 from stml_semi.neighbors import nearest_neighbors
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
 
+_LOOKS_LIKE = "looks like"
 MAX_DISTANCE = 24
 """Bits, of 256, in which the hashes of near-duplicates differ at most."""
 _BITS = 256
@@ -45,6 +45,11 @@ class ExcludedImage(NamedTuple):
     test_class: str
     """Name of the class, if that is why."""
     reason: str
+
+
+def count_evaluated(excluded: Sequence[ExcludedImage]) -> int:
+    """How many are the very images that are evaluated on, rather than of their classes or like them."""
+    return sum(not one.test_class and not one.reason.startswith(_LOOKS_LIKE) for one in excluded)
 
 
 def without(table: ImageTable, dropped: list[ExcludedImage]) -> ImageTable:
@@ -103,8 +108,6 @@ def _path(table: ImageTable, row: int) -> str | None:
 class Fingerprints(NamedTuple):
     """What pictures are compared by."""
 
-    digests: NDArray[np.uint8]
-    """(N, 16) of their bytes."""
     bits: NDArray[np.uint8]
     """(N, 32) perceptual hashes, packed."""
     readable: NDArray[np.bool_]
@@ -142,8 +145,6 @@ def find_by_picture(
     """
     theirs = _fingerprints(evaluation, np.arange(len(evaluation)), num_workers, progress)
     ours = _fingerprints(table, rows, num_workers, progress)
-    same = {digest.tobytes(): row for row, digest in reversed(list(enumerate(theirs.digests)))}
-    same.pop(bytes(16), None)  # There was nothing to read.
     gallery_rows = np.flatnonzero(theirs.readable)
     gallery = _signs(theirs.bits[gallery_rows])
     dropped = []
@@ -155,20 +156,15 @@ def find_by_picture(
             distances = ((1 - found.similarities[:, 0]) * (_BITS / 2)).round().numpy()
             nearest = gallery_rows[found.indices[:, 0].numpy()]
         for i, row in enumerate(rows[part].tolist()):
-            twin = same.get(ours.digests[start + i].tobytes())
-            if twin is not None:
-                reason = f"is the same file as {evaluation.describe(twin)}"
-            elif ours.readable[start + i] and distances[i] <= MAX_DISTANCE:
+            if ours.readable[start + i] and distances[i] <= MAX_DISTANCE:
                 about = f"{distances[i]:.0f} of {_BITS} bits differ"
-                reason = f"looks like {evaluation.describe(int(nearest[i]))} ({about})"
-            else:
-                continue
-            image = table.describe(row)
-            dropped.append(ExcludedImage(row, image, _source_of(table, row), "", reason))
+                reason = f"{_LOOKS_LIKE} {evaluation.describe(int(nearest[i]))} ({about})"
+                dropped.append(ExcludedImage(row, table.describe(row), source_of(table, row), "", reason))
     return dropped
 
 
-def _source_of(table: ImageTable, row: int) -> str:
+def source_of(table: ImageTable, row: int) -> str:
+    """Name of the source that a row is of."""
     return next((name for name, start in reversed(table.parts) if start <= row), table.name)
 
 
@@ -188,7 +184,7 @@ def _fingerprints(
         found.append(prints)
         if progress is not None:
             progress(len(prints.readable) * world)
-    empty = Fingerprints(np.empty((0, 16), np.uint8), np.empty((0, 32), np.uint8), np.empty(0, bool))
+    empty = Fingerprints(np.empty((0, 32), np.uint8), np.empty(0, bool))
     gathered = [prints for part in distributed.gather_objects(found) for prints in part]
     return Fingerprints(*(np.concatenate(parts) for parts in zip(empty, *gathered, strict=True)))
 
@@ -206,13 +202,11 @@ class _FingerprintChunks(Dataset[Fingerprints]):
     def __getitem__(self, item: int) -> Fingerprints:
         rows = self.chunks[item]
         count = len(rows)
-        prints = Fingerprints(np.zeros((count, 16), np.uint8), np.zeros((count, 32), np.uint8), np.ones(count, bool))
+        prints = Fingerprints(np.zeros((count, 32), np.uint8), np.ones(count, bool))
         for i, row in enumerate(rows):
             try:
-                data = encoded(self.table.source(int(row)))
-                prints.digests[i] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), np.uint8)
-                picture = read_image({"bytes": data, "path": None}, enough=lambda *sides: min(sides) >= _GRAY_SIDE)
-                prints.bits[i] = perceptual_hash(picture)
+                source = self.table.source(int(row))
+                prints.bits[i] = perceptual_hash(read_image(source, enough=lambda *sides: min(sides) >= _GRAY_SIDE))
             except BadImage:
                 prints.readable[i] = False
         return prints

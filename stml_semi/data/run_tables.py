@@ -8,8 +8,9 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.batches.live_images import num_live
 from stml_semi.data.batches.plan import check_labeled, check_unlabeled
 from stml_semi.data.class_split import split_by_classes
+from stml_semi.data.evaluated import EvaluatedImages
 from stml_semi.data.image_table import ImageTable
-from stml_semi.data.overlap import ExcludedImage, find_by_class, find_by_picture, without
+from stml_semi.data.overlap import ExcludedImage, count_evaluated, find_by_class, find_by_picture, without
 from stml_semi.data.picture_cache import cached
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.sources.open_unlabeled import open_unlabeled
@@ -29,7 +30,9 @@ class Tables(NamedTuple):
     evaluation: ImageTable | None
     recall_at: tuple[int, ...]
     excluded: tuple[ExcludedImage, ...] | None = None
-    """What --exclude-overlap took out of the unlabeled ones; None if nobody looked."""
+    """Unlabeled images that are left out because of the evaluation; None if there was nothing to compare."""
+    classes_compared: bool = False
+    """Whether --exclude-overlap also left out images by class and by likeness."""
     validation: ImageTable | None = None
     """Of classes that are kept to choose the exported step by."""
 
@@ -128,13 +131,24 @@ def _check_share(flag: str, size: int) -> None:
 # ------------------------------------------------------------------ overlap with the evaluation
 
 
-def overlap_by_class(config: TrainConfig, tables: Tables, listed: list[ExcludedImage] | None) -> list[ExcludedImage]:
-    """Unlabeled images of classes that are evaluated on.
+def scored_tables(tables: Tables) -> list[ImageTable]:
+    """What the run evaluates and validates on."""
+    return [table for table in (tables.evaluation, tables.validation) if table is not None]
 
-    Args:
-        config: of the run.
-        tables: of the run.
-        listed: what the run that is resumed had excluded, which is then all; None if nobody looked yet.
+
+def find_evaluated(tables: Tables) -> list[ExcludedImage] | None:
+    """Unlabeled images that are evaluated or validated on; all processes call this together.
+
+    None where there is nothing to compare, or a stream, which compares what it reads.
+    """
+    scored = scored_tables(tables)
+    if not scored or not isinstance(tables.unlabeled, ImageTable):
+        return None
+    return EvaluatedImages(scored).find(tables.unlabeled)
+
+
+def overlap_by_class(config: TrainConfig, tables: Tables) -> list[ExcludedImage]:
+    """Unlabeled images of classes that are evaluated on.
 
     Raises:
         BadInput: the unlabeled images cannot be looked through.
@@ -142,51 +156,58 @@ def overlap_by_class(config: TrainConfig, tables: Tables, listed: list[ExcludedI
     if not isinstance(tables.unlabeled, ImageTable):
         raise BadInput("--exclude-overlap looks through all unlabeled images first, and a stream has no end: drop it")
     assert tables.evaluation is not None
-    if listed is not None:
-        return listed
     return find_by_class(
         tables.unlabeled, tables.evaluation, image_column=config.unlabeled_image_column, data_root=config.data_root
     )
 
 
-def overlap_by_image(config: TrainConfig, tables: Tables, by_class: list[ExcludedImage]) -> list[ExcludedImage]:
+def overlap_by_image(config: TrainConfig, tables: Tables, found: list[ExcludedImage]) -> list[ExcludedImage]:
     """Near-duplicates of evaluated images among the unlabeled ones. All processes call this together.
 
     Args:
         config: of the run.
         tables: of the run.
-        by_class: excluded already; these are not compared.
+        found: excluded already; these are not compared.
     """
     table, evaluation = tables.unlabeled, tables.evaluation
     assert isinstance(table, ImageTable)
     assert evaluation is not None
-    rest = np.setdiff1d(np.arange(len(table)), [one.row for one in by_class])
+    rest = np.setdiff1d(np.arange(len(table)), [one.row for one in found])
     with Counter("looking for overlap", len(rest) + len(evaluation), enabled=distributed.rank() == 0) as counter:
         workers = resolve_num_workers(config.num_workers)
         return find_by_picture(table, evaluation, rest, num_workers=workers, progress=counter.advance)
 
 
-def exclude(tables: Tables, dropped: list[ExcludedImage] | None) -> Tables:
-    """The tables without unlabeled images that were listed; as they are if nobody looked.
+def exclude(config: TrainConfig, tables: Tables, excluded: list[ExcludedImage] | None) -> Tables:
+    """The tables without the unlabeled images that were listed; as they are if nobody looked.
 
     Raises:
-        BadInput: they are not those of the unlabeled source.
+        BadInput: they are not those of the unlabeled source, or nothing is left of it.
     """
-    if dropped is None or not isinstance(tables.unlabeled, ImageTable):
+    if excluded is None or not isinstance(tables.unlabeled, ImageTable):
         return tables
-    return tables._replace(unlabeled=without(tables.unlabeled, dropped), excluded=tuple(dropped))
+    if len(excluded) == len(tables.unlabeled):
+        raise BadInput(
+            f"--unlabeled {tables.unlabeled.name}: the run is evaluated on all of its {len(excluded)} images, and none "
+            f"of those is trained on; name other images with --unlabeled or --eval"
+        )
+    left = without(tables.unlabeled, excluded)
+    return tables._replace(unlabeled=left, excluded=tuple(excluded), classes_compared=config.exclude_overlap)
 
 
 def describe_excluded(tables: Tables) -> str:
     """How many images were excluded, and why."""
-    dropped = tables.excluded or ()
+    excluded = tables.excluded or ()
     assert isinstance(tables.unlabeled, ImageTable)
-    by_class = [one.test_class for one in dropped if one.test_class]
-    return (
-        f"{len(dropped):,} of {len(tables.unlabeled) + len(dropped):,} unlabeled images are left out: "
-        f"{len(by_class):,} of {len(set(by_class)):,} classes that are evaluated on, "
-        f"{len(dropped) - len(by_class):,} near-duplicates of evaluated images"
-    )
+    by_class = [one.test_class for one in excluded if one.test_class]
+    same = count_evaluated(excluded)
+    near = len(excluded) - len(by_class) - same
+    reasons = [f"{same:,} that are evaluated on"] if same else []
+    if tables.classes_compared:
+        reasons.append(f"{len(by_class):,} of {len(set(by_class)):,} classes that are evaluated on")
+        reasons.append(f"{near:,} near-duplicates of evaluated images")
+    total = len(tables.unlabeled) + len(excluded)
+    return f"{len(excluded):,} of {total:,} unlabeled images are left out: {', '.join(reasons)}"
 
 
 # ------------------------------------------------------------------ cache

@@ -44,7 +44,7 @@ def _open(path: str) -> ReportedRun:
     folder = RunFolder.open(path)
     config = folder.config()
     try:
-        tables = exclude(open_tables(config), folder.read_overlap())
+        tables = exclude(config, open_tables(config), folder.read_overlap())
     except BadInput as error:
         # Moved or deleted since: curves and configuration can still be shown.
         return ReportedRun(folder, config, None, problem=f"{path}: its pictures cannot be opened ({error}).")

@@ -14,7 +14,7 @@ from stml_semi.data.sources.request import specs_of
 from stml_semi.run_folder.log import RunLog
 from stml_semi.run_folder.recipe import read_config, read_recipe
 from stml_semi.runtime.errors import BadInput
-from stml_semi.runtime.files import read_json_lines, write_json_lines, write_text
+from stml_semi.runtime.files import append_json_lines, read_json_lines, write_json_lines, write_text
 
 # What a run writes, and what --overwrite therefore may delete; the configuration, by which a run is known, goes last.
 _OWN = (
@@ -219,6 +219,14 @@ class RunFolder:
         """Lists unlabeled images that are not used."""
         if self.writes:
             write_json_lines(self.overlap, [one._asdict() for one in dropped])
+
+    def add_overlap(self, excluded: Iterable[ExcludedImage]) -> int:
+        """Lists further images, each once. Returns how many are listed."""
+        listed = {line["image"] for line in read_json_lines(self.overlap)}
+        new = {one.image: one for one in excluded if one.image not in listed}
+        if self.writes:
+            append_json_lines(self.overlap, [one._asdict() for one in new.values()])
+        return len(listed) + len(new)
 
     def read_overlap(self) -> list[ExcludedImage] | None:
         """Those that were listed; None if nobody looked for them."""

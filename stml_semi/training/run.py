@@ -83,6 +83,7 @@ def _announce(prepared: Prepared, progress: Progress) -> None:
     config, tables, folder = prepared.config, prepared.tables, prepared.folder
     if tables.excluded is not None:
         folder.write_overlap(tables.excluded)
+    if tables.excluded:
         progress.note(f"{describe_excluded(tables)}; listed in {folder.overlap}")
     for text in terms_of_use(config):
         progress.note(text)

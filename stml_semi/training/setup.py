@@ -13,6 +13,7 @@ from stml_semi.data.run_tables import (
     Tables,
     check_sizes,
     exclude,
+    find_evaluated,
     kept_classes,
     open_tables,
     overlap_by_class,
@@ -54,8 +55,7 @@ def setup(config: TrainConfig) -> Prepared:
     config = config.model_copy(update={"mixed_precision": accelerator.mixed_precision})
     folder = RunFolder(str(config.output_dir), writes=accelerator.is_main_process)
     tables = together(lambda: _check_and_open(config, folder))
-    if config.exclude_overlap:
-        tables = _without_overlap(config, tables, folder)
+    tables = _without_overlap(config, tables, folder)
     backbone = together(lambda: open_configured_backbone(config))
     set_seed(config.seed)
     embedder = together(lambda: build_embedder(config, backbone))
@@ -81,15 +81,20 @@ def _check_and_open(config: TrainConfig, folder: RunFolder) -> Tables:
 
 
 def _without_overlap(config: TrainConfig, tables: Tables, folder: RunFolder) -> Tables:
-    """A resumed run excludes what it excluded before; a dry run does not compare images."""
-    listed = folder.read_overlap() if config.resume else None
-    found = together(lambda: overlap_by_class(config, tables, listed))
-    if listed is None and not config.dry_run:
-        found = sorted([*found, *overlap_by_image(config, tables, found)])
+    """What the run is scored on is not in its pool. A resumed run excludes what it excluded before."""
+    found = folder.read_overlap() if config.resume else None
+    if found is None:
+        found = find_evaluated(tables)
+        if config.exclude_overlap:
+            by_class = together(lambda: overlap_by_class(config, tables))
+            # A row that is both is listed with its class, which the claim counts.
+            rows = {one.row: one for one in [*(found or ()), *by_class]}
+            near = [] if config.dry_run else overlap_by_image(config, tables, list(rows.values()))
+            found = sorted([*rows.values(), *near])
 
     def excluded() -> Tables:
-        kept = exclude(tables, found)
-        check_sizes(config, kept)
-        return kept
+        left = exclude(config, tables, found)
+        check_sizes(config, left)
+        return left
 
     return together(excluded)

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from stml_semi.data.batches.loading import BadImageEntry, Batch
 from stml_semi.data.batches.train_batches import TrainBatches, open_pool
-from stml_semi.data.run_tables import Tables
+from stml_semi.data.evaluated import EvaluatedImages
+from stml_semi.data.run_tables import Tables, scored_tables
+from stml_semi.data.sources.streams import ImageStream
 from stml_semi.data.workers import resolve_num_workers
 from stml_semi.models.evaluation import TableEncoder
 from stml_semi.models.keyed_noise import row_keys
@@ -41,7 +43,11 @@ class Trainer:
         self.config, self.accelerator = prepared.config, prepared.accelerator
         self.tables, self.folder, self.progress = tables, outputs.folder, outputs.progress
         config, self.device = self.config, self.accelerator.device
-        self.pool = None if tables.unlabeled is None else open_pool(config, tables.unlabeled, self.folder.pool)
+        self.pool = None
+        if tables.unlabeled is not None:
+            # Of a table they were taken out; what a stream gives is compared as it is read.
+            scored = EvaluatedImages(scored_tables(tables)) if isinstance(tables.unlabeled, ImageStream) else None
+            self.pool = open_pool(config, tables.unlabeled, self.folder.pool, scored)
         self.embedder = prepared.embedder.to(self.device)
         if self.device.type == "cuda" and self.embedder.channels_last:
             # On a CPU the layout of the input is enough, and fused AdamW is slower on such weights.
@@ -121,7 +127,7 @@ class Trainer:
         line, signal = None, stop.number if distributed.world_size() == 1 else 0
         if last or done % config.log_every == 0:
             self._stop_if_not_finite(done)
-            self._list_bad()
+            self._list_images()
             line = self.step_log.write(done, terms)
             # All processes have to leave after the same step: they agree where they talk anyway.
             signal = max(distributed.gather_objects(stop.number))
@@ -192,10 +198,14 @@ class Trainer:
 
     # ------------------------------------------------------------------ bad images, checkpoints
 
-    def _list_bad(self) -> None:
+    def _list_images(self) -> None:
         found = [bad for part in distributed.gather_objects(self._bad) for bad in part]
         self._bad.clear()
         self.bad_images.list(found)
+        if self.pool is not None and self.pool.excluded:
+            count = self.folder.add_overlap(self.pool.excluded)
+            self.pool.excluded.clear()
+            self.progress.note(f"warning: {count:,} images of the stream are evaluated on and left out of the pool")
 
     def _stop_if_not_finite(self, step: int, *, check_weights: bool = False) -> None:
         """Ends a run that diverged, after saving what there is to inspect: the state, and the bad batch's images."""
@@ -225,7 +235,7 @@ class Trainer:
     def _save(self, step: int) -> None:
         # A good checkpoint must never be replaced by a broken one.
         self._stop_if_not_finite(step, check_weights=True)
-        self._list_bad()
+        self._list_images()
         if self.accelerator.is_main_process:
             table = None if self.pool is None else self.pool.table
             save_checkpoint(self.folder.checkpoints, step, self._state(), table, keep=self.config.keep_checkpoints)

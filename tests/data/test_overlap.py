@@ -105,7 +105,7 @@ def test_what_is_dropped_and_why(tables, num_workers):
     near = find_by_picture(pool, test, np.arange(2, 6), num_workers=num_workers, progress=done.append)
     assert sum(done) == 4 + 5
     assert [one.row for one in near] == [2, 3]  # Two empty files are no duplicates.
-    assert near[0].reason == f"is the same file as {test.describe(2)}"
+    assert near[0].reason == f"looks like {test.describe(2)} (0 of 256 bits differ)"
     assert near[1].reason.startswith(f"looks like {test.describe(3)} (")
     left = without(pool, [*by_class, *near])
     assert [left.describe(row)[-5:] for row in range(len(left))] == ["4.jpg", "5.jpg"]
@@ -146,7 +146,7 @@ def test_a_run_drops_lists_resumes_and_says_so(tables, tmp_path, monkeypatch, ca
     result = run(resolve("semi", values))
     lines = [json.loads(line) for line in (tmp_path / "run/overlap.jsonl").read_text().splitlines()]
     assert [line["image"][-5:] for line in lines] == ["0.jpg", "1.jpg", "2.jpg", "3.png"]
-    assert "4 of 15 unlabeled images are left out: 2 of 1 classes" in capsys.readouterr().err
+    assert "4 of 15 unlabeled images are left out: 1 that are evaluated on, 2 of 1 classes" in capsys.readouterr().err
     monkeypatch.setattr("stml_semi.data.run_tables.find_by_picture", None)  # A resumed run looks at the list.
     again = run(resolve("semi", values | {"resume": True, "max_steps": 2}))
     assert len(again.lines) == len(result.lines) + 2
@@ -161,6 +161,6 @@ def test_the_claim_follows_what_was_dropped(tables):
     all_of_it = Tables(labeled, unlabeled, evaluation, (1,))
     assert "NABirds holds 75 of CUB's 100 test species" in claim(all_of_it)
     dropped = (ExcludedImage(0, "x", "nabirds:all", "150.Sage_Thrasher", "is of class"),)
-    said = claim(all_of_it._replace(excluded=dropped))
+    said = claim(all_of_it._replace(excluded=dropped, classes_compared=True))
     assert said == "no label of its classes was used; 1 of its classes were taken out of nabirds by name"
-    assert "of which none could be told by name" in claim(all_of_it._replace(excluded=()))
+    assert "of which none could be told by name" in claim(all_of_it._replace(excluded=(), classes_compared=True))

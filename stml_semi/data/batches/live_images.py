@@ -9,7 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from stml_semi.data.batches.plan import Rows, mixed_rows, pool_rows, quotas
+from stml_semi.data.evaluated import EvaluatedImages
 from stml_semi.data.image_table import ImageTable
+from stml_semi.data.overlap import ExcludedImage
 from stml_semi.data.sources.streams import ImageStream, Position, StreamSource, StreamWindow
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput, RunFailed
@@ -28,7 +30,9 @@ class Live(NamedTuple):
     rows: Rows
     """(P,) of the table, rising."""
     record: StreamRecord | None
-    """None of tables, which can be asked again at any time."""
+    """None of tables, which can be read again at any time."""
+    excluded: tuple[ExcludedImage, ...] = ()
+    """Images of a stream that the run is scored on."""
 
 
 class LiveImages(Protocol):
@@ -51,7 +55,14 @@ class LiveImages(Protocol):
         ...
 
 
-def live_images(source: ImageTable | ImageStream, *, seed: int, pool_size: int, folder: Path) -> LiveImages:
+def live_images(
+    source: ImageTable | ImageStream,
+    *,
+    seed: int,
+    pool_size: int,
+    folder: Path,
+    evaluated: EvaluatedImages | None = None,
+) -> LiveImages:
     """The pictures of --unlabeled as the pool asks for them.
 
     Args:
@@ -59,10 +70,11 @@ def live_images(source: ImageTable | ImageStream, *, seed: int, pool_size: int, 
         seed: of the run.
         pool_size: most pictures that are live.
         folder: for the live pictures of streams.
+        evaluated: images that a stream must not give to the pool; of a table they were taken out before.
     """
     if isinstance(source, ImageTable):
         return LiveTable(source, seed=seed, pool_size=pool_size)
-    return LiveStream(source, seed=seed, pool_size=pool_size, folder=folder)
+    return LiveStream(source, seed=seed, pool_size=pool_size, folder=folder, evaluated=evaluated)
 
 
 class LiveTable:
@@ -90,15 +102,18 @@ class LiveTable:
 class LiveStream:
     """The next pictures of streams, in files that the processes of a machine share; older ones are deleted."""
 
-    def __init__(self, stream: ImageStream, *, seed: int, pool_size: int, folder: Path) -> None:
+    def __init__(
+        self, stream: ImageStream, *, seed: int, pool_size: int, folder: Path, evaluated: EvaluatedImages | None
+    ) -> None:
         """
         Args:
             stream: of one or more sources.
             seed: of the run.
             pool_size: most pictures that are live.
             folder: below it every machine keeps its own, so that it may be shared by machines or not.
+            evaluated: images that are left out.
         """
-        self.stream, self.seed = stream, seed
+        self.stream, self.seed, self.evaluated = stream, seed, evaluated
         self.given = [share.given for share in shares(stream, pool_size)]
         self.folder = folder / socket.gethostname()
 
@@ -150,7 +165,9 @@ class LiveStream:
             "digest": [first[i].digest for i in sorted(first)],
         }
         table = self._table(refresh, first)
-        return Live(table, np.arange(len(table)), record)
+        excluded = [] if self.evaluated is None else self.evaluated.find(table)
+        rows = np.setdiff1d(np.arange(len(table)), [one.row for one in excluded])
+        return Live(table, rows, record, tuple(excluded))
 
     def _write(self, refresh: int, before: list[Position]) -> dict[int, StreamWindow]:
         shutil.rmtree(self.folder, ignore_errors=True)

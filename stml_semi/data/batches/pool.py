@@ -10,6 +10,7 @@ from torch import Tensor
 from stml_semi.data.batches.live_images import Live, LiveImages, StreamRecord
 from stml_semi.data.batches.plan import Rows, UnlabeledPlan
 from stml_semi.data.image_table import ImageTable
+from stml_semi.data.overlap import ExcludedImage
 from stml_semi.losses.neighborhoods import neighborhood_overlap
 
 
@@ -80,6 +81,8 @@ class UnlabeledPool:
         self.refresh_every = refresh_every
         self.first_step = first_step
         self.table: PoolTable | None = None
+        self.excluded: list[ExcludedImage] = []
+        """Images of a stream that were left out since the list was last emptied, because the run is scored on them."""
         self._drawn: Live | None = None
 
     def next_refresh(self, step: int) -> int:
@@ -116,11 +119,13 @@ class UnlabeledPool:
         refresh = (step - self.first_step) // self.refresh_every
         if self.table is None or not self.is_valid(step):
             self._drawn = self.live.draw(refresh, None if self.table is None else self.table.stream)
+            self.excluded.extend(self._drawn.excluded)
             found = find_neighbors(self._drawn.table, self._drawn.rows, refresh)
             drawn, compared = (part.cpu().numpy() for part in (found.neighbors, found.compared))
             self.table = PoolTable(refresh, found.rows, drawn, compared, found.sigma, self._drawn.record)
         elif self._drawn is None:  # The run goes on, and its table was restored.
             self._drawn = self.live.again(refresh, self.table.stream)
+            self.excluded.extend(self._drawn.excluded)
         return self.plan_of(self.table)
 
     def plan_of(self, table: PoolTable) -> UnlabeledPlan:

@@ -13,22 +13,29 @@ from stml_semi.data.batches.live_images import live_images
 from stml_semi.data.batches.loading import Batch, Steps, ViewSettings
 from stml_semi.data.batches.plan import LabeledPlan
 from stml_semi.data.batches.pool import FindNeighbors, UnlabeledPool
+from stml_semi.data.evaluated import EvaluatedImages
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.streams import ImageStream
 from stml_semi.data.workers import decode_ahead, resolve_num_workers
 from stml_semi.runtime import distributed
 
 
-def open_pool(config: TrainConfig, unlabeled: ImageTable | ImageStream, folder: Path) -> UnlabeledPool:
+def open_pool(
+    config: TrainConfig,
+    unlabeled: ImageTable | ImageStream,
+    folder: Path,
+    evaluated: EvaluatedImages | None = None,
+) -> UnlabeledPool:
     """The pool of a run, before its first refresh.
 
     Args:
         config: of the run.
         unlabeled: its pictures.
         folder: for the live images of streams.
+        evaluated: images that a stream must not give to the pool.
     """
     return UnlabeledPool(
-        live_images(unlabeled, seed=config.seed, pool_size=config.live_images, folder=folder),
+        live_images(unlabeled, seed=config.seed, pool_size=config.live_images, folder=folder, evaluated=evaluated),
         seed=config.seed,
         queries_per_batch=config.queries_per_batch,
         num_neighbors=config.num_neighbors,

@@ -24,8 +24,9 @@ def dry_run(config: TrainConfig) -> dict[str, str]:
     """
     prepared = setup(config)
     plan = describe_run(prepared.config, prepared.tables, prepared.embedder, prepared.views.size)
-    if prepared.tables.excluded is not None:
-        plan["overlap"] = f"{describe_excluded(prepared.tables)} (images are compared when the run starts)"
+    if prepared.tables.excluded or prepared.tables.classes_compared:
+        later = " (near-duplicates are found when the run starts)" if prepared.tables.classes_compared else ""
+        plan["overlap"] = describe_excluded(prepared.tables) + later
     prepared.accelerator.end_training()
     return plan
 
