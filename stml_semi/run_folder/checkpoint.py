@@ -3,21 +3,32 @@
 Random numbers are functions of seed and step, so no generator state is kept.
 """
 
+import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stml_semi.data.batches.pool import PoolTable
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.files import flush, sha256
 
+_SUMMARY, _MODULES, _OPTIMIZER, _POOL = (
+    "state.json",
+    "modules.safetensors",
+    "optimizer.safetensors",
+    "pool.safetensors",
+)
+_NEEDED = {"step", "pool_refresh", "pool_sigma", "pool_stream", "scaler", "sha256", "self"}
 # Prefixes of the models among the tensors of a checkpoint.
 STUDENT, TEACHER, BEST = "embedder.", "teacher.model.", "best."
 
@@ -50,13 +61,13 @@ def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable
         }
         optimizer = state.optimizer.state_dict()["state"]
         files = {
-            "modules.safetensors": tensors,
-            "optimizer.safetensors": {
+            _MODULES: tensors,
+            _OPTIMIZER: {
                 f"{i}.{key}": torch.as_tensor(value) for i, values in optimizer.items() for key, value in values.items()
             },
         }
         if table is not None:
-            files["pool.safetensors"] = {
+            files[_POOL] = {
                 "rows": torch.from_numpy(table.rows),
                 "neighbors": torch.from_numpy(table.neighbors),
                 "compared": torch.from_numpy(table.compared),
@@ -73,7 +84,8 @@ def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable
             "scaler": None if state.scaler is None else state.scaler.state_dict(),
             "sha256": {name: sha256(temporary / name) for name in files},
         }
-        (temporary / "state.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        summary["self"] = _digest(summary)
+        (temporary / _SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
         for path in temporary.iterdir():
             flush(path)
         replaced = folder / f".step-{step}.replaced"
@@ -106,9 +118,11 @@ def read_module(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
     """One module's tensors of a checkpoint, such as "embedder." or "teacher.model.", named without the prefix.
 
     Raises:
-        OSError, SafetensorError: it cannot be read.
+        BadInput: it cannot be read, or is not what was written.
     """
-    stored = load_file(checkpoint / "modules.safetensors")
+    with _readable(checkpoint):
+        _verify(checkpoint, _MODULES)
+        stored = load_file(checkpoint / _MODULES)
     return {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
 
 
@@ -116,22 +130,53 @@ def read_pool(checkpoint: Path) -> PoolTable | None:
     """The pool of a checkpoint, if it has one.
 
     Raises:
-        OSError, ValueError, SafetensorError: it cannot be read.
+        BadInput: it cannot be read, or is not what was written.
     """
-    summary = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    if summary["pool_refresh"] is None:
-        return None
-    return _pool_table(summary, load_file(checkpoint / "pool.safetensors"))
+    with _readable(checkpoint):
+        summary = _verify(checkpoint, _POOL)
+        return None if summary["pool_refresh"] is None else _pool_table(summary, load_file(checkpoint / _POOL))
+
+
+@contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+    """Whatever is wrong with the files of a checkpoint becomes one line, with the checkpoint before it as the fix."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        earlier = [p for p in list_checkpoints(checkpoint.parent) if p != checkpoint]
+        fix = f"delete it to use {earlier[-1].name}" if earlier else "no other checkpoint is there, so start anew"
+        raise BadInput(f"checkpoint {checkpoint} cannot be read ({one_line(error, 200)}): {fix}") from None
+
+
+def _verify(checkpoint: Path, *names: str) -> dict[str, Any]:
+    """The summary, after comparing it and some files (those that there are) with the sums that it holds.
+
+    Raises:
+        OSError, ValueError: something is missing, torn or changed.
+    """
+    summary = json.loads((checkpoint / _SUMMARY).read_text(encoding="utf-8"))
+    if not isinstance(summary, dict) or not summary.keys() >= _NEEDED or summary["self"] != _digest(summary):
+        raise ValueError(f"{_SUMMARY} is not what was written")
+    for name in names:
+        if name in summary["sha256"] and sha256(checkpoint / name) != summary["sha256"][name]:
+            raise ValueError(f"{name} is not what was written")
+    return summary
+
+
+def _digest(summary: dict[str, Any]) -> str:
+    """Of all that a summary says, but the digest."""
+    rest = {key: value for key, value in summary.items() if key != "self"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _pool_table(summary: dict[str, Any], pool: dict[str, Tensor]) -> PoolTable:
     rows, neighbors, compared = (pool[n].numpy().astype(np.int64) for n in ("rows", "neighbors", "compared"))
     refresh, sigma = summary["pool_refresh"], summary["pool_sigma"]
-    return PoolTable(refresh, rows, neighbors, compared, sigma, summary.get("pool_stream"))
+    return PoolTable(refresh, rows, neighbors, compared, sigma, summary["pool_stream"])
 
 
 class Restored(NamedTuple):
-    """Where a run goes on."""
+    """Where a run continues."""
 
     step: int
     table: PoolTable | None
@@ -144,23 +189,10 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
         BadInput: a file is missing, torn or was changed (its name and the previous checkpoint are named), or it
             belongs to another configuration.
     """
-    try:
-        summary = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if (
-            not isinstance(summary, dict)
-            or not {"step", "pool_refresh", "pool_sigma", "scaler", "sha256"} <= summary.keys()
-        ):
-            raise BadInput("state.json is not what was written")
-        for name, digest in summary["sha256"].items():
-            if sha256(path / name) != digest:
-                raise OSError(f"{name} is not what was written")
-        tensors = load_file(path / "modules.safetensors")
-        optimizer = load_file(path / "optimizer.safetensors")
-        pool = load_file(path / "pool.safetensors") if summary["pool_refresh"] is not None else None
-    except (OSError, ValueError, KeyError) as error:
-        earlier = [p for p in list_checkpoints(path.parent) if p != path]
-        fix = f"delete {path} to go on from {earlier[-1].name}" if earlier else "start anew with --overwrite"
-        raise BadInput(f"--resume: checkpoint {path} cannot be read ({error}): {fix}") from error
+    with _readable(path):
+        summary = _verify(path, _MODULES, _OPTIMIZER, _POOL)
+        tensors, optimizer = load_file(path / _MODULES), load_file(path / _OPTIMIZER)
+        table = None if summary["pool_refresh"] is None else _pool_table(summary, load_file(path / _POOL))
     try:
         for name, module in state.modules.items():
             prefix = f"{name}."
@@ -174,7 +206,7 @@ def load_checkpoint(path: Path, state: TrainState) -> Restored:
     _load_optimizer(state.optimizer, optimizer)
     if state.scaler is not None and summary["scaler"] is not None:
         state.scaler.load_state_dict(summary["scaler"])
-    return Restored(summary["step"], None if pool is None else _pool_table(summary, pool))
+    return Restored(summary["step"], table)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

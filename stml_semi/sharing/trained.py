@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from safetensors import SafetensorError
-
 from stml_semi.config import TrainConfig
 from stml_semi.models.backbone import Backbone
 from stml_semi.models.build import build_embedder, open_configured_backbone
@@ -39,14 +37,12 @@ def open_trained(config: TrainConfig, checkpoint: Path, weights: Weights) -> Tra
     backbone = open_configured_backbone(config)
     embedder = build_embedder(config.model_copy(update={"compile": False}), backbone)
     step = step_of(checkpoint)
+    tensors = read_module(checkpoint, BEST if chosen else STUDENT if weights == "student" else TEACHER)
+    if chosen:
+        step = int(tensors.pop("step"))
+        tensors = {key.removeprefix("model."): value for key, value in tensors.items() if key != "map_at_r"}
     try:
-        tensors = read_module(checkpoint, BEST if chosen else STUDENT if weights == "student" else TEACHER)
-        if chosen:
-            step = int(tensors.pop("step"))
-            tensors = {key.removeprefix("model."): value for key, value in tensors.items() if key != "map_at_r"}
         embedder.load_state_dict(tensors)
-    except (OSError, KeyError, SafetensorError, RuntimeError) as error:
-        raise BadInput(
-            f"{checkpoint} cannot be read ({one_line(error, 200)}): delete it to use an earlier one"
-        ) from None
+    except RuntimeError as error:
+        raise BadInput(f"checkpoint {checkpoint} is not of the model in config.yaml ({one_line(error, 200)})") from None
     return Trained(embedder.eval(), backbone, step)

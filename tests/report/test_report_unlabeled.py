@@ -18,7 +18,9 @@ from stml_semi.report.unlabeled.affinities import affinity_charts
 from stml_semi.report.unlabeled.pool_view import view_pool
 from stml_semi.report.write import report_runs
 from stml_semi.run_folder.folder import RunFolder
+from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.machine import gpu_joules
+from stml_semi.sharing.export_run import export_run
 from stml_semi.training.health import AFFINITY_BINS, affinity_histogram
 
 
@@ -150,9 +152,15 @@ def test_what_the_pool_was_used_for(finished_run):
 @pytest.mark.slow
 def test_a_torn_checkpoint_costs_its_part_of_the_page_only(finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "step-6" / "modules.safetensors").write_bytes(b"torn")
+    weights = tmp_path / "run" / "checkpoints" / "step-6" / "modules.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    weights.write_bytes(content)
     (tmp_path / "run" / "run.json").write_text(json.dumps({}))
     page = Page(report_runs([str(tmp_path / "run")], None))
     page.check()
-    assert "step-6 cannot be read" in page.text
+    assert "step-6 cannot be read (modules.safetensors is not what was written)" in page.text
+    with pytest.raises(BadInput, match="step-6 cannot be read"):
+        export_run(str(tmp_path / "run"), str(tmp_path / "exported"))
+    assert not (tmp_path / "exported").exists()
     assert "Nearest neighbors" in page.text

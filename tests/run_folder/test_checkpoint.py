@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from stml_semi.data.batches.pool import PoolTable
-from stml_semi.run_folder.checkpoint import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
+from stml_semi.run_folder.checkpoint import (
+    TrainState,
+    list_checkpoints,
+    load_checkpoint,
+    read_module,
+    read_pool,
+    save_checkpoint,
+)
+from stml_semi.runtime.errors import BadInput
 
 
 def make_state(seed: int) -> TrainState:
@@ -92,8 +100,28 @@ def test_a_damaged_checkpoint_is_refused_and_the_previous_one_named(tmp_path, fi
     else:
         content[-1] ^= 1
         (path / file).write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(str(path)) + r".*go on from step-1"):
+    with pytest.raises(ValueError, match=re.escape(str(path)) + r".*delete it to use step-1"):
         load_checkpoint(path, state)
+
+
+@pytest.mark.parametrize("file", ["modules.safetensors", "pool.safetensors", "state.json"])
+def test_every_reader_finds_a_flipped_bit(tmp_path, file):
+    state = make_state(0)
+    path = save_checkpoint(tmp_path, 3, state, TABLE, keep=1)
+    assert read_module(path, "embedder.").keys() == {"weight", "bias"}
+    content = bytearray((path / file).read_bytes())
+    places = [content.rindex(b"0.3")] if file == "state.json" else [len(content) // 2, len(content) - 1]
+    for place in places:
+        content[place] ^= 1
+        (path / file).write_bytes(content)
+        readers = [lambda: load_checkpoint(path, make_state(1))]
+        if file != "pool.safetensors":
+            readers.append(lambda: read_module(path, "teacher."))
+        if file != "modules.safetensors":
+            readers.append(lambda: read_pool(path))
+        for read in readers:
+            with pytest.raises(BadInput, match=f"step-3 cannot be read .{file} is not what was written"):
+                read()
 
 
 def test_another_model_is_refused(tmp_path):

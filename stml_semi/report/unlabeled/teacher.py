@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 
 from stml_semi.config import TrainConfig
@@ -18,7 +17,7 @@ from stml_semi.data.sources.streams import ImageStream
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.evaluation import embed_table
 from stml_semi.run_folder.checkpoint import list_checkpoints, read_pool
-from stml_semi.runtime.errors import BadInput, RunFailed, one_line
+from stml_semi.runtime.errors import BadInput, RunFailed
 from stml_semi.sharing.trained import open_trained
 
 
@@ -85,10 +84,7 @@ def open_last_pool(
     if not found:
         return None
     pool = open_pool(config, source, folder)
-    try:
-        pool.table = read_pool(found[-1])
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise BadInput(f"{found[-1]} cannot be read ({one_line(error, 200)})") from None
+    pool.table = read_pool(found[-1])
     if pool.table is None:
         return None
     if isinstance(source, ImageTable) and pool.table.rows.max() >= len(source):
