@@ -11,6 +11,8 @@ from typing import Any
 from stml_semi.config import Mark, TrainConfig, fields_that, flag
 from stml_semi.data.overlap import ExcludedImage
 from stml_semi.data.sources.request import specs_of
+from stml_semi.run_folder.lock import NAME as LOCK_FILE
+from stml_semi.run_folder.lock import FolderLock
 from stml_semi.run_folder.log import RunLog
 from stml_semi.run_folder.recipe import read_config, read_recipe
 from stml_semi.runtime.errors import BadInput
@@ -49,6 +51,7 @@ class RunFolder:
         self.overlap = self.path / "overlap.jsonl"
         self._facts_file = self.path / "run.json"
         self.log = RunLog(self.path, writes=writes)
+        self.lock = FolderLock(self.path, lambda: next(iter(self.sessions()[-1:]), None))
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -79,11 +82,13 @@ class RunFolder:
         """
         Raises:
             BadInput: the folder holds files and neither resume nor overwrite was asked for, it cannot be written,
-                or there is nothing to resume.
+                another run writes there, or there is nothing to resume.
         """
         if self.path.exists() and not self.path.is_dir():
             raise BadInput(f"--output-dir {self.path}: is a file; name a folder")
-        filled = self.path.is_dir() and any(self.path.iterdir())
+        if self.writes:
+            self.lock.check()
+        filled = self.path.is_dir() and any(path.name != LOCK_FILE for path in self.path.iterdir())
         if filled and overwrite and not self._has_config():
             raise BadInput(
                 f"--overwrite: {self.path} holds files but no config.yaml of a run, so it is left alone; choose "
@@ -147,7 +152,9 @@ class RunFolder:
         return self.path / f"{kind}_classes.json"
 
     def prepare(self, config: TrainConfig, kept: dict[str, list[str]], *, claim: str = "") -> None:
-        """Creates the folder and writes what is known before training; with config.overwrite an earlier run goes.
+        """Creates the folder, takes its lock, and writes what is known before training.
+
+        With config.overwrite an earlier run is deleted.
 
         Args:
             config: becomes config.yaml.
@@ -155,18 +162,21 @@ class RunFolder:
             claim: what may be said of the classes that are evaluated on.
 
         Raises:
-            BadInput: the folder cannot be written.
+            BadInput: the folder cannot be written, or another run was faster.
         """
         if not self.writes:
             return
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()
+            # Between the first look and the lock another run may have started, and even ended, here.
+            self.check(resume=config.resume, overwrite=config.overwrite)
             for name in _OWN if config.overwrite else ():
                 own = self.path / name
                 if own.is_dir() and not own.is_symlink():
                     shutil.rmtree(own)
                 else:
                     own.unlink(missing_ok=True)
-            self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.config_file, config.to_yaml())
             for kind, classes in kept.items():
                 write_text(self._kept_classes(kind), json.dumps(classes, ensure_ascii=False, indent=1) + "\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stml_semi.data.batches.loading import BadImageEntry
-from stml_semi.runtime.files import append_json_lines, read_json_lines, write_json_lines
+from stml_semi.runtime.files import append_json_lines, flush, read_json_lines, write_json_lines
 
 
 class RunLog:
@@ -38,6 +38,12 @@ class RunLog:
                 self.metrics, [line for line in self.lines() if line["step"] <= step and not (but and but(line))]
             )
             write_json_lines(self.bad_images, listed)
+
+    def flush(self) -> None:
+        """Brings the logs to the disk: a checkpoint must not outlive the lines that it promises."""
+        if self._writes:
+            flush(self.metrics)
+            flush(self.bad_images)
 
     @property
     def num_bad(self) -> int:

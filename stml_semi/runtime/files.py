@@ -59,26 +59,33 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log, without those that a killed process or a full disk left unfinished; [] without a file."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
     lines = []
     # Only "\n" ends a line: `splitlines` would also cut at characters that JSON leaves as they are (U+2028).
-    for line in text[: text.rfind("\n") + 1].split("\n"):
-        with contextlib.suppress(json.JSONDecodeError):
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError):
             lines.append(json.loads(line))
-    return lines
+    return [line for line in lines if isinstance(line, dict)]  # Half of a number is a number.
 
 
 def write_json_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Writes a log in one go."""
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         file.writelines(map(_json_line, lines))
 
 
 def append_json_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Adds lines to a log."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(map(_json_line, lines))
+    """Adds lines to a log; what a killed process left unfinished stays a line of its own."""
+    with path.open("a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(b"".join(map(_json_line, lines)))
 
 
-def _json_line(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"
+def _json_line(line: Mapping[str, Any]) -> bytes:
+    """One line, readable by people; a name that is not UTF-8 is escaped."""
+    try:
+        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(line).encode() + b"\n"

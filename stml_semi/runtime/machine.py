@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import socket
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,8 @@ def describe_start(*, processes: int, first_step: int) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "first_step": first_step,
         "processes": processes,
+        "host": socket.gethostname(),
+        "process": os.getpid(),
         "versions": versions(),
         "hardware": hardware(),
     }

@@ -1,5 +1,6 @@
 """From a configuration to a finished run folder: set up, train, export, report, upload."""
 
+import contextlib
 from typing import Any, NamedTuple
 
 from stml_semi.config import TrainConfig
@@ -46,7 +47,8 @@ def run(config: TrainConfig) -> Result:
     """
     prepared = setup(config)
     main, world = prepared.accelerator.is_main_process, distributed.world_size()
-    with RunProgress(prepared.config, prepared.tables, processes=world, enabled=main) as progress:
+    progress = RunProgress(prepared.config, prepared.tables, processes=world, enabled=main)
+    with progress, contextlib.closing(prepared.folder.lock):
         train(prepared, progress)
         lines = evaluations(prepared.folder.log.lines())
         prepared.accelerator.end_training()

@@ -236,6 +236,7 @@ class Trainer:
         # A good checkpoint must never be replaced by a broken one.
         self._stop_if_not_finite(step, check_weights=True)
         self._list_images()
+        self.folder.log.flush()
         if self.accelerator.is_main_process:
             table = None if self.pool is None else self.pool.table
             save_checkpoint(self.folder.checkpoints, step, self._state(), table, keep=self.config.keep_checkpoints)

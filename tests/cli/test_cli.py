@@ -159,12 +159,13 @@ def test_train_evaluate_and_load_as_a_user_does(folders):
     ]
     metric_keys = {"recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "num_queries", "num_gallery"}
     assert set(scores[0]) == {"step", "data", "model"} | metric_keys
-    assert sorted(p.name for p in run.iterdir()) == [
+    assert sorted(p.name for p in run.iterdir() if p.name != ".lock") == [
         "bad_images.jsonl",
         "checkpoints",
         "config.yaml",
         "metrics.jsonl",
         "model",
+        "overlap.jsonl",
         "report.html",
         "run.json",
     ]
@@ -228,7 +229,7 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(tmp_path):
     (folder.path / "notes.txt").write_text("mine")
     folder.check(resume=False, overwrite=True)
     folder.prepare(config, {})
-    assert sorted(p.name for p in folder.path.iterdir()) == [
+    assert sorted(p.name for p in folder.path.iterdir() if p.name != ".lock") == [
         "bad_images.jsonl",
         "config.yaml",
         "metrics.jsonl",

@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_every_reader_finds_a_flipped_bit(tmp_path, file):
     for place in places:
         content[place] ^= 1
         (path / file).write_bytes(content)
-        readers = [lambda: load_checkpoint(path, make_state(1))]
+        readers: list[Callable[[], object]] = [lambda: load_checkpoint(path, make_state(1))]
         if file != "pool.safetensors":
             readers.append(lambda: read_module(path, "teacher."))
         if file != "modules.safetensors":

@@ -1,0 +1,61 @@
+"""Files that are whole or not there, and logs that lose nothing to a torn line or an odd name."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stml_semi.runtime.files import append_json_lines, read_json_lines, replacing, write_json_lines, write_text
+
+ODD = [
+    "a title\u2028 and a subtitle",
+    "next\u0085line",
+    "carriage\rreturn",
+    "tab\there",
+    "caf\udce9.png",
+    "\x1b[31mred",
+]
+
+
+def test_names_of_any_kind_come_back(tmp_path):
+    lines = [{"image": name} for name in ODD]
+    write_json_lines(tmp_path / "log.jsonl", lines[:3])
+    append_json_lines(tmp_path / "log.jsonl", lines[3:])
+    assert read_json_lines(tmp_path / "log.jsonl") == lines
+    assert (tmp_path / "log.jsonl").read_bytes().count(b"\n") == len(lines)
+
+
+@given(
+    lines=st.lists(st.dictionaries(st.text(max_size=3), st.text(), max_size=3), min_size=1, max_size=4), data=st.data()
+)
+def test_a_torn_line_costs_itself_alone(lines, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / "log.jsonl"
+    append_json_lines(path, lines)
+    whole = path.read_bytes()
+    last = len(json.dumps(lines[-1], ensure_ascii=False).encode()) + 1
+    kept = data.draw(st.integers(len(whole) - last, len(whole)))
+    path.write_bytes(whole[:kept])
+    there = lines if kept >= len(whole) - 1 else lines[:-1]
+    assert read_json_lines(path) == there
+    append_json_lines(path, [{"after": "it"}])
+    assert read_json_lines(path) == [*there, {"after": "it"}]
+
+
+def test_no_file_no_lines(tmp_path):
+    assert read_json_lines(tmp_path / "log.jsonl") == []
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path):
+    path = tmp_path / "page.html"
+    write_text(path, "old")
+
+    def fail() -> None:
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise OSError(28, "full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
