@@ -53,7 +53,29 @@ def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
             label = f"{scores['confidence']:g}% interval"
             table.add_row(Text(label), *(f"{low:.1f}-{high:.1f}" for low, high in pairs), style="dim")
     # The name of a split is no emoji (":train:"), nor are brackets in a path markup.
-    Console(width=max(80, 30 + 12 * len(keys)), markup=False, emoji=False, highlight=False).print(table)
+    console = Console(width=max(80, 30 + 12 * len(keys)), markup=False, emoji=False, highlight=False)
+    console.print(table)
+    for sentence in left_out(first):
+        console.print(f"warning: {sentence}", style="yellow", soft_wrap=True)
+
+
+def left_out(line: dict[str, Any]) -> list[str]:
+    """Sentences about what the scores of an evaluation line do not speak of."""
+    sentences = []
+    if count := line.get("num_unreadable"):
+        example = next((f", such as {bad['image']} ({bad['reason']})" for bad in line.get("unreadable", ())), "")
+        sentences.append(f"{_counted(count, 'unreadable image')} left out{example}.")
+    if count := line.get("num_lost_classes"):
+        sentences.append(f"{_counted(count, 'class', 'classes')} without a readable image: not scored.")
+    if count := line.get("num_unmatched"):
+        sentences.append(
+            f"{_counted(count, 'query', 'queries')} without an image of the same class to find: not scored."
+        )
+    return sentences
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def print_worst_classes(rows: Sequence[dict[str, Any]], count: int = 10) -> None:

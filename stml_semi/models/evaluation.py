@@ -145,11 +145,35 @@ def score_queries(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[i
     return TableScores(gathered, labels, len(labels) if gallery is None else len(gallery))
 
 
+def count_left_out(table: ImageTable, readable: NDArray[np.bool_], scores: QueryScores) -> dict[str, int]:
+    """What the scores do not speak of.
+
+    Args:
+        table: with labels.
+        readable: (N,) which of its images could be read.
+        scores: of the readable queries.
+
+    Returns:
+        "num_unreadable": images; "num_lost_classes": classes of which no image can be read; "num_unmatched": queries
+        that can be read, but have no image of their class to find.
+    """
+    assert table.labels is not None
+    total, left = (
+        np.bincount(labels, minlength=len(table.classes)) for labels in (table.labels, table.labels[readable])
+    )
+    return {
+        "num_unreadable": int((~readable).sum()),
+        "num_lost_classes": int(((total > 0) & (left == 0)).sum()),
+        "num_unmatched": int((scores.num_relevant == 0).sum()),
+    }
+
+
 def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> dict[str, float]:
-    """Retrieval metrics of an embedded table; unreadable pictures are neither query nor gallery.
+    """Retrieval metrics of an embedded table, and counts of what they leave out; see `count_left_out`.
 
     Raises:
-        BadInput: no labels, or no two pictures of one class.
+        BadInput: no labels, no image that can be read, or no two images of one class.
     """
     found = score_queries(table, embedded, recall_at)
-    return summarize(found.scores, recall_at=recall_at, num_gallery=found.num_gallery)
+    means = summarize(found.scores, recall_at=recall_at, num_gallery=found.num_gallery)
+    return means | count_left_out(table, embedded.readable, found.scores)

@@ -11,7 +11,7 @@ from stml_semi.data.class_split import with_gallery
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.workers import resolve_num_workers
 from stml_semi.metrics import ClassScores, bootstrap, class_scores, score_names, score_values, summarize
-from stml_semi.models.evaluation import embed_table, score_queries
+from stml_semi.models.evaluation import count_left_out, embed_table, score_queries
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.run_folder.log import exported_step
 from stml_semi.runtime import distributed
@@ -36,6 +36,8 @@ def evaluate_model(
     data_root: str | None = None,
 ) -> dict[str, Any]:
     """Retrieval metrics of a model: a line like those of metrics.jsonl; `step` is None unless the model is a run.
+
+    Images that cannot be read are listed as `unreadable`, with reasons.
 
     Args:
         model: what `load` opens.
@@ -83,7 +85,10 @@ def evaluate_model(
         )
     found = score_queries(table, embedded, wanted)
     scores = summarize(found.scores, recall_at=wanted, num_gallery=found.num_gallery)
-    line: dict[str, Any] = {"step": _step(model), "data": table.name, "model": model, **scores}
+    left_out = count_left_out(table, embedded.readable, found.scores)
+    line: dict[str, Any] = {"step": _step(model), "data": table.name, "model": model, **scores, **left_out}
+    if embedded.bad:
+        line["unreadable"] = [bad._asdict() for bad in embedded.bad]
     if confidence is not None:
         # Queries are drawn one by one, not by class: the classes themselves count as given.
         intervals = bootstrap(score_values(found.scores), confidence=confidence / 100)

@@ -158,6 +158,7 @@ def test_train_evaluate_and_load_as_a_user_does(folders):
         (6, "teacher"),
     ]
     metric_keys = {"recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "num_queries", "num_gallery"}
+    metric_keys |= {"num_unreadable", "num_lost_classes", "num_unmatched"}
     assert set(scores[0]) == {"step", "data", "model"} | metric_keys
     assert sorted(p.name for p in run.iterdir() if p.name != ".lock") == [
         "bad_images.jsonl",

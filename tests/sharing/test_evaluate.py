@@ -134,3 +134,33 @@ def test_bad_input_is_one_line(monkeypatch, capsys, arguments, expected):
     code, _, err = call(monkeypatch, capsys, "evaluate", "--model", "tiny-resnet", "--data", "kanji:test", *arguments)
     assert code == 2
     assert err.startswith(f"error: {expected}")
+
+
+def test_what_cannot_be_read_or_found_is_counted_and_named(birds, capsys, monkeypatch):
+    """Half of the files are gone, one class with all of its own: 100% of what is left is not 100%."""
+    (birds / "robin" / "0.png").write_bytes(b"no image")
+    for path in (birds / "wren").iterdir():
+        path.write_bytes(b"")
+    arguments = ["evaluate", "--model", "tiny-resnet", "--data", birds, "--num-workers", 0]
+    code, out, _ = call(monkeypatch, capsys, *arguments, "--json")
+    line = json.loads(out)
+    number = len(list((birds / "wren").iterdir()))
+    assert code == 0
+    assert (line["num_unreadable"], line["num_lost_classes"]) == (number + 1, 1)
+    assert line["num_unmatched"] == 1  # The only image of its class.
+    assert sorted(bad["image"].split("/")[-2] for bad in line["unreadable"]) == ["robin", *["wren"] * number]
+    _, out, _ = call(monkeypatch, capsys, *arguments)
+    said = " ".join(out.split())
+    assert f"warning: {number + 1} unreadable images left out, such as" in said
+    assert "warning: 1 class without a readable image: not scored." in said
+    assert "warning: 1 query without an image of the same class to find: not scored." in said
+
+
+def test_nothing_readable_is_one_line(tmp_path, capsys, monkeypatch):
+    for name in "ab":
+        (tmp_path / "gone" / name).mkdir(parents=True)
+        for i in range(3):
+            (tmp_path / "gone" / name / f"{i}.jpg").write_text("broken")
+    code, out, err = call(monkeypatch, capsys, "evaluate", "--model", "tiny-resnet", "--data", tmp_path / "gone")
+    assert (code, out) == (2, "")
+    assert "none of its 6 images can be read, such as" in err
