@@ -303,9 +303,8 @@ def main() -> None:
             killed = [outcome.tries for outcome in outcomes if outcome.what.endswith("kills")]
             if sum(killed) >= options.kills:
                 break
-            outcomes += pool.map(
-                lambda name: kill_again_and_again(name, chosen[name], wholes[name], seed, work), chosen
-            )
+            killing = [partial(kill_again_and_again, n, chosen[n], wholes[n], seed, work) for n in chosen]
+            outcomes += pool.map(lambda job: job(), killing)
     print("| what | tries | lost |\n|---|---|---|")
     for what in dict.fromkeys(outcome.what for outcome in outcomes):
         own = [outcome for outcome in outcomes if outcome.what == what]
