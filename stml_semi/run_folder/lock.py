@@ -1,11 +1,11 @@
 """A run folder has one owner: a lock that the system takes back when its process ends, however it ends."""
 
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from stml_semi.runtime.errors import BadInput
@@ -76,13 +76,7 @@ class FolderLock:
         session = self._session() or {}
         if session.get("host") != socket.gethostname() or not isinstance(session.get("process"), int):
             return False
-        try:
-            os.kill(session["process"], 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
-        return False
+        return not psutil.pid_exists(session["process"])
 
     def close(self) -> None:
         """Gives the lock back."""

@@ -1,9 +1,12 @@
 """Files that are whole or not there, and lines of JSON."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import platform
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +17,15 @@ from typing import Any
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yields the name of a temporary file beside `path`, which takes its place when the block ends without an error.
 
-    A process that is killed here, or a full disk, leaves what was there before.
+    A process that is killed here, or a full disk, leaves what was there before; what such a process had begun is
+    removed by the next one that writes the file.
 
     Args:
         path: the file.
         durable: bring the data to the disk before the rename.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.partial")
+    _remove_abandoned(path)
     try:
         yield partial
         if durable:
@@ -29,6 +34,27 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+_ABANDONED_SECONDS = 24 * 3600.0
+"""After this a temporary file of another machine, whose processes cannot be seen from here, counts as left behind."""
+
+
+def _host() -> str:
+    return platform.node().replace(".", "-") or "unknown"
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes temporary files whose writer is gone."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        import psutil  # Hardly ever needed.
+
+        host, pid = left.name.split(".")[-3:-1]
+        with contextlib.suppress(OSError):
+            mine = host == _host() and pid.isdecimal()
+            age = time.time() - left.stat().st_mtime
+            if age > _ABANDONED_SECONDS or (mine and not psutil.pid_exists(int(pid))):
+                left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

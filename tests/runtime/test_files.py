@@ -1,11 +1,15 @@
 """Files that are whole or not there, and logs that lose nothing to a torn line or an odd name."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stml_semi.runtime import files
 from stml_semi.runtime.files import append_json_lines, read_json_lines, replacing, write_json_lines, write_text
 
 ODD = [
@@ -59,3 +63,20 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    """Not what a living one, or another machine, is about to write."""
+    path = tmp_path / "a [1].bin"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = files._host()
+    names = [f"{host}.{ended.pid}", f"{host}.{os.getppid()}", "elsewhere.1", "elsewhere.2"]
+    left = [tmp_path / f".{path.name}.{name}.partial" for name in names]
+    for file in left:
+        file.touch()
+    os.utime(left[3], (0, 0))
+    with replacing(path) as partial:
+        partial.write_text("new")
+    assert [file.exists() for file in left] == [False, True, True, False]
+    assert path.read_text() == "new"

@@ -1,7 +1,8 @@
 """`data prepare`: an official archive becomes one parquet table per split, images as their encoded bytes.
 
 Killed at any moment, it goes on where it was: rows are written in parts, each renamed into place when it is whole, and
-a table appears only when all of its parts are there. While a table is put together, its images are on disk twice.
+a table appears only when all of its parts are there. While a table is put together, its images are on disk twice; in
+the end they are there once, whatever was killed in between.
 """
 
 import hashlib
@@ -18,13 +19,14 @@ from stml_semi.data.benchmarks.data_root import ROOT_VARIABLE, data_root, num_cl
 from stml_semi.data.benchmarks.facts import BENCHMARKS
 from stml_semi.data.benchmarks.hub_copies import open_copy
 from stml_semi.runtime.errors import BadInput, one_line
-from stml_semi.runtime.files import replacing
+from stml_semi.runtime.files import replacing, write_text
 
 HUB = "hub"
 """In place of an archive: the copy on the Hugging Face hub, where there is a trustworthy one."""
 PART_ROWS = 1000
 # Rows that are read together when one of them is wanted.
 _GROUP_ROWS = 100
+_UNPACKED, _UNPACKING, _UNPACKED_FROM = ".unpacked", ".unpacking", ".unpacked-from"
 _ARCHIVES = (".tgz", ".tar.gz", ".tar", ".tar.xz", ".tar.bz2", ".zip")
 
 Report = Callable[[str, int, int], None]
@@ -67,7 +69,6 @@ def prepare(name: str, given: list[str], root: str | None, report: Report) -> li
         if not source.exists():
             raise BadInput(f"--source {source}: no such file or folder; check the path")
     folder = place / name
-    unpacked = folder / ".unpacked"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not sources:
@@ -77,16 +78,50 @@ def prepare(name: str, given: list[str], root: str | None, report: Report) -> li
                 for split, rows in copy.splits.items()
             ]
         if len(sources) == 1 and sources[0].is_dir():
-            archive = sources[0]
-        else:
-            archive = unpacked
-            _unpack(sources, unpacked, report)
-        done = [_prepare_split(name, split, archive, folder, sources, report) for split in BENCHMARKS[name].splits]
-        shutil.rmtree(unpacked, ignore_errors=True)
+            return _prepare_splits(name, sources[0], folder, sources, report)
+        return _prepare_packed(name, folder, sources, report)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise BadInput(f"data prepare {name}: {where}{error.strerror or error}; nothing is lost, try again") from None
-    return [table for table in done if table]
+
+
+def _prepare_packed(name: str, folder: Path, sources: list[Path], report: Report) -> list[Prepared]:
+    """From archives, which are unpacked for the time being. That the tables are there is noted before anything is
+    deleted: a preparation that was killed while it deleted has only this left to do."""
+    unpacked, prepared_from = folder / _UNPACKED, folder / ".prepared-from"
+    fingerprint = _fingerprint(sources)
+    done = _finished_tables(name, folder) if _says(prepared_from, fingerprint) else None
+    if done is None:
+        _unpack(sources, unpacked, fingerprint, report)
+        try:
+            done = _prepare_splits(name, unpacked, folder, sources, report)
+        except BadInput:
+            _delete_unpacked(folder)
+            raise
+        (folder / _UNPACKED_FROM).replace(prepared_from)
+    _delete_unpacked(folder)
+    return done
+
+
+def _finished_tables(name: str, folder: Path) -> list[Prepared] | None:
+    """The tables that an earlier preparation finished, unless one of them was deleted since."""
+    from pyarrow import parquet
+
+    done = []
+    for split, known in BENCHMARKS[name].splits.items():
+        path = folder / f"{split}.parquet"
+        if path.is_file():
+            labels = parquet.read_table(path, columns=["label"])["label"]
+            shutil.rmtree(_parts_of(path), ignore_errors=True)
+            done.append(Prepared(path, len(labels), len(labels.unique()), new=False))
+        elif not known.optional:
+            return None
+    return done
+
+
+def _prepare_splits(name: str, archive: Path, folder: Path, sources: list[Path], report: Report) -> list[Prepared]:
+    tables = (_prepare_split(name, split, archive, folder, sources, report) for split in BENCHMARKS[name].splits)
+    return [table for table in tables if table]
 
 
 def _prepare_split(
@@ -113,19 +148,18 @@ def _finish(path: Path, rows: list[Row], read: Callable[[Row], bytes], report: R
     return Prepared(path, len(rows), num_classes(rows), new)
 
 
-def _unpack(sources: list[Path], folder: Path, report: Report) -> None:
+def _unpack(sources: list[Path], folder: Path, fingerprint: str, report: Report) -> None:
     """All sources in one folder; the folder appears when it is complete."""
-    stamp = folder.with_name(".unpacked-from")
-    names = "\n".join(f"{source.resolve()} {source.stat().st_size}" for source in sources)
-    if folder.is_dir() and stamp.is_file() and stamp.read_text() == names:
+    stamp = folder.with_name(_UNPACKED_FROM)
+    if folder.is_dir() and _says(stamp, fingerprint):
         return
-    partial = folder.with_name(".unpacking")
-    for old in (folder, partial):
-        shutil.rmtree(old, ignore_errors=True)
-    partial.mkdir()
     for source in sources:
         if source.is_dir():
             raise BadInput(f"--source {source}: one folder, or files only")
+    _delete_unpacked(folder.parent)
+    partial = folder.with_name(_UNPACKING)
+    partial.mkdir()
+    for source in sources:
         if not source.name.lower().endswith(_ARCHIVES):
             shutil.copy(source, partial)
             continue
@@ -133,9 +167,31 @@ def _unpack(sources: list[Path], folder: Path, report: Report) -> None:
             _unpack_one(source, partial, report)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
             problem = one_line(error)
+            shutil.rmtree(partial, ignore_errors=True)
             raise BadInput(f"--source {source}: damaged ({problem}); download it again") from None
-    stamp.write_text(names)
+    write_text(stamp, fingerprint)
     partial.rename(folder)
+
+
+def _delete_unpacked(folder: Path) -> None:
+    """The name goes first, so that what a killed deletion leaves is not taken for a complete archive."""
+    unpacked, unpacking = folder / _UNPACKED, folder / _UNPACKING
+    (folder / _UNPACKED_FROM).unlink(missing_ok=True)
+    for left in (unpacked, unpacking):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _fingerprint(files: list[Path]) -> str:
+    """Of what would be unpacked, so that it is not unpacked again."""
+    seen = hashlib.sha256()
+    for path in files:
+        known = path.stat()
+        seen.update(os.fsencode(path.resolve()) + f" {known.st_size} {known.st_mtime_ns}\n".encode())
+    return seen.hexdigest()
+
+
+def _says(file: Path, text: str) -> bool:
+    return file.is_file() and file.read_text() == text
 
 
 def _unpack_one(source: Path, folder: Path, report: Report) -> None:
@@ -159,11 +215,11 @@ def _write_table(path: Path, rows: list[Row], read: Callable[[Row], bytes], repo
     """Writes a table, unless one of the same rows is there. Returns whether it did."""
     from pyarrow import parquet
 
-    key = _digest(rows)
+    key, parts = _digest(rows), _parts_of(path)
     if path.is_file() and (parquet.read_schema(path).metadata or {}).get(b"rows") == key.encode():
         report(what, len(rows), len(rows))
+        shutil.rmtree(parts, ignore_errors=True)  # Of a preparation that was killed when it had finished the table.
         return False
-    parts = path.with_suffix(".parts")
     if parts.is_dir() and not (parts / key).is_file():  # Left by other lists.
         shutil.rmtree(parts)
     parts.mkdir(exist_ok=True)
@@ -178,6 +234,10 @@ def _write_table(path: Path, rows: list[Row], read: Callable[[Row], bytes], repo
     _atomically(path, schema, (group for file in files for group in _groups(file)))
     shutil.rmtree(parts)
     return True
+
+
+def _parts_of(table: Path) -> Path:
+    return table.with_suffix(".parts")
 
 
 def _schema(key: str) -> Any:

@@ -1,5 +1,7 @@
 """`cli.py data`: archives become tables, and all of it is shown."""
 
+import functools
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -124,6 +126,45 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch):
         assert tables[0].equals(tables[1])
     again = prepare("cub", [str(packed)], str(tmp_path / "root"), ignore)
     assert [table.new for table in again] == [False, False]
+
+
+@pytest.mark.parametrize("kill_at", range(4))
+def test_a_preparation_killed_while_it_cleans_up_goes_on(tmp_path, monkeypatch, kill_at):
+    """Deletions stop half-way, one after the other: of the parts of each table, and of the unpacked archive."""
+    packed = tgz(miniature.build("cub", tmp_path / "cub"), tmp_path / "cub.tgz")
+    deletions, delete = iter(range(100)), shutil.rmtree
+
+    def killed(folder: Path, **keywords) -> None:
+        if Path(folder).is_dir() and next(deletions) == kill_at:
+            for number, path in enumerate(sorted(Path(folder).rglob("*"))):
+                if path.is_file() and number % 2:
+                    path.unlink()
+            raise KeyboardInterrupt
+        delete(folder, **keywords)
+
+    monkeypatch.setattr(module.shutil, "rmtree", killed)
+    unpackings: list[str] = []
+    prepare_it = functools.partial(prepare, "cub", [str(packed)], str(tmp_path / "root"))
+    if kill_at < 3:
+        with pytest.raises(KeyboardInterrupt):
+            prepare_it(ignore)
+    else:
+        prepare_it(ignore)
+    monkeypatch.setattr(module.shutil, "rmtree", delete)
+    done = prepare_it(lambda what, done, total: unpackings.append(what) if what.startswith("unpacking") else None)
+    assert [(table.images, table.classes) for table in done] == [(24, 4), (24, 4)]
+    left = {path.name for path in (tmp_path / "root/cub").iterdir()}
+    assert left == {"train.parquet", "test.parquet", ".prepared-from"}
+    assert not unpackings, "an archive that is unpacked, or was prepared, is not unpacked again"
+
+
+def test_an_archive_that_is_not_the_official_one_leaves_nothing_behind(tmp_path):
+    cub = miniature.build("cub", tmp_path / "cub")
+    next(cub.rglob("images.txt")).unlink()
+    assert "lacks" in refusal("cub", [tgz(cub, tmp_path / "cub.tgz")], str(tmp_path / "root"))
+    (tmp_path / "torn.tgz").write_bytes((tmp_path / "cub.tgz").read_bytes()[:500])
+    assert "damaged" in refusal("cub", [tmp_path / "torn.tgz"], str(tmp_path / "root"))
+    assert not list((tmp_path / "root/cub").iterdir())
 
 
 def test_parts_of_other_lists_are_not_used(tmp_path, monkeypatch):
