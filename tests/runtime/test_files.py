@@ -17,7 +17,7 @@ ODD = [
     "next\u0085line",
     "carriage\rreturn",
     "tab\there",
-    "caf\udce9.png",
+    "pict\udce9.png",
     "\x1b[31mred",
 ]
 
