@@ -13,7 +13,7 @@ from stml_semi.cli.terminal import among, one_line_errors, print_outcome, quiet_
 def embed(
     model: Annotated[str, typer.Option(help="A run folder, an exported model, a hub id, or a bare backbone.")],
     data: Annotated[str, typer.Option(help="Images: like --unlabeled of `semi`.")],
-    output: Annotated[str, typer.Option(help="Folder of the index; an unfinished one there is gone on with.")],
+    output: Annotated[str, typer.Option(help="Folder of the index; one there is finished, or brought up to date.")],
     format: Annotated[str, typer.Option(help="Of its parts: safetensors, parquet or npy.")] = "safetensors",
     image_column: Annotated[str | None, typer.Option(help="Column of --data with the images.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
@@ -44,7 +44,14 @@ def embed(
             part_size=part_size,
         )
     before = made.num_rows - made.num_embedded - made.num_bad
-    known = f", {before} of them embedded before" if before > 0 else ""
+    counts = {
+        "of them embedded before": before,
+        "changed": made.num_changed,
+        "new": made.num_new,
+        "gone": made.num_gone,
+    }
+    first = made.num_new == made.num_rows and not made.num_gone
+    known = "" if first else "".join(f", {count} {what}" for what, count in counts.items() if count > 0)
     bad = f", {made.num_bad} unreadable (bad_images.jsonl)" if made.num_bad else ""
     print_outcome(f"{output}: {made.num_rows} images{known}{bad}", made._asdict(), as_json)
 

@@ -1,6 +1,6 @@
 """The answers of a search as one self-contained HTML page with pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from stml_semi.data.thumbnails import thumbnail
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.templates import render
 from stml_semi.search.index import Index
-from stml_semi.search.query import Answer, open_indexed
+from stml_semi.search.query import Answer, indexed_source, open_indexed
 
 _SIDE = 160
 
@@ -45,9 +45,9 @@ def write_page(path: str, folder: str, answers: Sequence[Answer]) -> None:
     table = open_indexed(index)
     sections = [
         Section(
-            Shown(_of_query(table, answer), answer.query),
+            Shown(_of_query(index, table, answer), answer.query),
             [
-                Shown(_of_row(table, hit.row), f"{hit.similarity:.3f} {hit.image} (row {hit.row})")
+                Shown(_of_row(index, table, hit.row), f"{hit.similarity:.3f} {hit.image} (row {hit.row})")
                 for hit in answer.hits
             ],
         )
@@ -68,16 +68,18 @@ def write_page(path: str, folder: str, answers: Sequence[Answer]) -> None:
         raise BadInput(f"--html {path}: {error.strerror or error}; name a file that can be written") from None
 
 
-def _of_query(table: ImageTable | None, answer: Answer) -> str | None:
-    return _uri({"bytes": None, "path": answer.image}) if answer.row is None else _of_row(table, answer.row)
+def _of_query(index: Index, table: ImageTable | None, answer: Answer) -> str | None:
+    if answer.row is not None:
+        return _of_row(index, table, answer.row)
+    return _uri(lambda: {"bytes": None, "path": answer.image})
 
 
-def _of_row(table: ImageTable | None, row: int) -> str | None:
-    return None if table is None else _uri(table.source(row))
+def _of_row(index: Index, table: ImageTable | None, row: int) -> str | None:
+    return None if table is None else _uri(lambda: indexed_source(index, table, row))
 
 
-def _uri(source: ImageSource) -> str | None:
+def _uri(find: Callable[[], ImageSource]) -> str | None:
     try:
-        return thumbnail(source, _SIDE).uri
+        return thumbnail(find(), _SIDE).uri
     except BadImage:
         return None

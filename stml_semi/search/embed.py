@@ -3,11 +3,10 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 
 from stml_semi.data.batches.plan import Rows
@@ -17,9 +16,11 @@ from stml_semi.data.workers import resolve_num_workers
 from stml_semi.models.evaluation import EmbeddedTable, embed_table
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
-from stml_semi.runtime.files import append_json_lines, read_json_lines
+from stml_semi.runtime.files import read_json_lines
 from stml_semi.runtime.progress import Counter
-from stml_semi.search.index import Format, Index, IndexInfo, Part, read_info
+from stml_semi.search.changes import Changes, row_keys
+from stml_semi.search.index import Format, Index, IndexInfo, read_info
+from stml_semi.search.update import Update
 from stml_semi.sharing.load import Retriever, load
 
 # 33 MB of 512 numbers each: little to lose, few files for a million.
@@ -36,6 +37,12 @@ class Embedded(NamedTuple):
     """Those that this call embedded; the others were there already, or cannot be read."""
     num_bad: int
     """Those that cannot be read."""
+    num_new: int
+    """Those that the index did not have before."""
+    num_changed: int
+    """Those whose name was another image's in the index."""
+    num_gone: int
+    """Images of the index that the source does not have any more: they are dropped."""
 
 
 def embed_source(
@@ -49,9 +56,12 @@ def embed_source(
     num_workers: int | None = None,
     part_size: int = PART_SIZE,
 ) -> Embedded:
-    """Embeds all pictures of a source into an index, part by part; run again, it resumes where it was stopped.
+    """Embeds all pictures of a source into an index, part by part.
 
-    Memory: one part, on every process.
+    Run again, it resumes where it was stopped, and brings the index up to date: what is new or has changed is embedded,
+    what is gone is dropped.
+
+    Memory: one part, on every process, and a few bytes per image.
 
     Raises:
         BadInput: nothing to open, or an output folder that holds something else.
@@ -75,9 +85,6 @@ def embed_source(
     problems = distributed.gather_objects(_problem(index) if main else None)
     if problems[0]:
         raise BadInput(problems[0])
-    if main:
-        index.folder.mkdir(parents=True, exist_ok=True)
-        index.save_info()
     with Counter("embed", len(table), enabled=main) as counter:
 
         def embed(rows: Rows) -> EmbeddedTable:
@@ -92,35 +99,35 @@ def embed_source(
                 progress=lambda count: counter.advance(count * distributed.world_size()),
             )
 
-        embedded = _embed_missing(index, table, embed, counter, writes=main)
-    if main:
-        index.info = info._replace(complete=True)
-        index.save_info()
+        embedded, changes = _fill(index, table, embed, counter, accelerator)
     accelerator.wait_for_everyone()
-    num_bad = len({line["image"] for line in read_json_lines(index.bad_images)})
+    num_bad = len(read_json_lines(index.bad_images))
     accelerator.end_training()
-    return Embedded(output, len(table), embedded, num_bad)
+    return Embedded(output, len(table), embedded, num_bad, *changes)
 
 
-def _embed_missing(
-    index: Index, table: ImageTable, embed: Callable[[Rows], EmbeddedTable], counter: Counter, *, writes: bool
-) -> int:
-    """Embeds and writes the parts that are not there; all processes call this together. Returns how many rows."""
-    size, parts = index.info.part_size, range(index.info.num_parts)
-    # The main process alone looks: the others might see a part that it has just written.
-    there = distributed.gather_objects([index.has(number) for number in parts] if writes else None)[0]
+def _fill(
+    index: Index, table: ImageTable, embed: Callable[[Rows], EmbeddedTable], counter: Counter, accelerator: Accelerator
+) -> tuple[int, Changes]:
+    """Embeds and writes what is not there; all processes call this together. Returns how many rows, and the changes."""
+    size, device, writes = index.info.part_size, accelerator.device, accelerator.is_main_process
+    # The main process alone looks and writes: the others might see a part that it has just written.
+    found = distributed.gather_objects(read_info(index.folder) if writes else None)[0]
+    known = None if found is None else row_keys(table, np.arange(len(table)), device)
+    update = Update(index, found, table, known) if writes else None
     embedded = 0
-    for number in parts:
+    for number in range(index.info.num_parts):
         rows = np.arange(number * size, min((number + 1) * size, len(table)))
-        if there[number]:
-            counter.skip(len(rows))
+        keys = row_keys(table, rows, device) if known is None else known[rows]
+        missing = distributed.gather_objects(update.missing(number, rows, keys) if update else None)[0]
+        counter.skip(len(rows) - (0 if missing is None else len(missing)))
+        if missing is None:
             continue
-        made = embed(rows)
-        if writes:
-            append_json_lines(index.bad_images, [bad._asdict() for bad in made.bad])
-            index.write(number, _part(table, rows, made))
-        embedded += int(made.readable.sum())
-    return embedded
+        made = embed(missing) if len(missing) else None
+        if update:
+            update.write(number, rows, keys, made)
+        embedded += 0 if made is None else int(made.readable.sum())
+    return embedded, distributed.gather_objects(update.finish() if update else None)[0]
 
 
 def fingerprint(retriever: Retriever) -> str:
@@ -132,12 +139,6 @@ def fingerprint(retriever: Retriever) -> str:
     return digest.hexdigest()[:16]
 
 
-def _part(table: ImageTable, rows: Any, made: EmbeddedTable) -> Part:
-    readable = rows[made.readable]
-    embeddings = made.embeddings[torch.from_numpy(made.readable).to(made.embeddings.device)]
-    return Part(F.normalize(embeddings.float(), dim=1).cpu(), readable, [table.describe(int(row)) for row in readable])
-
-
 def _problem(index: Index) -> str | None:
     """Why the output folder cannot be used."""
     folder = index.folder
@@ -145,12 +146,14 @@ def _problem(index: Index) -> str | None:
     if found is None:
         filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
         return f"--output {folder}: holds files that are no index; choose another folder" if filled else None
-    fields = ("fingerprint", "num_rows", "sample", "part_size", "format", "num_features")
+    fields = ("fingerprint", "image_column", "part_size", "format", "num_features")
     changed = [name for name in fields if getattr(found, name) != getattr(index.info, name)]
-    if changed:
-        what = {"fingerprint": "another model", "num_rows": "other data", "sample": "other data"}.get(
-            changed[0], f"another {changed[0].replace('_', ' ')}"
-        )
+    # The same source under another name (a table that was moved) has the same images.
+    same = found.data == index.info.data or (found.num_rows, found.sample) == (index.info.num_rows, index.info.sample)
+    if changed or not same:
+        what = "other data"
+        if changed:
+            what = {"fingerprint": "another model"}.get(changed[0], f"another {changed[0].replace('_', ' ')}")
         return f"--output {folder}: holds an index of {what} ({found.model}, {found.data}); choose another folder"
     return None
 

@@ -3,11 +3,14 @@
     index.json                  what was embedded with what; `complete` once all parts are there
     part-00000.safetensors      embeddings (n, d) float32, unit length, and rows (n,) int64 of the source
     part-00000.ids.jsonl        a line per row: {"row": 17, "image": "birds/17.jpg"}
-    bad_images.jsonl            pictures that could not be read; they are in no part
+    part-00000.keys             what the images were when they were embedded; see `changes`
+    bad_images.jsonl            images that could not be read, with their rows; they are in no part
+    .update/                    new parts of an index that is brought up to date, until all of them are there
 
 With `parquet` a part is one file with columns row, image and embedding. With `npy` it is a bare array beside its ids.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -108,14 +111,51 @@ class Index:
         """Whether a part was written."""
         return self._path(number).is_file()
 
-    def write(self, number: int, part: Part) -> None:
-        """Writes a part; what has its final name is complete."""
+    def keys(self, number: int) -> NDArray[np.int64] | None:
+        """(n, 2) keys of all rows of a part, readable or not; None if it was written without."""
+        path = _keys(self._path(number))
+        return np.fromfile(path, np.int64).reshape(-1, 2) if path.is_file() else None
+
+    def key(self, row: int) -> tuple[int, int] | None:
+        """The key of one row; None if it was written without."""
+        number, place = divmod(row, self.info.part_size)
+        path = _keys(self._path(number))
+        found = np.fromfile(path, np.int64, 2, offset=16 * place).tolist() if path.is_file() else []
+        return (found[0], found[1]) if len(found) == 2 else None
+
+    def write(self, number: int, part: Part, keys: NDArray[np.int64] | None = None) -> None:
+        """Writes a part; what has its final name is complete, and its keys and names are its own.
+
+        Args:
+            number: of the part.
+            part: its readable rows.
+            keys: of all its rows; without them the next `embed` cannot know what changed, and embeds them again.
+        """
         path = self._path(number)
+        self.remove(number)
+        if keys is not None:
+            with replacing(_keys(path)) as partial:
+                keys.tofile(partial)
         with replacing(path) as partial:
             _WRITE[self.info.format](partial, part)
             if self.info.format != "parquet":
                 named = zip(part.rows, part.images, strict=True)
                 write_json_lines(_ids(path), ({"row": int(row), "image": image} for row, image in named))
+
+    def remove(self, number: int) -> None:
+        """Removes a part, if it is there."""
+        path = self._path(number)
+        for file in (path, _keys(path), _ids(path)):
+            file.unlink(missing_ok=True)
+
+    def take(self, number: int, other: "Index") -> None:
+        """Moves a part of another index here, in place of the one of its number."""
+        self.remove(number)
+        path, source = self._path(number), other._path(number)
+        # The part itself comes last: where it is, the rest is its own.
+        for make in (_keys, _ids, Path):
+            with contextlib.suppress(FileNotFoundError):  # Parquet has its names inside.
+                make(source).replace(make(path))
 
     def save_info(self) -> None:
         """Writes index.json."""
@@ -135,6 +175,10 @@ def read_info(folder: Path) -> IndexInfo | None:
 
 def _ids(path: Path) -> Path:
     return path.with_suffix(".ids.jsonl")
+
+
+def _keys(path: Path) -> Path:
+    return path.with_suffix(".keys")
 
 
 def _write_safetensors(path: Path, part: Part) -> None:
@@ -178,7 +222,7 @@ def _read_parquet(path: Path) -> Part:
     column = table.column("embedding").combine_chunks()
     flat = column.flatten().to_numpy()
     embeddings = torch.from_numpy(flat.reshape(len(column), column.type.list_size).copy())
-    return Part(embeddings, table.column("row").to_numpy(), table.column("image").to_pylist())
+    return Part(embeddings, table.column("row").to_numpy().copy(), table.column("image").to_pylist())
 
 
 class _Names:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from stml_semi.data.image_table import ImageTable
-from stml_semi.data.images import BadImage, read_image
+from stml_semi.data.images import BadImage, ImageSource, read_image
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.neighbors import Gallery, Neighbors
 from stml_semi.runtime.errors import BadInput
+from stml_semi.search.changes import row_key
 from stml_semi.search.embed import fingerprint
 from stml_semi.search.index import Index, Part
 from stml_semi.sharing.load import Retriever, load
@@ -118,6 +119,22 @@ def open_indexed(index: Index) -> ImageTable | None:
     except BadInput:
         return None
     return table if len(table) == index.info.num_rows else None
+
+
+def indexed_source(index: Index, table: ImageTable, row: int) -> ImageSource:
+    """The image that was embedded as a row.
+
+    Args:
+        index: whose row it is.
+        table: of `open_indexed`.
+        row: of the index.
+
+    Raises:
+        BadImage: there is another image now.
+    """
+    if index.key(row) not in (None, row_key(table, row)):
+        raise BadImage("it has changed since it was embedded; run the same `embed` command again")
+    return table.source(row)
 
 
 class Row(NamedTuple):

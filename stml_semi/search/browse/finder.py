@@ -14,7 +14,7 @@ from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.thumbnails import Thumbnail, thumbnail
 from stml_semi.runtime.errors import BadInput
 from stml_semi.search.index import Index
-from stml_semi.search.query import Hit, find_rows, nearest_rows, open_indexed, open_model
+from stml_semi.search.query import Hit, find_rows, indexed_source, nearest_rows, open_indexed, open_model
 
 MAX_BYTES = 20 * 2**20
 """Of an upload."""
@@ -97,9 +97,9 @@ class Finder:
         """
         if self.table is None or not 0 <= row < len(self.table):
             raise LookupError(f"no picture of row {row}")
-        with self._lock:
-            source = self.table.source(row)
         try:
+            with self._lock:
+                source = indexed_source(self.index, self.table, row)
             return thumbnail(source, _SIDE)
         except BadImage as error:
             raise LookupError(f"the picture of row {row} cannot be read ({error})") from None
