@@ -151,19 +151,18 @@ class Whole(NamedTuple):
 def kill_again_and_again(name: str, scenario: Scenario, whole: Whole, seed: int, work: Path) -> Outcome:
     """Up to five kills at random moments of one job, then its end."""
     rng, folder = random.Random(f"{name} {seed}"), fresh(work / f"{name.replace(' ', '-')}-{seed}")
-    kills, arguments = 0, scenario.first
-    while kills < 5:
+    kills, arguments, errors = 0, scenario.first, ""
+    while True:
         running = start(arguments, folder)
+        patience = rng.uniform(0.3, 0.9) * whole.seconds if kills < 5 else None
         try:
-            running.communicate(timeout=rng.uniform(0.3, 0.9) * whole.seconds)
-            break  # It was faster.
+            _, errors = running.communicate(timeout=patience)
+            break
         except subprocess.TimeoutExpired:
             os.killpg(running.pid, signal.SIGKILL)
             running.communicate()
             kills += 1
         arguments = following(scenario, folder)
-    running = start(arguments, folder)
-    _, errors = running.communicate()
     lost = [f"{name}, seed {seed}: exit code {running.returncode}: {errors[-300:]}"] if running.returncode else []
     if not lost:
         found = scenario.state(folder)
