@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -31,24 +32,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[1]
-SMALL = [
-    *("--backbone", "tiny-resnet", "--labeled-batch-size", "16", "--images-per-class", "2", "--embedding-dim", "32"),
-    *("--auxiliary-dim", "32", "--log-every", "1", "--num-workers", "1", "--seed", "3", "--no-report"),
-]
-SEMI = [
-    "semi",
-    "--labeled",
-    "kanji",
-    "--unlabeled",
-    "kanji-more",
-    "--eval",
-    "kanji:train",
-    "--pool-size",
-    "300",
-    *SMALL,
-]
-SEMI += ["--unlabeled-batch-size", "20", "--label-warmup-steps", "6", "--refresh-every", "8", "--max-steps", "40"]
-SEMI += ["--save-every", "3", "--eval-every", "20", *SMALL]
+SEMI = shlex.split("""
+    semi --labeled kanji --unlabeled kanji-more --eval kanji:train --backbone tiny-resnet --pool-size 300
+    --labeled-batch-size 16 --images-per-class 2 --unlabeled-batch-size 20 --embedding-dim 32 --auxiliary-dim 32
+    --label-warmup-steps 6 --refresh-every 8 --max-steps 40 --log-every 1 --save-every 3 --eval-every 20
+    --num-workers 1 --seed 3 --no-report
+""")
 
 
 class Scenario(NamedTuple):
@@ -162,19 +151,18 @@ class Whole(NamedTuple):
 def kill_again_and_again(name: str, scenario: Scenario, whole: Whole, seed: int, work: Path) -> Outcome:
     """Up to five kills at random moments of one job, then its end."""
     rng, folder = random.Random(f"{name} {seed}"), fresh(work / f"{name.replace(' ', '-')}-{seed}")
-    kills, arguments = 0, scenario.first
-    while kills < 5:
+    kills, arguments, errors = 0, scenario.first, ""
+    while True:
         running = start(arguments, folder)
+        patience = rng.uniform(0.3, 0.9) * whole.seconds if kills < 5 else None
         try:
-            running.communicate(timeout=rng.uniform(0.3, 0.9) * whole.seconds)
-            break  # It was faster.
+            _, errors = running.communicate(timeout=patience)
+            break
         except subprocess.TimeoutExpired:
             os.killpg(running.pid, signal.SIGKILL)
             running.communicate()
             kills += 1
         arguments = following(scenario, folder)
-    running = start(arguments, folder)
-    _, errors = running.communicate()
     lost = [f"{name}, seed {seed}: exit code {running.returncode}: {errors[-300:]}"] if running.returncode else []
     if not lost:
         found = scenario.state(folder)
@@ -223,9 +211,8 @@ def fill_the_disk(name: str, scenario: Scenario, whole: Whole, mebibytes: int, w
             return Outcome(what, 0, [])  # There was room.
         if "Traceback" in errors or sum(line.startswith("error: ") for line in errors.splitlines()) != 1:
             return Outcome(what, 1, [f"{name}, {mebibytes} MiB: {errors[-600:]}"])
-        roomy = work / f"roomy-{name.replace(' ', '-')}-{mebibytes}"
-        shutil.rmtree(roomy, ignore_errors=True)
-        shutil.copytree(place, roomy)
+        roomy = fresh(work / f"roomy-{name.replace(' ', '-')}-{mebibytes}")
+        shutil.copytree(place, roomy, dirs_exist_ok=True)
     running = start(following(scenario, roomy), roomy)
     _, errors = running.communicate()
     found = scenario.state(roomy) if running.returncode == 0 else {}
@@ -238,12 +225,9 @@ def fill_the_disk(name: str, scenario: Scenario, whole: Whole, mebibytes: int, w
 def damage(seed: int, work: Path) -> Outcome:
     """One byte of one file of a finished run or index changes, or its end is gone; then every reader has a look."""
     rng, source = random.Random(seed), work / "whole"
-    folder = work / f"damaged-{seed}"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(source, folder)
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and path.stat().st_size and path.name != ".lock"
-    )
+    folder = fresh(work / f"damaged-{seed}")
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size and p.name != ".lock")
     victim = rng.choice(files)
     content = bytearray(victim.read_bytes())
     if rng.random() < 0.5:
@@ -276,11 +260,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     work = Path(options.output).absolute()
-    chosen = {
-        name: scenario
-        for name, scenario in scenarios(work).items()
-        if options.only is None or name in options.only.split(",")
-    }
+    only = (options.only or "").split(",")
+    chosen = {name: scenario for name, scenario in scenarios(work).items() if not options.only or name in only}
     wholes = {}
     for name, scenario in chosen.items():
         folder = fresh(work / f"whole-{name.replace(' ', '-')}")

@@ -7,68 +7,109 @@ Person Re-identification with k-reciprocal Encoding", CVPR 2017, section 3.4; eq
 alike as the cosine of their counts.
 """
 
+import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Integer
 from torch import Tensor
+
+_CHUNK = 256  # Neighborhoods that are sorted at a time.
+_COLUMNS = 8192  # Images of the pool that are counted at a time on an accelerator.
 
 
 def neighborhood_overlap(
-    neighborhoods: Int64[Tensor, "p k"], positions: Int64[Tensor, "u"], *, expand: int
+    neighborhoods: Integer[Tensor, "p k"], positions: Int64[Tensor, "u"], *, expand: int
 ) -> Float32[Tensor, "u u"]:
     """Cosine of the expanded neighborhoods of some images of the pool.
 
+    Counts are integers and their products exact, so the result is the same on every device, to the rounding of a square
+    root. The pool's size does not matter, and on an accelerator the host does not wait.
+
     Args:
-        neighborhoods: positions in the pool, on the CPU: each image itself, then its nearest others.
+        neighborhoods: positions in the pool: each image itself, then its nearest others.
         positions: of the images; one may stand there more than once.
         expand: how many images, the first of a neighborhood, are asked for theirs.
 
     Returns:
         In 0..1, symmetric; 1 for an image and itself.
     """
-    columns, members = _members(neighborhoods, positions, expand).unique(return_inverse=True)
-    counts = torch.zeros(len(positions), len(columns)).scatter_add_(1, members, torch.ones(members.shape))
-    counts /= counts.norm(dim=1, keepdim=True)
-    return (counts @ counts.T).clamp_max_(1)
+    members = _members(neighborhoods, positions, expand)
+    common = _common_sparse(members) if members.device.type == "cpu" else _common_in_blocks(members)
+    lengths = common.diagonal().sqrt()
+    return (common / lengths[:, None] / lengths).clamp_max_(1)
+
+
+def expanded_lengths(
+    neighborhoods: Integer[Tensor, "p k"], *, expand: int, rows: Int64[Tensor, "m"]
+) -> Float32[Tensor, "m"]:
+    """Euclidean lengths of the counts that `neighborhood_overlap` compares, for `rerank`."""
+    parts = [_members(neighborhoods, part, expand) for part in rows.split(_CHUNK)]
+    squares = [_occurrences(members.sort(1).values, members).sum(1) for members in parts]
+    return torch.cat([neighborhoods.new_empty(0), *squares]).float().sqrt()
 
 
 def rerank(
-    neighborhoods: Int64[Tensor, "p k"], *, expand: int, rows: Int64[Tensor, "m"] | None = None
-) -> Int64[Tensor, "m k-1"]:
-    """Sorts each neighborhood by `neighborhood_overlap`, likest first; equals stay in their order.
+    neighborhoods: Integer[Tensor, "p k"],
+    lengths: Float32[Tensor, "p"],
+    *,
+    expand: int,
+    rows: Int64[Tensor, "m"],
+) -> Integer[Tensor, "m k-1"]:
+    """Sorts neighborhoods by `neighborhood_overlap`, likest first; equals stay in their order.
+
+    Time grows with the rows that are asked for, not with the pool; memory holds 256 x expand x k^2 numbers.
 
     Args:
         neighborhoods: positions in the pool: each image itself, then its nearest others.
+        lengths: `expanded_lengths` of the whole pool.
         expand: as in `neighborhood_overlap`.
-        rows: whose neighborhoods to sort. Default: all.
+        rows: whose neighborhoods to sort.
 
     Returns:
-        Without the image itself. Memory: 64 MB, or k x expand x k numbers if that is more.
+        Without the image itself.
     """
-    total = len(neighborhoods)
-    device = neighborhoods.device
-    every = torch.arange(total, device=device)
-    rows = every if rows is None else rows
-    chunk = max(2**24 // total, 1)
-    lengths = torch.cat([_counts(neighborhoods, part, expand).norm(dim=1) for part in every.split(chunk)])
-    parts = []
-    for part in rows.split(chunk):
-        counts = _counts(neighborhoods, part, expand)
+    parts = [neighborhoods.new_empty(0, neighborhoods.shape[1] - 1)]
+    for part in rows.split(_CHUNK):
         others = neighborhoods[part, 1:]
-        asked = _members(neighborhoods, others.flatten(), expand).view(len(part), -1)
-        alike = counts.gather(1, asked).view(*others.shape, -1).sum(2) / lengths[others]
+        own = _members(neighborhoods, part, expand).sort(1).values
+        theirs = _members(neighborhoods, others.flatten(), expand).view(len(part), -1)
+        alike = _occurrences(own, theirs).view(*others.shape, -1).sum(2) / lengths[others]
         parts.append(others.gather(1, alike.argsort(dim=1, descending=True, stable=True)))
-    return torch.cat(parts) if parts else neighborhoods.new_empty(0, neighborhoods.shape[1] - 1)
+    return torch.cat(parts)
 
 
 def _members(
-    neighborhoods: Int64[Tensor, "p k"], positions: Int64[Tensor, "u"], expand: int
-) -> Int64[Tensor, "u members"]:
+    neighborhoods: Integer[Tensor, "p k"], positions: Integer[Tensor, "u"], expand: int
+) -> Integer[Tensor, "u members"]:
     """The neighborhoods of the first `expand` of each neighborhood, one after the other: expand x k members."""
     return neighborhoods[neighborhoods[positions, :expand]].flatten(1)
 
 
-def _counts(neighborhoods: Int64[Tensor, "p k"], positions: Int64[Tensor, "u"], expand: int) -> Float32[Tensor, "u p"]:
-    """How often each image of the pool is a member."""
-    members = _members(neighborhoods, positions, expand)
-    counts = torch.zeros(len(positions), len(neighborhoods), device=members.device)
-    return counts.scatter_add_(1, members, torch.ones(members.shape, device=members.device))
+def _occurrences(rising: Integer[Tensor, "m n"], values: Integer[Tensor, "m v"]) -> Int64[Tensor, "m v"]:
+    """How often each value occurs in its row of `rising`."""
+    return torch.searchsorted(rising, values, right=True) - torch.searchsorted(rising, values)
+
+
+def _common_sparse(members: Integer[Tensor, "u n"]) -> Float32[Tensor, "u u"]:
+    """How many members two rows have in common: the product of their numbers, summed over the pool."""
+    from scipy.sparse import csr_array
+
+    columns, ids = members.unique(return_inverse=True)
+    rows, width = members.shape
+    ones = np.ones(rows * width, dtype=np.float32)
+    counts = csr_array((ones, ids.flatten().numpy(), np.arange(rows + 1) * width), shape=(rows, len(columns)))
+    return torch.from_numpy((counts @ counts.T).toarray())
+
+
+def _common_in_blocks(members: Integer[Tensor, "u n"]) -> Float32[Tensor, "u u"]:
+    """As `_common_sparse`, without a size that only the device knows: dense blocks, as many as there can be."""
+    rising, order = members.flatten().sort()
+    numbered = torch.cat([rising.new_zeros(1), (rising[1:] != rising[:-1]).cumsum(0)])
+    ids = torch.empty_like(numbered).scatter_(0, order, numbered).view(members.shape)
+    common = torch.zeros(len(ids), len(ids), device=ids.device)
+    ones = torch.ones(ids.shape, device=ids.device)
+    for first in range(0, ids.numel(), _COLUMNS):
+        here = (ids >= first) & (ids < first + _COLUMNS)
+        counts = torch.zeros(len(ids), _COLUMNS + 1, device=ids.device)
+        counts = counts.scatter_add_(1, (ids - first).where(here, _COLUMNS), ones)[:, :-1]
+        common.addmm_(counts, counts.T)
+    return common

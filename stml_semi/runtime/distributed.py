@@ -91,7 +91,7 @@ def is_lost_process(error: BaseException) -> bool:
     """Whether an error means that another process is gone, rather than that this one failed."""
     if isinstance(error, dist.DistError):
         return True
-    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
     return isinstance(error, RuntimeError) and "gloo" in str(error) and any(text in str(error) for text in gone)
 
 

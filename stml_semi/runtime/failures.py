@@ -34,12 +34,12 @@ def explained(rows: int, micro_batch_size: int | None) -> Iterator[None]:
 
 
 class LostProcess(RunFailed):
-    """The others of a run whose process died."""
+    """The others of a run whose process died or hangs."""
 
     def __init__(self) -> None:
         super().__init__(
-            "another process of this run died (its own message, if it had time for one, is above; the system kills "
-            "what takes too much memory without any): continue with --resume"
+            "another process of this run died or no longer answers (its own message, if it had time for one, is above; "
+            "the system kills what takes too much memory without any): continue with --resume"
         )
         # One of two processes is alive to say so, whichever died.
         self.everywhere = distributed.rank() > 1

@@ -17,6 +17,7 @@ from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.templates import render
 from stml_semi.sharing.card_curves import FILE as CURVES
 from stml_semi.sharing.card_curves import draw_curves
+from stml_semi.sharing.inputs import Inputs
 from stml_semi.sharing.origin import Origin
 from stml_semi.sharing.trained import Weights
 
@@ -62,6 +63,8 @@ class CardFacts(NamedTuple):
     origin: Origin
     dtype: Dtype = "float32"
     """Of the stored weights."""
+    inputs: Inputs = Inputs()
+    """What may be handed to it."""
     onnx: bool = False
     """Whether embedder.onnx lies beside the card."""
 
@@ -211,6 +214,7 @@ def _card(facts: CardFacts, *, curves: bool) -> str:
         "claim": f" {facts.claim[:1].upper()}{facts.claim[1:]}." * bool(facts.claim),
         "chosen": _CHOSEN.format(100 * kept) if kept else "",
         "command": command_line(config),
+        "inputs": facts.inputs,
         "onnx": facts.onnx,
         "curves": CURVES if curves else None,
     }

@@ -16,6 +16,7 @@ from torch import nn
 from stml_semi.models.adaptation import merged
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.pooling import Pooling
+from stml_semi.sharing.inputs import for_any_image
 
 PoolingMode = Literal["cls", "mean", "max"]
 
@@ -55,7 +56,7 @@ def export_model(
         if dtype != torch.float32:
             plain = copy.deepcopy(plain).to(dtype)
         plain.save_pretrained(backbone, state_dict={k: v.contiguous() for k, v in plain.state_dict().items()})
-        _for_any_picture(processor).save_pretrained(backbone)
+        for_any_image(processor).save_pretrained(backbone)
         output = "pooler_output" if pooled else "last_hidden_state"
         # Opened by its configuration, a ViT has a pooler that nothing uses, at random: the same in every export.
         torch.manual_seed(0)
@@ -79,8 +80,9 @@ def export_model(
         target = Path(scratch) / "model"
         served = SentenceTransformer(modules=[*modules, dense, Normalize()], device="cpu").to(dtype)
         served.save_pretrained(str(target), create_model_card=False)
-        config = json.loads((target / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}
-        (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _update(target / "config.json", dtype="float32")
+        if backend := getattr(processor, "backend", None):  # The other one differs from it by a gray level.
+            _update(target / "sentence_bert_config.json", processor_kwargs={"backend": backend})
         for name, content in (files or {}).items():
             (target / name).write_bytes(content)
         for path in (target, *target.rglob("*")):  # Others may read it, too: temporary folders are private.
@@ -117,15 +119,6 @@ def folded_weight(weight: torch.Tensor, pooling: Pooling, num_tokens: int) -> to
     return weight
 
 
-def _for_any_picture(processor: Any) -> Any:
-    """The processor for people who hand it gray, transparent or palette pictures; of RGB ones it makes the same."""
-    if getattr(processor, "do_convert_rgb", 0) == 0:  # timm's own has no such step.
-        return processor
-    processor = copy.deepcopy(processor)
-    processor.do_convert_rgb = True
-    return processor
-
-
 def _num_tokens(embedder: Embedder, processor: Any) -> int:
     from stml_semi.data.views import view_size
     from stml_semi.models.backbone import probe
@@ -133,6 +126,12 @@ def _num_tokens(embedder: Embedder, processor: Any) -> int:
     if embedder.pooling.kind != "mean" or embedder.pooling.num_prefix_tokens != 1:
         return 0
     return probe(embedder.backbone, view_size(processor)).last_hidden_state.shape[1]
+
+
+def _update(path: Path, **values: Any) -> None:
+    """Sets keys of a JSON file."""
+    content = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _scratch_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:

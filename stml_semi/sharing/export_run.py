@@ -13,6 +13,7 @@ from stml_semi.run_folder.recipe import build_config
 from stml_semi.runtime.errors import BadInput
 from stml_semi.sharing.card import CardFacts, Dtype, card_files
 from stml_semi.sharing.export import export_model
+from stml_semi.sharing.inputs import find_inputs
 from stml_semi.sharing.onnx import check_onnx, export_onnx
 from stml_semi.sharing.origin import Origin, find_origin
 from stml_semi.sharing.trained import Weights, open_trained
@@ -76,6 +77,7 @@ def export_run(
         claim=folder.claim,
         origin=_origin(config, folder),
         dtype=dtype,
+        inputs=find_inputs(trained.backbone.processor),
     )
     with torch.inference_mode():
         files = card_files(facts)

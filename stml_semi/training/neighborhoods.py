@@ -11,7 +11,7 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.batches.plan import Rows
 from stml_semi.data.batches.pool import Neighborhoods
 from stml_semi.data.image_table import ImageTable
-from stml_semi.losses.neighborhoods import rerank
+from stml_semi.losses.neighborhoods import expanded_lengths, rerank
 from stml_semi.losses.relations import calibrated_sigma
 from stml_semi.models.evaluation import TableEncoder
 from stml_semi.models.teacher import Teacher
@@ -105,7 +105,9 @@ def find_neighborhoods(config: TrainConfig, rows: Rows, embeddings: Tensor, refr
     if not pooled:
         return Neighborhoods(rows, nearest, nearest[:, :0], sigma)
     compared = torch.cat([every[:, None], nearest], 1)
-    likest = distributed.gather(rerank(compared, expand=config.num_neighbors, rows=every[share]), total)
+    expand = config.num_neighbors
+    lengths = distributed.gather(expanded_lengths(compared, expand=expand, rows=every[share]), total)
+    likest = distributed.gather(rerank(compared, lengths, expand=expand, rows=every[share]), total)
     # The likelier half: drawn at random, a query's companions change from round to round.
     return Neighborhoods(rows, likest[:, : max(k // 2, config.num_neighbors - 1)], compared, sigma)
 

@@ -17,6 +17,7 @@ from stml_semi.runtime.failures import explained
 from stml_semi.runtime.machine import describe_start, gpu_joules
 from stml_semi.sharing.card import CardFacts, card_files
 from stml_semi.sharing.export import export_model
+from stml_semi.sharing.inputs import find_inputs
 from stml_semi.sharing.origin import find_origin
 from stml_semi.sharing.push import push
 from stml_semi.training.outputs import Outputs, Progress
@@ -111,6 +112,7 @@ def _export(prepared: Prepared, step: int) -> None:
         pooling=prepared.embedder.pooling.kind,
         claim=folder.claim,
         origin=find_origin(config),
+        inputs=find_inputs(prepared.backbone.processor),
     )
     export_model(prepared.embedder, prepared.backbone.processor, folder.model, card_files(facts))
 

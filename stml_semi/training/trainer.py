@@ -162,7 +162,7 @@ class Trainer:
             with self.accelerator.autocast():
                 target = self.teacher(views.flatten(0, 1))
             index = distributed.gather(batch.image_index.to(self.device), self.config.unlabeled_batch_size)
-            relations = self.pool.relations(step, index, num_views=self.config.num_views)
+            relations = self.pool.relations(index, num_views=self.config.num_views)
             unlabeled = Unlabeled(
                 f=self._gather_views(student.f[num_labeled:]),
                 g=self._gather_views(student.g[num_labeled:]),

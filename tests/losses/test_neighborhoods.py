@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stml_semi.losses.neighborhoods import neighborhood_overlap, rerank
+from stml_semi.losses import neighborhoods
+from stml_semi.losses.neighborhoods import expanded_lengths, neighborhood_overlap, rerank
 from stml_semi.losses.relations import calibrated_sigma, pooled_affinity
 
 
@@ -41,13 +42,14 @@ def test_overlap_is_the_cosine_of_expanded_neighborhoods(total, k, expand, seed)
 def test_reranked_lists_hold_the_same_images_likest_first(total, k, expand, seed):
     lists = random_lists(total, k, seed)
     overlap = by_definition(lists, expand)
-    found = rerank(lists, expand=expand)
+    lengths = expanded_lengths(lists, expand=expand, rows=torch.arange(total))
+    found = rerank(lists, lengths, expand=expand, rows=torch.arange(total))
     for i in range(total):
         assert sorted(found[i].tolist()) == sorted(lists[i, 1:].tolist())
         alike = overlap[i, found[i]]
         assert (alike[:-1] >= alike[1:] - 1e-6).all()
     some = torch.tensor([3, 0, 3])
-    assert torch.equal(rerank(lists, expand=expand, rows=some), found[some])
+    assert torch.equal(rerank(lists, lengths, expand=expand, rows=some), found[some])
 
 
 def test_neighborhoods_tell_clusters_apart_that_distances_do_not():
@@ -76,3 +78,14 @@ def test_sigma_gives_an_average_pair_the_wanted_similarity(spread):
 
 def test_sigma_of_images_that_coincide_stays_positive():
     assert calibrated_sigma(torch.ones(10, 4), seed=0) > 0
+
+
+@given(st.integers(4, 25), st.integers(2, 4), st.integers(1, 4), st.integers(0, 99))
+@settings(deadline=None)
+def test_accelerators_count_the_same_members_in_blocks(total, k, expand, seed):
+    lists = random_lists(total, k, seed)
+    positions = torch.randint(total, (7,), generator=torch.Generator().manual_seed(seed))
+    members = neighborhoods._members(lists, positions, expand)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighborhoods, "_COLUMNS", 5)
+        assert torch.equal(neighborhoods._common_in_blocks(members), neighborhoods._common_sparse(members))

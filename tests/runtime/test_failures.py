@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from stml_semi.runtime.distributed import is_lost_process
 from stml_semi.runtime.failures import is_out_of_memory, out_of_memory
 
 
@@ -22,3 +23,9 @@ def test_out_of_memory_is_recognized():
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(error.value)
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_a_process_that_hangs_is_lost_like_one_that_died():
+    text = "[gloo/transport/tcp/unbound_buffer.cc:129] Timed out waiting 1800000ms for send operation to complete"
+    assert is_lost_process(RuntimeError(text))
+    assert not is_lost_process(RuntimeError("Timed out waiting for the download"))

@@ -176,12 +176,12 @@ def test_every_way_to_use_it_works_as_the_card_says(run, tmp_path, monkeypatch, 
     for place, picture in zip(("a.jpg", "b.jpg", "query.jpg", "path/to/images/1.jpg"), pictures, strict=False):
         picture.save(tmp_path / place)
     text = (run / "model" / "README.md").read_text().replace(cards.PLACE, str(run / "model"))
-    found = []
+    found: list[dict[str, Any]] = [{}]
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        names: dict[str, Any] = {}
+        names = dict(found[-1])
         exec(code, names)
         found.append(names)
-    served, backbone, own = found
+    _, served, backbone, own = found
     assert served["embeddings"].shape == (2, 8)
     assert torch.allclose(torch.tensor(served["embeddings"]), torch.tensor(own["embeddings"]), atol=1e-5)
     assert backbone["features"].shape[0] == 1

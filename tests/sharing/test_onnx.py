@@ -69,7 +69,9 @@ def test_the_command_writes_it_and_the_card_tells(monkeypatch, capsys, tmp_path)
     assert (tmp_path / "model" / "embedder.onnx").is_file()
     assert not list((tmp_path / "model").glob(".*"))
     card = (tmp_path / "model" / "README.md").read_text()
-    code = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "onnx" in block)
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    opening, _, _ = blocks[0].partition("model = ")  # Defines what the others open files with.
+    code = opening + next(block for block in blocks if "onnx" in block)
     monkeypatch.chdir(tmp_path / "model")
     with Image.open(tmp_path / "birds" / "0" / "0.png") as picture:
         picture.save("a.jpg")

@@ -4,6 +4,7 @@ Every process computes the same plan and takes its share, so nothing has to be c
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -113,8 +114,12 @@ def _turn(seed: int, stream: int, total: int, size: int, number: int) -> Rows:
     """
     per_round = -(-total // size)
     round_number, turn = divmod(number, per_round)
-    order = np.random.default_rng([seed, stream, round_number]).permutation(total)
-    return order[(turn * size + np.arange(size)) % total]
+    return _order(seed, stream, round_number, total)[(turn * size + np.arange(size)) % total]
+
+
+@lru_cache(maxsize=8)  # It grows with the pool, and lasts for many steps.
+def _order(seed: int, stream: int, round_number: int, total: int) -> Rows:
+    return np.random.default_rng([seed, stream, round_number]).permutation(total)
 
 
 def _draw(rng: np.random.Generator, rows: Rows, count: int) -> Rows:

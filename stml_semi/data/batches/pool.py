@@ -84,6 +84,7 @@ class UnlabeledPool:
         self.excluded: list[ExcludedImage] = []
         """Images of a stream that were left out since the list was last emptied, because the run is scored on them."""
         self._drawn: Live | None = None
+        self._compared: _Compared | None = None
 
     def next_refresh(self, step: int) -> int:
         """The first step after `step` at which the table is renewed."""
@@ -132,26 +133,35 @@ class UnlabeledPool:
         """The plan that is in force while a table is."""
         return UnlabeledPlan(table.rows, table.neighbors, self.queries_per_batch, self.num_neighbors)
 
-    def relations(self, step: int, image_index: Tensor, *, num_views: int) -> PoolRelations:
-        """What the pool knows of the images of a batch.
+    def relations(self, image_index: Tensor, *, num_views: int) -> PoolRelations:
+        """What the pool knows of the images of a batch, where they are; the host does not wait for the device.
 
-        An image that took the place of one that could not be read is like itself alone. Which images those are only
-        the device knows, which nobody waits for here: the overlap is that of the images that were planned.
+        An image that is not in the pool (it took the place of one that could not be read) is like itself alone.
 
         Args:
-            step: whose batch it is.
             image_index: (U,) rows of the unlabeled table, as they were read.
             num_views: how often each image is in the batch, view after view.
         """
-        assert self.table is not None
-        if not self.table.compared.shape[1]:
-            return PoolRelations(self.table.sigma, None)
-        device = image_index.device
-        planned = self.plan_of(self.table).batch(self.seed, step)
-        positions = torch.from_numpy(np.searchsorted(self.table.rows, planned))
-        lists = torch.from_numpy(self.table.compared)
-        overlap = neighborhood_overlap(lists, positions, expand=self.num_neighbors).to(device, non_blocking=True)
-        as_planned = torch.from_numpy(planned).to(device, non_blocking=True) == image_index
-        same = image_index[:, None] == image_index
-        overlap = torch.where(as_planned[:, None] & as_planned, overlap, same.float())
-        return PoolRelations(self.table.sigma, overlap.repeat(num_views, num_views))
+        table = self.table
+        assert table is not None
+        if not table.compared.shape[1]:
+            return PoolRelations(table.sigma, None)
+        if self._compared is None or self._compared.table is not table:
+            rows, neighborhoods = (
+                torch.from_numpy(part).to(image_index.device) for part in (table.rows, table.compared)
+            )
+            self._compared = _Compared(table, rows, neighborhoods)
+        rows = self._compared.rows
+        positions = torch.searchsorted(rows, image_index).clamp_max(len(rows) - 1)
+        overlap = neighborhood_overlap(self._compared.neighborhoods, positions, expand=self.num_neighbors)
+        known = rows[positions] == image_index
+        overlap = overlap.where(known[:, None] & known, (image_index[:, None] == image_index).float())
+        return PoolRelations(table.sigma, overlap.repeat(num_views, num_views))
+
+
+class _Compared(NamedTuple):
+    """What relations need of a table, on the device."""
+
+    table: PoolTable
+    rows: Tensor
+    neighborhoods: Tensor

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stml_semi.data.image_table import ImageTable, image_dataset, paths_dataset
+from stml_semi.data.sources.named_files import data_files
 from stml_semi.data.sources.request import SourceRequest, listed
 
 if TYPE_CHECKING:
@@ -99,12 +100,13 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_parquet(path: Path) -> Columns:
-    from datasets import Dataset, Features
+    from datasets import Dataset, Features, NamedSplit
     from pyarrow import parquet
 
     def read(columns: list[str]) -> Dataset:
         if path.stat().st_size > _IN_MEMORY_BYTES:
-            dataset = Dataset.from_parquet(str(path), columns=columns)
+            files, split = data_files([path]), NamedSplit("train")
+            dataset = Dataset.from_parquet(files, split=split, columns=columns)  # pyright: ignore[reportArgumentType]
             assert isinstance(dataset, Dataset)
             return dataset
         return image_dataset(parquet.ParquetFile(path).read(columns))

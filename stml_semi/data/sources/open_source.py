@@ -19,7 +19,8 @@ from stml_semi.data.benchmarks.facts import BENCHMARKS
 from stml_semi.data.image_table import ImageTable, paths_dataset
 from stml_semi.data.sources.columns import READERS, Columns, label_column_of, read_parquet, table_from_columns
 from stml_semi.data.sources.folders import FolderIndex
-from stml_semi.data.sources.request import Labels, SourceRequest, checked_parts, listed, shares_of
+from stml_semi.data.sources.named_files import is_pattern, matching
+from stml_semi.data.sources.request import Labels, SourceRequest, checked_parts, listed, shares_of, split_spec
 from stml_semi.data.sources.shards import read_shards, shards_of
 from stml_semi.runtime.errors import BadInput, one_line
 
@@ -68,14 +69,6 @@ def open_source(
     return table
 
 
-def split_spec(spec: str) -> tuple[str, str | None]:
-    """Source and split; the colon of an existing path, or of a drive as in C:\\pictures, separates nothing."""
-    parts = re.fullmatch(r"(.+?):([\w.-]+(?:\[[^\]]*\])?)", spec)
-    if not parts or os.path.exists(os.path.expanduser(spec)):
-        return spec, None
-    return parts[1], parts[2]
-
-
 def open_part(request: SourceRequest) -> ImageTable:
     """One source, without commas and weights.
 
@@ -103,6 +96,9 @@ def _open_part(request: SourceRequest) -> ImageTable:
             raise request.error(f"'{path.suffix}' is no known table; give a folder or a {', '.join(READERS)} file")
         columns = READERS[path.suffix.lower()](path)
         return table_from_columns(request, columns)
+    if is_pattern(source):
+        found = "only what is no shard" if next(matching(source), None) else "nothing"
+        raise request.error(f"the pattern matches {found}; check it, or name a folder or file")
     dataset = load_hub(request, source, split or "train")
     return table_from_columns(request, Columns(dataset.features, dataset.select_columns, Path()))
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from stml_semi.data.benchmarks.facts import BENCHMARKS
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.columns import image_column_of
-from stml_semi.data.sources.open_source import load_hub, open_part, open_source, split_spec
-from stml_semi.data.sources.request import SourceRequest, checked_parts, listed, shares_of
+from stml_semi.data.sources.named_files import exists, is_pattern, matching, streamed
+from stml_semi.data.sources.open_source import load_hub, open_part, open_source
+from stml_semi.data.sources.request import SourceRequest, checked_parts, listed, shares_of, split_spec
 from stml_semi.data.sources.shards import shards_of
 from stml_semi.data.sources.streams import ImageStream, StreamSource
 from stml_semi.runtime.errors import BadInput
@@ -17,7 +18,7 @@ from stml_semi.runtime.errors import BadInput
 # parquet files of the hub that is all of the file.
 _SHARDS_IN_TURN = 4
 _SHARDS_IN_TURN_HUB = 1
-_KINDS = {".tar": "webdataset", ".parquet": "parquet", ".jsonl": "json"}
+_KINDS = frozenset((".tar", ".parquet", ".jsonl"))
 
 
 def open_unlabeled(
@@ -81,13 +82,12 @@ def _open(request: SourceRequest, seed: int) -> StreamSource | ImageTable:
 
     source, split = split_spec(request.spec)
     files = [] if split or source in BENCHMARKS else _files(source)
-    if files:
-        kind = _KINDS[files[0].suffix.lower()]
-        dataset = load_dataset(kind, data_files={"train": list(map(str, files))}, split="train", streaming=True)
-        if kind == "parquet":
-            # A shard is read ahead as a whole: let it be a row group, of which a file has many.
-            dataset = dataset.reshard()
-    elif source in BENCHMARKS or Path(source).expanduser().exists():
+    if files and files[0].suffix.lower() == ".tar":
+        escaped = [glob.escape(str(file)) for file in files]
+        dataset = load_dataset("webdataset", data_files={"train": escaped}, split="train", streaming=True)
+    elif files:
+        dataset = streamed(files)
+    elif source in BENCHMARKS or exists(source) or is_pattern(source):
         return open_part(request)
     else:
         dataset = load_hub(request, source, split or "train", streaming=True)
@@ -115,6 +115,6 @@ def _files(source: str) -> list[Path]:
     if path.is_dir():
         found = [file for file in sorted(path.iterdir()) if not file.name.startswith(".")]
     else:
-        found = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path))))
+        found = list(matching(source))
     kinds = {file.suffix.lower() if file.is_file() else "" for file in found}
-    return found if len(kinds) == 1 and kinds <= _KINDS.keys() else []
+    return found if len(kinds) == 1 and kinds <= _KINDS else []

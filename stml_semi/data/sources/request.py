@@ -4,13 +4,13 @@ are to be read."""
 import contextlib
 import csv
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from stml_semi.data.sources.named_files import exists, matching
 from stml_semi.runtime.errors import BadInput, one_line
 
 Labels = Literal["required", "ignored", "optional"]
@@ -68,7 +68,33 @@ def split_parts(text: str | None) -> list[Part]:
     equals sign as in `year=2021`, are part of it. Hub ids, splits and revisions have no equals sign."""
     if not text:
         return []
-    return [_part(piece.strip()) for piece in ([text] if _exists(text) else text.split(","))]
+    if exists(text):
+        return [Part(text)]
+    parts, pieces = [], text.split(",")
+    while pieces:
+        count = _num_joined(pieces)
+        parts.append(_part(",".join(pieces[:count]).strip()))
+        del pieces[:count]
+    return parts
+
+
+def _num_joined(pieces: list[str]) -> int:
+    """How many of the pieces between commas make up the first path; 1 if they are no path."""
+    names = (_path_in(",".join(pieces[:count])) for count in range(1, len(pieces) + 1))
+    return next((count for count, name in enumerate(names, 1) if next(matching(name), None)), 1)
+
+
+def _path_in(text: str) -> str:
+    """A source without its weight and split."""
+    return split_spec(_part(text.strip()).spec)[0]
+
+
+def split_spec(spec: str) -> tuple[str, str | None]:
+    """Source and split; the colon of an existing path, or of a drive as in C:\\pictures, separates nothing."""
+    parts = re.fullmatch(r"(.+?):([\w.-]+(?:\[[^\]]*\])?)", spec)
+    if not parts or exists(spec):
+        return spec, None
+    return parts[1], parts[2]
 
 
 def specs_of(text: str | None) -> list[str]:
@@ -109,12 +135,8 @@ def shares_of(parts: list[Part]) -> tuple[float, ...]:
 
 
 def _part(text: str) -> Part:
-    match = None if _exists(text) else _WEIGHT.fullmatch(text)
+    match = None if exists(text) else _WEIGHT.fullmatch(text)
     return Part(match[1], float(match[2])) if match else Part(text)
-
-
-def _exists(text: str) -> bool:
-    return os.path.exists(os.path.expanduser(text))
 
 
 def listed(names: list[str]) -> str:

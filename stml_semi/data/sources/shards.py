@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from stml_semi.data.sources.columns import Columns
+from stml_semi.data.sources.named_files import is_pattern, matching
 
 
 def shards_of(source: str) -> list[Path]:
@@ -24,9 +25,7 @@ def shards_of(source: str) -> list[Path]:
         if ".tar" not in kinds or kinds & readable_extensions() or any(entry.is_dir() for entry in entries):
             return []
         return sorted(Path(entry.path) for entry in entries if entry.name.lower().endswith(".tar"))
-    if source.lower().endswith(".tar") and "*" in source:
-        return sorted(map(Path, glob.glob(str(path))))
-    return []
+    return list(matching(source)) if source.lower().endswith(".tar") and is_pattern(source) else []
 
 
 def read_shards(shards: list[Path]) -> Columns:
@@ -37,8 +36,9 @@ def read_shards(shards: list[Path]) -> Columns:
     from datasets import Dataset, load_dataset
     from datasets.exceptions import DatasetGenerationError
 
+    escaped = [glob.escape(str(shard)) for shard in shards]
     try:
-        dataset = load_dataset("webdataset", data_files={"train": [str(shard) for shard in shards]}, split="train")
+        dataset = load_dataset("webdataset", data_files={"train": escaped}, split="train")
     except DatasetGenerationError as error:
         raise error.__cause__ or error from None  # Says what happened, where the outer one says that it did.
     assert isinstance(dataset, Dataset)

@@ -55,7 +55,7 @@ def view_last_batch(config: TrainConfig, last: LastPool, pictures: Pictures) -> 
         return None
     table = last.live.table
     planned = last.pool.plan_of(last.pool.table).batch(config.seed, step)
-    known = last.pool.relations(step, torch.from_numpy(planned), num_views=1)
+    known = last.pool.relations(torch.from_numpy(planned), num_views=1)
     seen = last.embed(table, np.unique(planned))
     # A picture that cannot be read (any more) is left out.
     kept = np.flatnonzero(np.isin(planned, seen.rows))

@@ -118,20 +118,20 @@ def test_the_pool_says_how_alike_images_are():
     pool = unlabeled_pool(num_neighbors=1, queries_per_batch=20)
     plan = pool.plan(5, lambda table, rows, refresh: neighborhoods(rows))
     index = torch.from_numpy(plan.batch(0, 7))
-    overlap = pool.relations(7, index, num_views=1).overlap
+    overlap = pool.relations(index, num_views=1).overlap
     assert overlap is not None
     # Lists i..i+3 and j..j+3 share 4 - |i - j| members.
     place = torch.from_numpy(np.searchsorted(plan.rows, index.numpy()))
     apart = (place[:, None] - place).abs()
     apart = torch.minimum(apart, 40 - apart)
     torch.testing.assert_close(overlap, (4 - apart).clamp_min(0) / 4)
-    views = pool.relations(7, index, num_views=2).overlap
+    views = pool.relations(index, num_views=2).overlap
     assert views is not None
     torch.testing.assert_close(views, overlap.repeat(2, 2))
 
     # Two images could not be read; the same one took their place.
     index[[3, 4]] = next(row for row in range(100) if row not in plan.rows)
-    replaced = pool.relations(7, index, num_views=1).overlap
+    replaced = pool.relations(index, num_views=1).overlap
     assert replaced is not None
     overlap[[3, 4]] = overlap[:, [3, 4]] = 0
     overlap[3:5, 3:5] = 1

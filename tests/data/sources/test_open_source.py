@@ -16,7 +16,8 @@ from helpers.source_helpers import encoded, level, open_labeled, open_unlabeled,
 
 from stml_semi.data.benchmarks.facts import BENCHMARKS, Benchmark, Split
 from stml_semi.data.images import read_image
-from stml_semi.data.sources.open_source import open_source, split_spec
+from stml_semi.data.sources.open_source import open_source
+from stml_semi.data.sources.request import split_spec
 
 
 def test_hub_ids(monkeypatch):

@@ -180,7 +180,7 @@ def test_a_torn_shard_says_where_it_is(tmp_path):
         ("kanji-more", "nothing of it can be read as a stream"),
         ("{loose}", "nothing of it can be read as a stream"),
         ("{tar},{loose}", "nobody knows how long a stream is.*as in .*tar=0.5,.*loose=0.5"),
-        ("{tar}/train-9*.parquet", "no such file or folder"),
+        ("{tar}/train-9*.parquet", "the pattern matches nothing"),
         ("{empty}", "(holds no rows|cannot be read)"),
         ("{words}", "no image column among words; name it with --unlabeled-image-column"),
     ],
