@@ -3,12 +3,13 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 from stml_semi.runtime import distributed
-from stml_semi.runtime.errors import RunFailed
+from stml_semi.runtime.errors import BadInput, RunFailed, one_line
 
 
 @contextmanager
@@ -30,6 +31,26 @@ def explained(rows: int, micro_batch_size: int | None) -> Iterator[None]:
             ) from None
         if distributed.is_lost_process(error):
             raise LostProcess from None
+        raise
+
+
+@contextmanager
+def writing(flag: str, path: Path) -> Iterator[None]:
+    """Explains why an output cannot be written.
+
+    Raises:
+        RunFailed: the disk is full.
+        BadInput: it may not be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if is_disk_full(error):
+            raise RunFailed(
+                f"{flag} {path}: the disk is full: free some space, then run the same command again"
+            ) from None
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise BadInput(f"{flag} {path}: cannot be written ({one_line(error)}): choose another folder") from None
         raise
 
 

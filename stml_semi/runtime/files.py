@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,21 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, on the same disk, which is removed in the end.
+
+    What a killed process left is removed by the next one that works on `path`.
+    """
+    folder = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.partial")
+    _remove_abandoned(path)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 _ABANDONED_SECONDS = 24 * 3600.0
 """After this a temporary file of another machine, whose processes cannot be seen from here, counts as left behind."""
 
@@ -45,7 +61,7 @@ def _host() -> str:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Removes temporary files whose writer is gone."""
+    """Removes temporary files and folders whose writer is gone."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         import psutil  # Hardly ever needed.
 
@@ -54,7 +70,7 @@ def _remove_abandoned(path: Path) -> None:
             mine = host == _host() and pid.isdecimal()
             age = time.time() - left.stat().st_mtime
             if age > _ABANDONED_SECONDS or (mine and not psutil.pid_exists(int(pid))):
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

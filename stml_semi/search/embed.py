@@ -16,6 +16,7 @@ from stml_semi.data.workers import resolve_num_workers
 from stml_semi.models.evaluation import EmbeddedTable, embed_table
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.failures import writing
 from stml_semi.runtime.files import read_json_lines
 from stml_semi.runtime.progress import Counter
 from stml_semi.search.changes import Changes, row_keys
@@ -99,7 +100,8 @@ def embed_source(
                 progress=lambda count: counter.advance(count * distributed.world_size()),
             )
 
-        embedded, changes = _fill(index, table, embed, counter, accelerator)
+        with writing("--output", index.folder):
+            embedded, changes = _fill(index, table, embed, counter, accelerator)
     accelerator.wait_for_everyone()
     num_bad = len(read_json_lines(index.bad_images))
     accelerator.end_training()

@@ -100,6 +100,8 @@ class Index:
         """
         try:
             return _READ[self.info.format](self._path(number))
+        except BadInput:
+            raise
         except Exception as error:  # Readers of three formats raise what they like on damaged files.
             reason = one_line(error)
             fix = "delete that file and run the same `embed` command again"
@@ -191,7 +193,7 @@ def _read_safetensors(path: Path) -> Part:
     from safetensors.torch import load_file
 
     tensors = load_file(path)
-    return Part(tensors["embeddings"], tensors["rows"].numpy(), _Names(_ids(path)))
+    return Part(tensors["embeddings"], tensors["rows"].numpy(), _Names(_ids(path), len(tensors["rows"])))
 
 
 def _write_npy(path: Path, part: Part) -> None:
@@ -200,9 +202,9 @@ def _write_npy(path: Path, part: Part) -> None:
 
 
 def _read_npy(path: Path) -> Part:
-    names = _Names(_ids(path))
-    rows = np.array([line["row"] for line in names.lines], dtype=np.int64)
-    return Part(torch.from_numpy(np.load(path)), rows, names)
+    embeddings = torch.from_numpy(np.load(path))
+    names = _Names(_ids(path), len(embeddings))
+    return Part(embeddings, np.array([line["row"] for line in names.lines], dtype=np.int64), names)
 
 
 def _write_parquet(path: Path, part: Part) -> None:
@@ -228,14 +230,24 @@ def _read_parquet(path: Path) -> Part:
 class _Names:
     """Names of a part, read when the first is asked for: a search shows few of them."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count = path, count
         self._lines: list[dict[str, Any]] | None = None
 
     @property
     def lines(self) -> list[dict[str, Any]]:
+        """
+        Raises:
+            BadInput: some are missing or damaged.
+        """
         if self._lines is None:
-            self._lines = read_json_lines(self.path)
+            lines = [line for line in read_json_lines(self.path) if line.keys() >= {"row", "image"}]
+            if len(lines) != self.count:
+                raise BadInput(
+                    f"--index {self.path.parent}: {self.path.name} has {len(lines)} of {self.count} names: delete "
+                    f"{self.path.name.removesuffix('.ids.jsonl')}.* and run the same `embed` command again"
+                )
+            self._lines = lines
         return self._lines
 
     def __iter__(self) -> Iterator[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from stml_semi.data.image_table import ImageTable
 from stml_semi.models.evaluation import EmbeddedTable
 from stml_semi.runtime.files import append_json_lines, read_json_lines, write_json_lines
-from stml_semi.search.changes import Changes, Keys, Kept
+from stml_semi.search.changes import Changes, Kept, Keys
 from stml_semi.search.index import Index, IndexInfo, Part
 
 

@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 from stml_semi.models.adaptation import merged
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.pooling import Pooling
+from stml_semi.runtime.files import scratch_beside
 from stml_semi.sharing.inputs import for_any_image
 
 PoolingMode = Literal["cls", "mean", "max"]
@@ -50,8 +50,8 @@ def export_model(
     modes = pooling_modes(pooling)
     pooled = pooling.kind == "pooler"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _quiet(), _scratch_beside(folder) as scratch, torch.random.fork_rng(devices=[]):
-        backbone = Path(scratch) / "backbone"
+    with _quiet(), scratch_beside(folder) as scratch, torch.random.fork_rng(devices=[]):
+        backbone = scratch / "backbone"
         plain = merged(embedder.backbone)
         if dtype != torch.float32:
             plain = copy.deepcopy(plain).to(dtype)
@@ -77,7 +77,7 @@ def export_model(
             init_weight=weight,
             init_bias=embedder.head_f.bias.detach().cpu(),
         )
-        target = Path(scratch) / "model"
+        target = scratch / "model"
         served = SentenceTransformer(modules=[*modules, dense, Normalize()], device="cpu").to(dtype)
         served.save_pretrained(str(target), create_model_card=False)
         _update(target / "config.json", dtype="float32")
@@ -132,10 +132,6 @@ def _update(path: Path, **values: Any) -> None:
     """Sets keys of a JSON file."""
     content = json.loads(path.read_text(encoding="utf-8")) | values
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _scratch_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
 
 
 @contextmanager

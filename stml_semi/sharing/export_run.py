@@ -11,6 +11,7 @@ from stml_semi.run_folder.checkpoint import list_checkpoints
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.run_folder.recipe import build_config
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.failures import writing
 from stml_semi.sharing.card import CardFacts, Dtype, card_files
 from stml_semi.sharing.export import export_model
 from stml_semi.sharing.inputs import find_inputs
@@ -79,13 +80,13 @@ def export_run(
         dtype=dtype,
         inputs=find_inputs(trained.backbone.processor),
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), writing("--output", target):
         files = card_files(facts)
         export_model(trained.embedder, trained.backbone.processor, target, files, dtype=getattr(torch, dtype))
-    if onnx:
-        export_onnx(target)
-        card = card_files(facts._replace(onnx=True))["README.md"]  # Told of only when it is there.
-        (target / "README.md").write_bytes(card)
+        if onnx:
+            export_onnx(target)
+            card = card_files(facts._replace(onnx=True))["README.md"]  # Told of only when it is there.
+            (target / "README.md").write_bytes(card)
     return Exported(target, weights, trained.step)
 
 

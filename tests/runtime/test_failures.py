@@ -1,8 +1,12 @@
+import errno
+
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from stml_semi.runtime.distributed import is_lost_process
-from stml_semi.runtime.failures import is_out_of_memory, out_of_memory
+from stml_semi.runtime.errors import BadInput, RunFailed
+from stml_semi.runtime.failures import is_out_of_memory, out_of_memory, writing
 
 
 @pytest.mark.parametrize(
@@ -29,3 +33,18 @@ def test_a_process_that_hangs_is_lost_like_one_that_died():
     text = "[gloo/transport/tcp/unbound_buffer.cc:129] Timed out waiting 1800000ms for send operation to complete"
     assert is_lost_process(RuntimeError(text))
     assert not is_lost_process(RuntimeError("Timed out waiting for the download"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "fix"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), RunFailed, "free some space"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), RunFailed, "free some space"),
+        (PermissionError(errno.EACCES, "Permission denied"), BadInput, "choose another folder"),
+        (OSError(errno.EROFS, "Read-only file system"), BadInput, "choose another folder"),
+        (OSError(errno.EIO, "Input/output error"), OSError, "Input/output"),
+    ],
+)
+def test_what_cannot_be_written_is_explained(tmp_path, error, kind, fix):
+    with pytest.raises(kind, match=fix), writing("--output", tmp_path):
+        raise error

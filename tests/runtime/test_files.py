@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stml_semi.runtime import files
-from stml_semi.runtime.files import append_json_lines, read_json_lines, replacing, write_json_lines, write_text
+from stml_semi.runtime.files import (
+    append_json_lines,
+    read_json_lines,
+    replacing,
+    scratch_beside,
+    write_json_lines,
+    write_text,
+)
 
 ODD = [
     "a title\u2028 and a subtitle",
@@ -80,3 +87,15 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
         partial.write_text("new")
     assert [file.exists() for file in left] == [False, True, True, False]
     assert path.read_text() == "new"
+
+
+def test_a_scratch_folder_goes_and_so_does_one_that_a_kill_left(tmp_path):
+    with scratch_beside(tmp_path / "model") as scratch:
+        (scratch / "weights").write_text("half")
+        left = scratch.with_name(scratch.name.replace(f".{os.getpid()}.", f".{2**22 + 1}."))
+        scratch.rename(left)
+        scratch.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == [left.name]
+    with scratch_beside(tmp_path / "model") as scratch:
+        assert list(tmp_path.iterdir()) == [scratch]
+    assert not list(tmp_path.iterdir())

@@ -60,10 +60,10 @@ def test_an_interrupted_embed_goes_on(photos, tmp_path, monkeypatch):
     folder = tmp_path / "index"
     write = Writer.write
 
-    def killed(self, number, part):
+    def killed(self, number, part, keys):
         if number == 2:
             raise KeyboardInterrupt
-        write(self, number, part)
+        write(self, number, part, keys)
 
     monkeypatch.setattr(Writer, "write", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -137,7 +137,7 @@ def test_few_parts_are_in_memory_at_a_time(photos, tmp_path, monkeypatch):
         return part
 
     monkeypatch.setattr(Index, "part", lambda self, number: watch(read(self, number)))
-    monkeypatch.setattr(Index, "write", lambda self, number, part: write(self, number, watch(part)))
+    monkeypatch.setattr(Index, "write", lambda self, number, part, keys: write(self, number, watch(part), keys))
     embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), num_workers=0, part_size=2)
     assert Index.open(tmp_path / "index").info.num_parts == 11
     assert most[0] in (1, 2)  # The last one, and the one that takes its place.

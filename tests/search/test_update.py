@@ -14,6 +14,7 @@ from helpers.pictures import write_pictures
 from PIL import Image
 from pyarrow import parquet
 
+from stml_semi.runtime.errors import BadInput
 from stml_semi.search.answers_page import write_page
 from stml_semi.search.browse.finder import Finder
 from stml_semi.search.embed import Embedded, embed_source
@@ -50,7 +51,10 @@ def assert_as_new(data: Path, folder: Path, tmp_path: Path, **settings) -> None:
     ]
     assert names[0] == names[1]
     for number in range(expected.info.num_parts):
-        assert np.array_equal(found.keys(number), expected.keys(number))
+        keys = [index.keys(number) for index in (found, expected)]
+        assert keys[0] is not None
+        assert keys[1] is not None
+        assert np.array_equal(*keys)
         own, other = found.part(number), expected.part(number)
         assert (own.rows.tolist(), list(own.images)) == (other.rows.tolist(), list(other.images))
         # Another number of images in a forward pass rounds otherwise.
@@ -225,3 +229,19 @@ def test_a_changed_image_is_not_shown_as_the_one_that_was_embedded(photos, tmp_p
     assert finder.thumbnail(3).data
     write_page(str(tmp_path / "page.html"), index, answers)
     assert (tmp_path / "page.html").read_text().count("no picture") == 1
+
+
+@pytest.mark.parametrize("format", ["safetensors", "npy"])
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_names_that_are_missing_are_told_with_the_fix(photos, tmp_path, format, damage):
+    folder = tmp_path / "index"
+    embed(photos, folder, format=format)
+    names = folder / "part-00000.ids.jsonl"
+    text = names.read_text()
+    names.write_text(text[: len(text) // 2] if damage == "cut" else text.replace('"image"', '"imaga"', 1))
+    with pytest.raises(BadInput, match=r"ids\.jsonl has \d of 9 names: delete part-00000\.\* and run"):
+        search(str(folder), rows=[0], k=8)
+    for path in folder.glob("part-00000.*"):
+        path.unlink()
+    embed(photos, folder, format=format)
+    assert_as_new(photos, folder, tmp_path, format=format)
