@@ -51,10 +51,10 @@ def assert_as_new(data: Path, folder: Path, tmp_path: Path, **settings) -> None:
     ]
     assert names[0] == names[1]
     for number in range(expected.info.num_parts):
-        keys = [index.keys(number) for index in (found, expected)]
+        keys = found.keys(number), expected.keys(number)
         assert keys[0] is not None
         assert keys[1] is not None
-        assert np.array_equal(*keys)
+        assert np.array_equal(keys[0], keys[1])
         own, other = found.part(number), expected.part(number)
         assert (own.rows.tolist(), list(own.images)) == (other.rows.tolist(), list(other.images))
         # Another number of images in a forward pass rounds otherwise.
