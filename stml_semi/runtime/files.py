@@ -45,6 +45,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
     """
     folder = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.partial")
     _remove_abandoned(path)
+    shutil.rmtree(folder, ignore_errors=True)  # In a container, a killed process may have had the same number.
     folder.mkdir(parents=True)
     try:
         yield folder

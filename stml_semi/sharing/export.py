@@ -49,7 +49,6 @@ def export_model(
     pooling = embedder.pooling
     modes = pooling_modes(pooling)
     pooled = pooling.kind == "pooler"
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with _quiet(), scratch_beside(folder) as scratch, torch.random.fork_rng(devices=[]):
         backbone = scratch / "backbone"
         plain = merged(embedder.backbone)
@@ -85,7 +84,7 @@ def export_model(
             _update(target / "sentence_bert_config.json", processor_kwargs={"backend": backend})
         for name, content in (files or {}).items():
             (target / name).write_bytes(content)
-        for path in (target, *target.rglob("*")):  # Others may read it, too: temporary folders are private.
+        for path in (target, *target.rglob("*")):  # Others may read it, too: safetensors writes private files.
             path.chmod(0o755 if path.is_dir() else 0o644)
         shutil.rmtree(folder, ignore_errors=True)
         target.rename(folder)

@@ -96,6 +96,9 @@ def test_a_scratch_folder_goes_and_so_does_one_that_a_kill_left(tmp_path):
         scratch.rename(left)
         scratch.mkdir()
     assert [path.name for path in tmp_path.iterdir()] == [left.name]
+    scratch.mkdir()
+    (scratch / "of a process of the same number").touch()
     with scratch_beside(tmp_path / "model") as scratch:
         assert list(tmp_path.iterdir()) == [scratch]
+        assert not list(scratch.iterdir())
     assert not list(tmp_path.iterdir())

@@ -57,7 +57,10 @@ def _expanded(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _visible(folder: Path, *, hidden: bool = False) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if hidden or not p.name.startswith(".")) if folder.is_dir() else []
+    try:
+        return sorted(p for p in folder.iterdir() if hidden or not p.name.startswith(".")) if folder.is_dir() else []
+    except PermissionError:
+        raise BadInput(f"{folder}: may not be read, and a pattern leads through it; change its permissions") from None
 
 
 def data_files(files: list[Path]) -> "DataFilesDict":

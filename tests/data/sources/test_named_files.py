@@ -1,7 +1,9 @@
 """A path that exists is that path, also where its name reads like a pattern, a list or a weight."""
 
 import io
+import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,19 @@ def test_patterns(tmp_path):
 def test_a_pattern_without_a_match_is_told(tmp_path):
     save(tmp_path / "a/1.png")
     assert "the pattern matches nothing" in refusal(open_labeled, f"{tmp_path}/b/*.tar")
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+
+    def refuse(folder: Path) -> Iterator[Path]:
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return (folder / name for name in os.listdir(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(BadInput, match="closed: may not be read"):
+        list(matching(f"{tmp_path}/**/*.tar"))
 
 
 def test_names_with_two_colons_are_refused_where_a_library_takes_them_apart(tmp_path):
