@@ -251,6 +251,11 @@ class TrainConfig(BaseModel):
         return self.label_warmup_steps
 
     @property
+    def calibrates(self) -> bool:
+        """Whether labels measure how right the teacher's relations are."""
+        return self.command == "semi" and self.relations == "pool"
+
+    @property
     def trackers(self) -> list[str]:
         """Names of the trackers of --report-to, each once."""
         names = [name.strip() for name in (self.report_to or "none").split(",")]

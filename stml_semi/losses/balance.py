@@ -82,14 +82,20 @@ class Balancer(nn.Module):
         self.register_buffer("norms", torch.zeros(2))
         self.register_buffer("updates", torch.zeros(2))
 
-    def forward(self, labeled: Term | None, unlabeled: Term | None) -> Balanced:
-        """Joins the terms of a step; either may be missing, not both."""
+    def forward(self, labeled: Term | None, unlabeled: Term | None, trust: float = 1.0) -> Balanced:
+        """Joins the terms of a step; either may be missing, not both.
+
+        Args:
+            labeled: the labeled term.
+            unlabeled: the unlabeled term.
+            trust: share of `weight` that the unlabeled term gets beside labels, 0..1.
+        """
         norm_l, norm_u = (
             self._running(i, term) if term is not None else torch.ones_like(self.norms[i])
             for i, term in enumerate((labeled, unlabeled))
         )
         scale_l = 1 / norm_l if self.balance == "unit" else torch.ones_like(norm_l)
-        scale_u = torch.full_like(norm_u, self.weight)
+        scale_u = torch.full_like(norm_u, self.weight * trust)
         if labeled is None:
             scale_u = torch.ones_like(norm_u)  # Nothing to weigh against.
         elif self.balance != "fixed":

@@ -70,11 +70,25 @@ def rerank(
     parts = [neighborhoods.new_empty(0, neighborhoods.shape[1] - 1)]
     for part in rows.split(_CHUNK):
         others = neighborhoods[part, 1:]
-        own = _members(neighborhoods, part, expand).sort(1).values
-        theirs = _members(neighborhoods, others.flatten(), expand).view(len(part), -1)
-        alike = _occurrences(own, theirs).view(*others.shape, -1).sum(2) / lengths[others]
+        alike = overlap_with(neighborhoods, part, others, expand=expand) / lengths[others]
         parts.append(others.gather(1, alike.argsort(dim=1, descending=True, stable=True)))
     return torch.cat(parts)
+
+
+def overlap_with(
+    neighborhoods: Integer[Tensor, "p k"], rows: Int64[Tensor, "m"], others: Integer[Tensor, "m o"], *, expand: int
+) -> Int64[Tensor, "m o"]:
+    """How many members the expanded neighborhoods of some rows and of others have in common, not divided by lengths.
+
+    Args:
+        neighborhoods: positions in the pool: each image itself, then its nearest others.
+        rows: whose neighborhoods are compared.
+        others: with which ones, row by row.
+        expand: as in `neighborhood_overlap`.
+    """
+    own = _members(neighborhoods, rows, expand).sort(1).values
+    theirs = _members(neighborhoods, others.flatten(), expand).view(len(rows), -1)
+    return _occurrences(own, theirs).view(*others.shape, -1).sum(2)
 
 
 def _members(

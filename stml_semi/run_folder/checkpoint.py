@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stml_semi.data.batches.pool import PoolTable
+from stml_semi.data.batches.pool import Calibrated, PoolTable
+from stml_semi.losses.evidence import Weights
 from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.files import flush, sha256
 
@@ -28,7 +29,7 @@ _SUMMARY, _MODULES, _OPTIMIZER, _POOL = (
     "optimizer.safetensors",
     "pool.safetensors",
 )
-_NEEDED = {"step", "pool_refresh", "pool_sigma", "pool_stream", "scaler", "sha256", "self"}
+_NEEDED = {"step", "pool_refresh", "pool_sigma", "pool_calibration", "pool_stream", "scaler", "sha256", "self"}
 # Prefixes of the models among the tensors of a checkpoint.
 STUDENT, TEACHER, BEST = "embedder.", "teacher.model.", "best."
 
@@ -72,6 +73,8 @@ def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable
                 "neighbors": torch.from_numpy(table.neighbors),
                 "compared": torch.from_numpy(table.compared),
             }
+            if table.calibrated is not None:
+                files[_POOL] |= {"unit": table.calibrated.unit, "similarity": table.calibrated.similarity}
         for name, content in files.items():
             save_file(
                 {key: value.detach().cpu().contiguous().clone() for key, value in content.items()}, temporary / name
@@ -80,6 +83,7 @@ def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable
             "step": step,
             "pool_refresh": None if table is None else table.refresh,
             "pool_sigma": None if table is None else table.sigma,
+            "pool_calibration": None if table is None or table.calibrated is None else _calibration(table.calibrated),
             "pool_stream": None if table is None else table.stream,
             "scaler": None if state.scaler is None else state.scaler.state_dict(),
             "sha256": {name: sha256(temporary / name) for name in files},
@@ -172,7 +176,14 @@ def _digest(summary: dict[str, Any]) -> str:
 def _pool_table(summary: dict[str, Any], pool: dict[str, Tensor]) -> PoolTable:
     rows, neighbors, compared = (pool[n].numpy().astype(np.int64) for n in ("rows", "neighbors", "compared"))
     refresh, sigma = summary["pool_refresh"], summary["pool_sigma"]
-    return PoolTable(refresh, rows, neighbors, compared, sigma, summary["pool_stream"])
+    calibrated, facts = None, summary["pool_calibration"]
+    if facts is not None:
+        calibrated = Calibrated(Weights(**facts["weights"]), facts["trust"], pool["unit"], pool["similarity"])
+    return PoolTable(refresh, rows, neighbors, compared, sigma, calibrated, summary["pool_stream"])
+
+
+def _calibration(calibrated: Calibrated) -> dict[str, Any]:
+    return {"weights": calibrated.weights._asdict(), "trust": calibrated.trust}
 
 
 class Restored(NamedTuple):

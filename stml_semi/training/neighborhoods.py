@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from stml_semi.config import TrainConfig
-from stml_semi.data.batches.plan import Rows
-from stml_semi.data.batches.pool import Neighborhoods
+from stml_semi.data.batches.plan import Rows, held_out_classes
+from stml_semi.data.batches.pool import Calibrated, Neighborhoods, PoolTable
 from stml_semi.data.image_table import ImageTable
+from stml_semi.losses.evidence import DIMENSIONS, Projection, Surroundings, Weights, principal_directions
 from stml_semi.losses.neighborhoods import expanded_lengths, rerank
 from stml_semi.losses.relations import calibrated_sigma
 from stml_semi.models.evaluation import TableEncoder
@@ -19,6 +20,7 @@ from stml_semi.neighbors import nearest_neighbors
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import RunFailed
 from stml_semi.training.bad_images import BadImages
+from stml_semi.training.calibration import calibrate, judge, search
 from stml_semi.training.outputs import Progress
 
 
@@ -45,7 +47,7 @@ class NeighborhoodFinder:
         """
         Args:
             config: of the run.
-            labeled: what --relevance compares with.
+            labeled: what --relevance compares with, and what measures how right relations are.
             encoder: embeds tables.
             teacher: whose g says who is near whom.
             bad_images: lists what cannot be read.
@@ -54,13 +56,14 @@ class NeighborhoodFinder:
         self.config, self.labeled, self.encoder, self.teacher = config, labeled, encoder, teacher
         self.bad_images, self.progress = bad_images, progress
 
-    def __call__(self, table: ImageTable, rows: Rows, refresh: int) -> Neighborhoods:
+    def __call__(self, table: ImageTable, rows: Rows, refresh: int, last: PoolTable | None = None) -> Neighborhoods:
         """Neighborhoods within the pool.
 
         Args:
             table: unlabeled images.
             rows: (P,) candidates for the pool.
             refresh: how many refreshes came before.
+            last: the pool before, whose calibration stays.
 
         Raises:
             RunFailed: fewer images are left than a batch draws.
@@ -74,7 +77,37 @@ class NeighborhoodFinder:
         needed = self.config.unlabeled_batch_size
         if len(rows) < needed:
             raise RunFailed.on_all(f"--unlabeled: {len(rows)} images of the pool can be used, a batch draws {needed}")
-        return find_neighborhoods(self.config, rows, embeddings, refresh)
+        return self._calibrated(rows, embeddings, refresh, last) or find_neighborhoods(
+            self.config, rows, embeddings, refresh
+        )
+
+    def _calibrated(self, rows: Rows, embeddings: Tensor, refresh: int, last: PoolTable | None) -> Neighborhoods | None:
+        """Neighborhoods of whitened embeddings, if labels can say how right these are."""
+        if not self.config.calibrates or (last is not None and last.calibrated is None):
+            return None
+        whiten = principal_directions(embeddings, DIMENSIONS, whiten=True)
+        unit = torch.nn.functional.normalize(whiten(embeddings), dim=1)
+        known = None if last is None else last.calibrated
+        weights = self._measure(unit, whiten) if known is None else known.weights
+        found = find_neighborhoods(self.config, rows, unit, refresh)
+        if weights is None or found.similarity is None:
+            return None
+        trust = judge(self.config, weights, Surroundings(unit, found.compared, found.similarity))
+        self.progress.note(f"of the pull between unlabeled images, {trust:.0%} is right, as far as the labels can tell")
+        return found._replace(calibrated=Calibrated(weights, trust, unit, found.similarity))
+
+    def _measure(self, unit: Tensor, whiten: Projection) -> Weights | None:
+        """What the labeled classes that the warm-up left out say."""
+        table = self.labeled
+        assert table is not None
+        assert table.labels is not None
+        classes = held_out_classes(self.config.seed, len(table.classes))
+        known = self._embed(table, np.flatnonzero(np.isin(table.labels, classes)))
+        if not len(known.rows):
+            return None
+        held_out = torch.nn.functional.normalize(whiten(known.embeddings), dim=1)
+        labels = torch.from_numpy(table.labels[known.rows]).to(unit.device)
+        return calibrate(self.config, unit, held_out, labels, seed=self.config.seed)
 
     def _embed(self, table: ImageTable, rows: Rows) -> _Readable:
         embedded = self.encoder(table, lambda pixels: self.teacher(pixels).g, rows)
@@ -98,10 +131,7 @@ def find_neighborhoods(config: TrainConfig, rows: Rows, embeddings: Tensor, refr
     pooled = config.relations == "pool"
     wanted = max(config.pool_neighbors, config.num_neighbors) if pooled else config.num_neighbors
     k = min(wanted, total) - 1
-    nearest = every.new_empty(total, 0)
-    if k:
-        found = nearest_neighbors(embeddings, k, queries=embeddings[share], exclude=every[share])
-        nearest = distributed.gather(found.indices, total)
+    nearest, similarities = search(embeddings, k)
     if not pooled:
         return Neighborhoods(rows, nearest, nearest[:, :0], sigma)
     compared = torch.cat([every[:, None], nearest], 1)
@@ -109,7 +139,8 @@ def find_neighborhoods(config: TrainConfig, rows: Rows, embeddings: Tensor, refr
     lengths = distributed.gather(expanded_lengths(compared, expand=expand, rows=every[share]), total)
     likest = distributed.gather(rerank(compared, lengths, expand=expand, rows=every[share]), total)
     # The likelier half: drawn at random, a query's companions change from round to round.
-    return Neighborhoods(rows, likest[:, : max(k // 2, config.num_neighbors - 1)], compared, sigma)
+    drawn = likest[:, : max(k // 2, config.num_neighbors - 1)]
+    return Neighborhoods(rows, drawn, compared, sigma, similarities.mean(1) if k else None)
 
 
 def most_relevant(embeddings: Tensor, domain: Tensor, *, share: float) -> Tensor:

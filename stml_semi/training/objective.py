@@ -28,12 +28,16 @@ class Unlabeled(NamedTuple):
     """(V U, embedding_dim) of the student."""
     g: Tensor
     """(V U, auxiliary_dim) of the student."""
-    target: Tensor
-    """(V U, auxiliary_dim): g of the teacher."""
+    target: Tensor | None
+    """(V U, auxiliary_dim): g of the teacher; None where `affinity` is known."""
     image_index: Tensor
     """(V U,): which image a row shows."""
     sigma: float
     """Bandwidth of pairwise similarity."""
+    affinity: Tensor | None = None
+    """(V U, V U): W, where the pool knows it."""
+    trust: float = 1.0
+    """How strongly the term may pull, as a share of what --unlabeled-weight says."""
     overlap: Tensor | None = None
     """(V U, V U): how much the neighborhoods in the pool agree; None compares those within the batch."""
 
@@ -101,7 +105,7 @@ class Objective(nn.Module):
             affinity = self._affinity(unlabeled)
             stml = stml_loss(unlabeled.f, unlabeled.g, affinity, delta=config.delta)
             unlabeled_term = differentiate(stml.total, [unlabeled.f, unlabeled.g])
-        balanced = self.balancer(labeled_term, unlabeled_term)
+        balanced = self.balancer(labeled_term, unlabeled_term, 1.0 if unlabeled is None else unlabeled.trust)
         zero = torch.zeros_like(balanced.loss)
         return Terms(
             surrogate=balanced.surrogate,
@@ -117,6 +121,9 @@ class Objective(nn.Module):
         )
 
     def _affinity(self, unlabeled: Unlabeled) -> Tensor:
+        if unlabeled.affinity is not None:
+            return unlabeled.affinity
+        assert unlabeled.target is not None
         if unlabeled.overlap is not None:
             return pooled_affinity(unlabeled.target, unlabeled.overlap, sigma=unlabeled.sigma)
         topk = self.config.num_neighbors * self.config.num_views

@@ -54,6 +54,9 @@ class StepLog:
         if self._known is not None and terms.affinity is not None and terms.image_index is not None:
             line |= agreement(terms.affinity, terms.image_index, self._known)
         self._check_collapse(step, line)
+        table = None if self.batches.pool is None else self.batches.pool.table
+        if table is not None and table.calibrated is not None:
+            line["trust"] = table.calibrated.trust
         line |= {
             "lr": self.config.learning_rate * learning_rate_factor(self.config, step - 1),
             "bad_images": self.outputs.folder.log.num_bad,

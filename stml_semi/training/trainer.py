@@ -159,17 +159,21 @@ class Trainer:
             f = distributed.gather(student.f[:num_labeled].float(), size)
             labeled = Labeled(f, distributed.gather(batch.labels.to(self.device), size))
         if self.pool is not None and step >= self.config.warmup_steps:
-            with self.accelerator.autocast():
-                target = self.teacher(views.flatten(0, 1))
             index = distributed.gather(batch.image_index.to(self.device), self.config.unlabeled_batch_size)
             relations = self.pool.relations(index, num_views=self.config.num_views)
+            target = None
+            if relations.affinity is None:
+                with self.accelerator.autocast():
+                    target = self._gather_views(self.teacher(views.flatten(0, 1)).g)
             unlabeled = Unlabeled(
                 f=self._gather_views(student.f[num_labeled:]),
                 g=self._gather_views(student.g[num_labeled:]),
-                target=self._gather_views(target.g),
+                target=target,
                 image_index=index.repeat(self.config.num_views),
                 sigma=relations.sigma,
                 overlap=relations.overlap,
+                affinity=relations.affinity,
+                trust=relations.trust,
             )
         terms = self.objective(labeled, unlabeled)
         if unlabeled is None:

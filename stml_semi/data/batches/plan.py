@@ -17,7 +17,7 @@ from stml_semi.runtime.hashing import mix
 Rows = NDArray[np.int64]
 
 # Streams of random numbers that must not repeat each other.
-_CLASSES, _IMAGES, _QUERIES, _POOL, _NEIGHBORS = range(5)
+_CLASSES, _IMAGES, _QUERIES, _POOL, _NEIGHBORS, _HELD_OUT = range(6)
 
 
 class LabeledPlan(NamedTuple):
@@ -26,6 +26,10 @@ class LabeledPlan(NamedTuple):
     rows_by_class: list[Rows]
     classes_per_batch: int
     images_per_class: int
+    held_out: Rows | None = None
+    """(H,) classes that are not drawn in the first steps."""
+    first_step: int = 0
+    """From which on they are."""
 
     def rows(self, seed: int, step: int) -> Rows:
         """Rows of the labeled table for a step: classes x images_per_class, (B,) class after class.
@@ -33,9 +37,23 @@ class LabeledPlan(NamedTuple):
         Classes come from a permutation that starts anew once all had their turn, so each is seen equally often.
         A class with fewer images than asked for shows some of them again.
         """
-        classes = _turn(seed, _CLASSES, len(self.rows_by_class), self.classes_per_batch, step)
+        classes = np.arange(len(self.rows_by_class))
+        if self.held_out is not None and step < self.first_step:
+            classes = np.setdiff1d(classes, self.held_out)
+        classes = classes[_turn(seed, _CLASSES, len(classes), self.classes_per_batch, step)]
         rng = np.random.default_rng([seed, _IMAGES, step])
         return np.concatenate([_draw(rng, self.rows_by_class[c], self.images_per_class) for c in classes])
+
+
+def held_out_classes(seed: int, num_classes: int) -> Rows:
+    """(H,) classes that the labeled warm-up leaves out: on them the first refresh measures what the teacher knows.
+
+    A fifth of them, two to forty; none where there are fewer than five, since each is needed.
+    """
+    if num_classes < 5:
+        return np.arange(0)
+    count = min(max(2, round(0.2 * num_classes)), 40)
+    return np.sort(np.random.default_rng([seed, _HELD_OUT]).permutation(num_classes)[:count])
 
 
 class UnlabeledPlan(NamedTuple):

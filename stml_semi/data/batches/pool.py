@@ -1,7 +1,7 @@
 """The live unlabeled images and their neighbors, renewed every `refresh_every` steps."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -11,7 +11,20 @@ from stml_semi.data.batches.live_images import Live, LiveImages, StreamRecord
 from stml_semi.data.batches.plan import Rows, UnlabeledPlan
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.overlap import ExcludedImage
+from stml_semi.losses.evidence import Weights, affinity
 from stml_semi.losses.neighborhoods import neighborhood_overlap
+
+
+class Calibrated(NamedTuple):
+    """What tells how likely two images of the pool show the same thing."""
+
+    weights: Weights
+    trust: float
+    """How much of the pull between images is right, as far as is known: 0..1."""
+    unit: Tensor
+    """(P, d) whitened embeddings of the pool, of unit length."""
+    similarity: Tensor
+    """(P,) mean cosine with the neighborhood."""
 
 
 class Neighborhoods(NamedTuple):
@@ -25,10 +38,15 @@ class Neighborhoods(NamedTuple):
     """(P, K) positions among them: what relations compare, each image itself first; (P, 0) if they compare a batch."""
     sigma: float
     """Bandwidth of pairwise similarity."""
+    similarity: Tensor | None = None
+    """(P,) mean cosine with the neighborhood; None without neighbors."""
+    calibrated: Calibrated | None = None
+    """What relations are made of; None without labels that could measure them."""
 
 
-FindNeighbors = Callable[[ImageTable, Rows, int], Neighborhoods]
-"""(table, candidate rows, refresh) -> neighborhoods: calls the trainer, since samplers never run a model."""
+FindNeighbors = Callable[[ImageTable, Rows, int, "PoolTable | None"], Neighborhoods]
+"""(table, candidate rows, refresh, the pool before) -> neighborhoods: calls the trainer, since samplers never run a
+model."""
 
 
 class PoolRelations(NamedTuple):
@@ -38,6 +56,10 @@ class PoolRelations(NamedTuple):
     """Bandwidth of pairwise similarity."""
     overlap: Tensor | None
     """(V U, V U): how much neighborhoods in the pool agree; None where they are compared within the batch."""
+    affinity: Tensor | None = None
+    """(V U, V U): W, where it follows from the pool alone."""
+    trust: float = 1.0
+    """How strongly the unlabeled term may pull, 0..1."""
 
 
 class PoolTable(NamedTuple):
@@ -49,6 +71,7 @@ class PoolTable(NamedTuple):
     neighbors: np.ndarray
     compared: np.ndarray
     sigma: float
+    calibrated: Calibrated | None = None
     stream: StreamRecord | None = None
     """Where the pictures of a stream are; None of a table."""
 
@@ -121,9 +144,11 @@ class UnlabeledPool:
         if self.table is None or not self.is_valid(step):
             self._drawn = self.live.draw(refresh, None if self.table is None else self.table.stream)
             self.excluded.extend(self._drawn.excluded)
-            found = find_neighbors(self._drawn.table, self._drawn.rows, refresh)
+            found = find_neighbors(self._drawn.table, self._drawn.rows, refresh, self.table)
             drawn, compared = (part.cpu().numpy() for part in (found.neighbors, found.compared))
-            self.table = PoolTable(refresh, found.rows, drawn, compared, found.sigma, self._drawn.record)
+            self.table = PoolTable(
+                refresh, found.rows, drawn, compared, found.sigma, found.calibrated, self._drawn.record
+            )
         elif self._drawn is None:  # The run goes on, and its table was restored.
             self._drawn = self.live.again(refresh, self.table.stream)
             self.excluded.extend(self._drawn.excluded)
@@ -147,16 +172,22 @@ class UnlabeledPool:
         if not table.compared.shape[1]:
             return PoolRelations(table.sigma, None)
         if self._compared is None or self._compared.table is not table:
-            rows, neighborhoods = (
-                torch.from_numpy(part).to(image_index.device) for part in (table.rows, table.compared)
-            )
-            self._compared = _Compared(table, rows, neighborhoods)
+            self._compared = _Compared.of(table, image_index.device)
         rows = self._compared.rows
         positions = torch.searchsorted(rows, image_index).clamp_max(len(rows) - 1)
         overlap = neighborhood_overlap(self._compared.neighborhoods, positions, expand=self.num_neighbors)
         known = rows[positions] == image_index
-        overlap = overlap.where(known[:, None] & known, (image_index[:, None] == image_index).float())
-        return PoolRelations(table.sigma, overlap.repeat(num_views, num_views))
+        known = known[:, None] & known
+        same = image_index[:, None] == image_index
+        overlap = overlap.where(known, same.float())
+        calibrated = table.calibrated
+        if calibrated is None:
+            return PoolRelations(table.sigma, overlap.repeat(num_views, num_views))
+        assert self._compared.unit is not None
+        assert self._compared.similarity is not None
+        unit, similarity = (part[positions] for part in (self._compared.unit, self._compared.similarity))
+        likely = affinity(calibrated.weights, unit, similarity, overlap).where(known, 0.0).masked_fill(same, 1.0)
+        return PoolRelations(table.sigma, None, likely.repeat(num_views, num_views), calibrated.trust)
 
 
 class _Compared(NamedTuple):
@@ -165,3 +196,13 @@ class _Compared(NamedTuple):
     table: PoolTable
     rows: Tensor
     neighborhoods: Tensor
+    unit: Tensor | None = None
+    similarity: Tensor | None = None
+
+    @classmethod
+    def of(cls, table: PoolTable, device: torch.device) -> Self:
+        """Moves it there, once a refresh."""
+        rows, neighborhoods = (torch.from_numpy(part).to(device) for part in (table.rows, table.compared))
+        if table.calibrated is None:
+            return cls(table, rows, neighborhoods)
+        return cls(table, rows, neighborhoods, table.calibrated.unit.to(device), table.calibrated.similarity.to(device))

@@ -11,7 +11,7 @@ from torch import Tensor
 from stml_semi.config import TrainConfig
 from stml_semi.data.batches.live_images import live_images
 from stml_semi.data.batches.loading import Batch, Steps, ViewSettings
-from stml_semi.data.batches.plan import LabeledPlan
+from stml_semi.data.batches.plan import LabeledPlan, held_out_classes
 from stml_semi.data.batches.pool import FindNeighbors, UnlabeledPool
 from stml_semi.data.evaluated import EvaluatedImages
 from stml_semi.data.image_table import ImageTable
@@ -77,7 +77,11 @@ class TrainBatches:
         if labeled is not None:
             assert labeled.labels is not None
             by_class = [np.flatnonzero(labeled.labels == c) for c in range(len(labeled.classes))]
-            self.labeled = (labeled, LabeledPlan(by_class, config.classes_per_batch, config.images_per_class))
+            held_out = held_out_classes(config.seed, len(by_class)) if config.calibrates else None
+            plan = LabeledPlan(
+                by_class, config.classes_per_batch, config.images_per_class, held_out, config.warmup_steps
+            )
+            self.labeled = (labeled, plan)
 
     @property
     def rows(self) -> int:

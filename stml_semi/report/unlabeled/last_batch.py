@@ -61,7 +61,9 @@ def view_last_batch(config: TrainConfig, last: LastPool, pictures: Pictures) -> 
     kept = np.flatnonzero(np.isin(planned, seen.rows))
     rows, groups = planned[kept], kept // config.num_neighbors
     vectors = seen.vectors[torch.from_numpy(np.searchsorted(seen.rows, rows))]
-    if known.overlap is None:
+    if known.affinity is not None:
+        affinity = known.affinity[kept][:, kept]
+    elif known.overlap is None:
         topk = min(config.num_neighbors, len(rows))
         affinity = contextual_affinity(vectors, torch.from_numpy(rows), sigma=known.sigma, topk=topk).affinity
     else:

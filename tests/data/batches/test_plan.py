@@ -116,7 +116,7 @@ def neighborhoods(rows):
 
 def test_the_pool_says_how_alike_images_are():
     pool = unlabeled_pool(num_neighbors=1, queries_per_batch=20)
-    plan = pool.plan(5, lambda table, rows, refresh: neighborhoods(rows))
+    plan = pool.plan(5, lambda table, rows, refresh, last: neighborhoods(rows))
     index = torch.from_numpy(plan.batch(0, 7))
     overlap = pool.relations(index, num_views=1).overlap
     assert overlap is not None
@@ -141,7 +141,7 @@ def test_the_pool_says_how_alike_images_are():
 def test_pool_is_refreshed_when_due_and_only_then():
     asked = []
 
-    def neighbors(table, rows, refresh):
+    def neighbors(table, rows, refresh, last):
         asked.append((rows, refresh))
         return neighborhoods(rows)
 
@@ -158,7 +158,7 @@ def test_pool_is_refreshed_when_due_and_only_then():
 
 def test_restored_pool_does_not_ask_again():
     first = unlabeled_pool()
-    plan = first.plan(7, lambda table, rows, refresh: neighborhoods(rows))
+    plan = first.plan(7, lambda table, rows, refresh, last: neighborhoods(rows))
     second = unlabeled_pool()
     second.table = first.table
     again = second.plan(9, lambda *_: pytest.fail("the table is still valid"))

@@ -1,0 +1,78 @@
+"""What the teacher knows is measured right at every density, since nothing else says how far to trust it."""
+
+import pytest
+import torch
+
+from stml_semi.config import TrainConfig
+from stml_semi.losses.evidence import Surroundings, trust
+from stml_semi.training.calibration import calibrate, judge, search
+
+CONFIG = TrainConfig(labeled="x", unlabeled="y")
+
+
+def things(count, each, noise, seed):
+    """(count x each, d) unit vectors, and which thing each one shows."""
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.randn(count, 24, generator=generator)
+    labels = torch.arange(count).repeat_interleave(each)
+    x = centers[labels] + noise * torch.randn(len(labels), 24, generator=generator)
+    return torch.nn.functional.normalize(x, dim=1), labels
+
+
+def measured(pool, weights):
+    """(trust that is claimed, trust that is due)."""
+    x, labels = pool
+    near = search(x, CONFIG.pool_neighbors - 1)
+    every = torch.arange(len(x))
+    table = Surroundings(x, torch.cat([every[:, None], near.indices], 1), near.similarities.mean(1))
+    probability = weights.probability(*table.evidence(every, near.indices, expand=CONFIG.num_neighbors))
+    right = labels[:, None] == labels[near.indices]
+    assert judge(CONFIG, weights, table) == pytest.approx(trust(probability), abs=0.05)
+    return trust(probability), float((probability * right).sum() / probability.sum())
+
+
+@pytest.mark.parametrize("each", [2, 4, 12, 22])
+@pytest.mark.parametrize("noise", [0.5, 1.0])
+def test_trust_is_what_it_should_be_whatever_the_density(each, noise):
+    pool = things(1200 // each, each, noise, seed=1)
+    held_out, labels = things(8, 22, noise, seed=2)
+    weights = calibrate(CONFIG, pool[0], held_out, labels, seed=0)
+    assert weights is not None
+    claimed, due = measured(pool, weights)
+    assert claimed == pytest.approx(due, abs=0.2)
+
+
+def test_where_images_have_no_fellows_little_is_trusted():
+    pool = things(1200, 1, 0.7, seed=1)
+    held_out, labels = things(8, 22, 0.7, seed=2)
+    weights = calibrate(CONFIG, pool[0], held_out, labels, seed=0)
+    assert weights is not None
+    near = search(pool[0], 19)
+    table = Surroundings(pool[0], torch.cat([torch.arange(1200)[:, None], near.indices], 1), near.similarities.mean(1))
+    pull = weights.probability(*table.evidence(torch.arange(1200), near.indices, expand=5)).sum(1).mean()
+    assert pull < 0.35
+
+
+def test_a_teacher_that_knows_nothing_is_not_trusted():
+    x = torch.nn.functional.normalize(torch.randn(1000, 24, generator=torch.Generator().manual_seed(0)), dim=1)
+    weights = calibrate(CONFIG, x[:900], x[900:], torch.arange(100) // 10, seed=0)
+    assert weights is not None
+    claimed, _ = measured((x[:900], torch.arange(900)), weights)
+    assert claimed < 0.1
+
+
+@pytest.mark.parametrize("labels", [torch.arange(9), torch.tensor([0, 0, 1, 1, 2, 2, 3, 4, 5])])
+def test_without_pairs_nothing_can_be_measured(labels):
+    x = torch.nn.functional.normalize(torch.randn(109, 24, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert calibrate(CONFIG, x[:100], x[100:], labels, seed=0) is None
+
+
+def test_the_order_of_the_labeled_images_and_the_seed_change_little():
+    pool, _ = things(300, 4, 0.7, seed=1)
+    held_out, labels = things(8, 10, 0.7, seed=2)
+    first = calibrate(CONFIG, pool, held_out, labels, seed=0)
+    assert first == calibrate(CONFIG, pool, held_out, labels, seed=0)
+    other = calibrate(CONFIG, pool, held_out, labels, seed=1)
+    assert first is not None
+    assert other is not None
+    torch.testing.assert_close(torch.tensor(first), torch.tensor(other), atol=2.0, rtol=0.3)
