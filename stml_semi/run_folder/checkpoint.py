@@ -29,7 +29,7 @@ _SUMMARY, _MODULES, _OPTIMIZER, _POOL = (
     "optimizer.safetensors",
     "pool.safetensors",
 )
-_NEEDED = {"step", "pool_refresh", "pool_sigma", "pool_calibration", "pool_stream", "scaler", "sha256", "self"}
+_NEEDED = {"step", "pool_refresh", "pool_sigma", "pool_stream", "scaler", "sha256", "self"}
 # Prefixes of the models among the tensors of a checkpoint.
 STUDENT, TEACHER, BEST = "embedder.", "teacher.model.", "best."
 
@@ -176,7 +176,7 @@ def _digest(summary: dict[str, Any]) -> str:
 def _pool_table(summary: dict[str, Any], pool: dict[str, Tensor]) -> PoolTable:
     rows, neighbors, compared = (pool[n].numpy().astype(np.int64) for n in ("rows", "neighbors", "compared"))
     refresh, sigma = summary["pool_refresh"], summary["pool_sigma"]
-    calibrated, facts = None, summary["pool_calibration"]
+    calibrated, facts = None, summary.get("pool_calibration")  # Older checkpoints have none.
     if facts is not None:
         calibrated = Calibrated(Weights(**facts["weights"]), facts["trust"], pool["unit"], pool["similarity"])
     return PoolTable(refresh, rows, neighbors, compared, sigma, calibrated, summary["pool_stream"])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stml_semi.config import TrainConfig
+from stml_semi.data.batches.plan import FEWEST_PAIRS
 from stml_semi.losses.evidence import PairEvidence, Surroundings, Weights, fit, trust
 from stml_semi.neighbors import Neighbors, nearest_neighbors
 from stml_semi.runtime import distributed
@@ -25,7 +26,6 @@ _DENSITIES = (2, 3, 4, 6, 8, 12, 16, 24)
 _DRAWS = 4
 # Pairs of an image and its nearest: enough to hold all that may show the same thing.
 _CANDIDATES = 50
-_FEWEST_PAIRS = 10
 # Odds do not fall below this for want of fellows: what a few held-out images say of density is not that exact.
 _LEAST_SHARE = 0.02
 # Images of the pool on which a refresh judges it.
@@ -72,9 +72,9 @@ def calibrate(config: TrainConfig, pool: Tensor, held_out: Tensor, labels: Tenso
     generator = torch.Generator().manual_seed(seed)
     places = _places(labels, generator)
     held_out, labels = (part[(places < _MOST).to(part.device)] for part in (held_out, labels))
-    if int((labels.bincount() * (labels.bincount() - 1)).sum()) < 2 * _FEWEST_PAIRS:
+    if int((labels.bincount() * (labels.bincount() - 1)).sum()) < 2 * FEWEST_PAIRS:
         return None
-    count = min(config.pool_neighbors, len(pool)) - 1
+    count = min(max(config.pool_neighbors, config.num_neighbors), len(pool)) - 1
     unit = torch.cat([pool, held_out])
     joint = _Joint(unit, search(unit, min(count + _MOST, len(unit) - 1)), len(pool))
     usual = joint.profile(torch.arange(len(unit), device=unit.device) >= len(pool), count, pool=True)

@@ -23,6 +23,9 @@ from stml_semi.training.bad_images import BadImages
 from stml_semi.training.calibration import calibrate, judge, search
 from stml_semi.training.outputs import Progress
 
+# Below this trust the run says so, once.
+_LITTLE = 0.1
+
 
 class _Readable(NamedTuple):
     """Images of a table that could be read."""
@@ -55,6 +58,8 @@ class NeighborhoodFinder:
         """
         self.config, self.labeled, self.encoder, self.teacher = config, labeled, encoder, teacher
         self.bad_images, self.progress = bad_images, progress
+        self.held_out = held_out_classes(config, labeled)
+        self._warned = False
 
     def __call__(self, table: ImageTable, rows: Rows, refresh: int, last: PoolTable | None = None) -> Neighborhoods:
         """Neighborhoods within the pool.
@@ -83,26 +88,31 @@ class NeighborhoodFinder:
 
     def _calibrated(self, rows: Rows, embeddings: Tensor, refresh: int, last: PoolTable | None) -> Neighborhoods | None:
         """Neighborhoods of whitened embeddings, if labels can say how right these are."""
-        if not self.config.calibrates or (last is not None and last.calibrated is None):
+        if not len(self.held_out) or len(rows) < 2 or (last is not None and last.calibrated is None):
             return None
         whiten = principal_directions(embeddings, DIMENSIONS, whiten=True)
         unit = torch.nn.functional.normalize(whiten(embeddings), dim=1)
         known = None if last is None else last.calibrated
         weights = self._measure(unit, whiten) if known is None else known.weights
-        found = find_neighborhoods(self.config, rows, unit, refresh)
-        if weights is None or found.similarity is None:
+        if weights is None:
             return None
+        found = find_neighborhoods(self.config, rows, unit, refresh)
+        assert found.similarity is not None
         trust = judge(self.config, weights, Surroundings(unit, found.compared, found.similarity))
-        self.progress.note(f"of the pull between unlabeled images, {trust:.0%} is right, as far as the labels can tell")
+        if trust < _LITTLE and not self._warned:
+            self._warned = True
+            self.progress.note(
+                f"warning: the teacher is right in {trust:.0%} of the pairs it takes for the same class: "
+                f"unlabeled images count little"
+            )
         return found._replace(calibrated=Calibrated(weights, trust, unit, found.similarity))
 
     def _measure(self, unit: Tensor, whiten: Projection) -> Weights | None:
-        """What the labeled classes that the warm-up left out say."""
+        """What the labeled classes that the warm-up left out say; None if too few of their images can be read."""
         table = self.labeled
         assert table is not None
         assert table.labels is not None
-        classes = held_out_classes(self.config.seed, len(table.classes))
-        known = self._embed(table, np.flatnonzero(np.isin(table.labels, classes)))
+        known = self._embed(table, np.flatnonzero(np.isin(table.labels, self.held_out)))
         if not len(known.rows):
             return None
         held_out = torch.nn.functional.normalize(whiten(known.embeddings), dim=1)

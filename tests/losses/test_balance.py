@@ -43,6 +43,18 @@ def test_gradient_norms_stand_in_the_wanted_ratio(balance, labeled_scale):
             assert gradients[0].norm().item() == pytest.approx(1, rel=1e-4)
 
 
+@pytest.mark.parametrize("balance", ["unit", "ratio", "fixed"])
+def test_trust_is_a_share_of_the_weight_beside_labels(balance):
+    _, proxies, (f_l, labeled_value), (f_u, unlabeled_value) = terms()
+    labeled, unlabeled = differentiate(labeled_value, [f_l], [proxies]), differentiate(unlabeled_value, [f_u])
+    whole, half, none = (Balancer(balance, 0.3)(labeled, unlabeled, trust) for trust in (1.0, 0.5, 0.0))
+    torch.testing.assert_close(half.grad_ratio, whole.grad_ratio / 2)
+    torch.testing.assert_close(half.unlabeled_weight, whole.unlabeled_weight / 2)
+    assert none.grad_ratio == 0
+    alone, doubted = (Balancer(balance, 0.3)(None, unlabeled, trust) for trust in (1.0, 0.5))
+    assert alone.unlabeled_weight == doubted.unlabeled_weight  # Nothing else would train.
+
+
 def test_unit_scale_is_the_same_with_and_without_the_unlabeled_term():
     balancer = Balancer("unit", 0.3)
     _, proxies, (f_l, labeled_value), _ = terms()

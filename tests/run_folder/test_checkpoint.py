@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from stml_semi.data.batches.pool import PoolTable
+from stml_semi.data.batches.pool import Calibrated, PoolTable
+from stml_semi.losses.evidence import Weights
 from stml_semi.run_folder.checkpoint import (
     TrainState,
+    _digest,
     list_checkpoints,
     load_checkpoint,
     read_module,
@@ -75,6 +77,32 @@ def test_restores_everything_bit_by_bit(tmp_path):
     for name, module in first.modules.items():
         for key, value in module.state_dict().items():
             assert torch.equal(value, second.modules[name].state_dict()[key]), (name, key)
+
+
+def test_what_relations_are_calibrated_with_is_kept_bit_by_bit(tmp_path):
+    state = make_state(0)
+    weights = Weights(-(0.1 + 0.2), 1 / 3, 2 / 3)
+    unit, similarity = torch.randn(3, 2) / 3, torch.rand(3)
+    path = save_checkpoint(
+        tmp_path, 12, state, TABLE._replace(calibrated=Calibrated(weights, 0.7 / 3, unit, similarity)), keep=2
+    )
+    for table in (load_checkpoint(path, state).table, read_pool(path)):
+        assert table is not None
+        assert table.calibrated is not None
+        assert table.calibrated[:2] == (weights, 0.7 / 3)
+        assert torch.equal(table.calibrated.unit, unit)
+        assert torch.equal(table.calibrated.similarity, similarity)
+
+
+def test_the_pool_of_a_checkpoint_from_before_calibration_is_read(tmp_path):
+    path = save_checkpoint(tmp_path, 12, make_state(0), TABLE, keep=2)
+    summary = json.loads((path / "state.json").read_text())
+    del summary["pool_calibration"]
+    summary["self"] = _digest(summary)
+    (path / "state.json").write_text(json.dumps(summary))
+    table = read_pool(path)
+    assert table is not None
+    assert table.calibrated is None
 
 
 def test_the_last_ones_stay_in_numeric_order(tmp_path):

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stml_semi.config import TrainConfig
+from stml_semi.data.image_table import ImageTable
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.hashing import mix
 
@@ -18,6 +20,8 @@ Rows = NDArray[np.int64]
 
 # Streams of random numbers that must not repeat each other.
 _CLASSES, _IMAGES, _QUERIES, _POOL, _NEIGHBORS, _HELD_OUT = range(6)
+FEWEST_PAIRS = 10
+"""Pairs of one class, among labeled images that are not trained on, without which nothing is measured."""
 
 
 class LabeledPlan(NamedTuple):
@@ -35,7 +39,8 @@ class LabeledPlan(NamedTuple):
         """Rows of the labeled table for a step: classes x images_per_class, (B,) class after class.
 
         Classes come from a permutation that starts anew once all had their turn, so each is seen equally often.
-        A class with fewer images than asked for shows some of them again.
+        A class with fewer images than asked for shows some of them again, and where too few classes are left beside
+        those that are held out, some come twice.
         """
         classes = np.arange(len(self.rows_by_class))
         if self.held_out is not None and step < self.first_step:
@@ -45,15 +50,19 @@ class LabeledPlan(NamedTuple):
         return np.concatenate([_draw(rng, self.rows_by_class[c], self.images_per_class) for c in classes])
 
 
-def held_out_classes(seed: int, num_classes: int) -> Rows:
+def held_out_classes(config: TrainConfig, labeled: ImageTable | None) -> Rows:
     """(H,) classes that the labeled warm-up leaves out: on them the first refresh measures what the teacher knows.
 
-    A fifth of them, two to forty; none where there are fewer than five, since each is needed.
+    A fifth of them, two to forty; none where there are fewer than five, since each is needed, and none whose images
+    make too few pairs to measure anything.
     """
-    if num_classes < 5:
+    if labeled is None or labeled.labels is None or not config.calibrates:
         return np.arange(0)
-    count = min(max(2, round(0.2 * num_classes)), 40)
-    return np.sort(np.random.default_rng([seed, _HELD_OUT]).permutation(num_classes)[:count])
+    sizes = np.bincount(labeled.labels, minlength=len(labeled.classes))
+    count = min(max(2, round(0.2 * len(sizes))), 40) if len(sizes) >= 5 else 0
+    drawn = np.sort(np.random.default_rng([config.seed, _HELD_OUT]).permutation(len(sizes))[:count])
+    pairs = (sizes[drawn] * (sizes[drawn] - 1) // 2).sum()
+    return drawn if pairs >= FEWEST_PAIRS else drawn[:0]
 
 
 class UnlabeledPlan(NamedTuple):

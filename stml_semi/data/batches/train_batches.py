@@ -77,7 +77,7 @@ class TrainBatches:
         if labeled is not None:
             assert labeled.labels is not None
             by_class = [np.flatnonzero(labeled.labels == c) for c in range(len(labeled.classes))]
-            held_out = held_out_classes(config.seed, len(by_class)) if config.calibrates else None
+            held_out = held_out_classes(config, labeled)
             plan = LabeledPlan(
                 by_class, config.classes_per_batch, config.images_per_class, held_out, config.warmup_steps
             )

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,10 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stml_semi.config import TrainConfig
 from stml_semi.data.batches.live_images import LiveTable
-from stml_semi.data.batches.plan import LabeledPlan, UnlabeledPlan, check_labeled, check_unlabeled, pool_rows
-from stml_semi.data.batches.pool import Neighborhoods, UnlabeledPool
+from stml_semi.data.batches.plan import (
+    LabeledPlan,
+    UnlabeledPlan,
+    check_labeled,
+    check_unlabeled,
+    held_out_classes,
+    pool_rows,
+)
+from stml_semi.data.batches.pool import Calibrated, Neighborhoods, UnlabeledPool
 from stml_semi.data.image_table import ImageTable, paths_dataset
+from stml_semi.losses.evidence import Weights, affinity
+from stml_semi.losses.neighborhoods import neighborhood_overlap
 
 
 def labeled_plan(sizes, classes_per_batch, images_per_class):
@@ -70,6 +81,52 @@ def test_companions_are_drawn_from_longer_lists_evenly():
             drawn[offsets] += 1
     assert drawn[0] == 0
     np.testing.assert_allclose(drawn[1:] / drawn.sum(), 1 / 9, rtol=0.1)
+
+
+def labeled_table(*sizes) -> Any:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    files = paths_dataset([f"{i}.jpg" for i in range(len(labels))])
+    return ImageTable("labeled", files, labels, tuple(f"class {i}" for i in range(len(sizes))))
+
+
+def test_classes_are_held_out_of_the_warmup_and_come_after_it():
+    table = labeled_table(*[6] * 20)
+    held_out = held_out_classes(TrainConfig(labeled="x", unlabeled="y", seed=3), table)
+    assert len(held_out) == 4
+    by_class = [np.flatnonzero(table.labels == c) for c in range(20)]
+    plan = LabeledPlan(by_class, 8, 2, held_out, first_step=10)
+
+    def drawn(steps):
+        return set(table.labels[np.concatenate([plan.rows(3, step) for step in steps])])
+
+    assert drawn(range(10)) == set(range(20)) - set(held_out)
+    assert drawn(range(10, 20)) == set(range(20))
+
+
+def test_a_batch_is_full_where_it_draws_more_classes_than_the_warmup_has():
+    by_class = [np.arange(6) + 6 * c for c in range(5)]
+    rows = LabeledPlan(by_class, 5, 2, np.array([1, 4]), first_step=10).rows(0, 0)
+    assert len(rows) == 10
+    assert set(rows // 6) == {0, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"),
+    [([22] * 5, 2), ([22] * 14, 3), ([22] * 100, 20), ([22] * 500, 40), ([22] * 4, 0), ([2] * 14, 0), ([2] * 60, 12)],
+)
+def test_a_fifth_of_the_classes_is_held_out_where_that_can_measure_something(sizes, count):
+    assert len(held_out_classes(TrainConfig(labeled="x", unlabeled="y"), labeled_table(*sizes))) == count
+
+
+def test_without_relations_over_the_pool_or_one_kind_of_images_no_class_is_held_out():
+    table = labeled_table(*[22] * 20)
+    for config in (
+        TrainConfig(labeled="x"),
+        TrainConfig(unlabeled="y"),
+        TrainConfig(labeled="x", unlabeled="y", relations="batch"),
+    ):
+        assert not len(held_out_classes(config, table))
+    assert not len(held_out_classes(TrainConfig(labeled="x", unlabeled="y"), None))
 
 
 def test_who_is_drawn_does_not_depend_on_the_order_of_the_list():
@@ -136,6 +193,42 @@ def test_the_pool_says_how_alike_images_are():
     overlap[[3, 4]] = overlap[:, [3, 4]] = 0
     overlap[3:5, 3:5] = 1
     torch.testing.assert_close(replaced, overlap)
+
+
+def test_calibrated_relations_are_the_probabilities_of_the_pool():
+    pool = unlabeled_pool(num_neighbors=2, queries_per_batch=10)
+    unit = torch.nn.functional.normalize(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    near = (torch.arange(40)[:, None] + torch.arange(4)) % 40
+    calibrated = Calibrated(Weights(-1.0, 2.0, 3.0), 0.4, unit, torch.linspace(0, 0.5, 40))
+    pool.plan(5, lambda table, rows, refresh, last: neighborhoods(rows)._replace(calibrated=calibrated))
+    assert pool.table is not None
+    rows, stranger = pool.table.rows, np.setdiff1d(np.arange(100), pool.table.rows)[0]
+    index = torch.tensor([rows[3], rows[4], stranger, rows[3]])
+    found = pool.relations(index, num_views=2)
+    assert found.trust == 0.4
+    assert found.affinity is not None
+    places = torch.tensor([3, 4, 3])
+    overlap = neighborhood_overlap(near, places, expand=2)
+    expected = affinity(calibrated.weights, unit[places], calibrated.similarity[places], overlap)
+    torch.testing.assert_close(found.affinity[0, 1], expected[0, 1])
+    assert 0 < found.affinity[0, 1] < 1
+    # An image is surely itself, and one that took the place of an unreadable one is like itself alone.
+    assert found.affinity[2].tolist() == [0, 0, 1, 0] * 2
+    assert found.affinity.diagonal(4).tolist() == [1] * 4
+    assert found.affinity[0, 3] == 1
+
+
+def test_the_next_refresh_is_given_the_last_pool():
+    pool, given = unlabeled_pool(), []
+
+    def neighbors(table, rows, refresh, last):
+        given.append(last)
+        return neighborhoods(rows)
+
+    pool.plan(5, neighbors)
+    first = pool.table
+    pool.plan(15, neighbors)
+    assert given == [None, first]
 
 
 def test_pool_is_refreshed_when_due_and_only_then():

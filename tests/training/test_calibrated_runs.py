@@ -1,0 +1,92 @@
+"""Runs whose relations are calibrated, within this process: what a step computes, and what a resume needs."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.pictures import write_pictures
+from helpers.real_runs import TERMS
+
+from stml_semi.models.teacher import Teacher
+from stml_semi.training.resolve import resolve
+from stml_semi.training.run import run
+
+
+@pytest.fixture
+def train(make_backbone, tmp_path) -> Callable[..., Path]:
+    """Eight labeled classes, two on labels alone; the pool is renewed at steps 2, 5 and 8, other images each time."""
+    for name in "abcdefgh":
+        write_pictures(tmp_path / "labeled" / name, 5, seed=ord(name))
+    for number in range(12):
+        write_pictures(tmp_path / "photos" / str(number), 4, seed=number)
+    settings: dict[str, Any] = {
+        "labeled": str(tmp_path / "labeled"),
+        "unlabeled": str(tmp_path / "photos"),
+        "backbone": str(make_backbone("resnet")),
+        "num_workers": 0,
+        "labeled_batch_size": 8,
+        "images_per_class": 2,
+        "unlabeled_batch_size": 10,
+        "pool_size": 40,
+        "embedding_dim": 16,
+        "auxiliary_dim": 16,
+        "label_warmup_steps": 2,
+        "refresh_every": 3,
+        "max_steps": 10,
+        "log_every": 1,
+        "save_every": 1,
+        "keep_checkpoints": 20,
+        "eval_every": 0,
+        "no_report": True,
+    }
+
+    def start(folder: Path, **values: object) -> Path:
+        run(resolve("semi", settings | {"output_dir": str(folder)} | values))
+        return folder
+
+    return start
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{key: line.get(key) for key in ("step", "trust", *TERMS)} for line in found if "loss" in line]
+
+
+def test_a_run_that_is_killed_around_a_refresh_goes_on_with_the_same_numbers(train, tmp_path):
+    whole = train(tmp_path / "whole")
+    expected = lines(whole)
+    assert [line["trust"] is not None for line in expected] == [False] * 2 + [True] * 8
+    # Once a pool, and the teacher learns.
+    assert len({line["trust"] for line in expected[2:]}) == 3
+    # Before the first refresh; at it; right after it; before the second one; right after it.
+    for step in (1, 2, 3, 5, 6):
+        folder = tmp_path / f"killed-{step}"
+        shutil.copytree(whole, folder)
+        shutil.rmtree(folder / "model")
+        for checkpoint in (folder / "checkpoints").iterdir():
+            if int(checkpoint.name.removeprefix("step-")) > step:
+                shutil.rmtree(checkpoint)
+        train(folder, resume=True)
+        assert lines(folder) == expected, step
+        weights = [(place / "model" / "model.safetensors").read_bytes() for place in (whole, folder)]
+        assert weights[0] == weights[1]
+
+
+def test_a_calibrated_step_asks_the_teacher_nothing(train, tmp_path, monkeypatch):
+    seen = []
+    forward = Teacher.forward
+
+    def count(self, pixels):
+        seen.append(len(pixels))
+        return forward(self, pixels)
+
+    monkeypatch.setattr(Teacher, "forward", count)
+    train(tmp_path / "run")
+    # Three pools of 40 of the 48 images, and the five images of the two held-out classes, once.
+    assert sum(seen) == 3 * 40 + 2 * 5
+    seen.clear()
+    train(tmp_path / "batch", relations="batch")
+    assert sum(seen) == 3 * 40 + 8 * 10 * 2
