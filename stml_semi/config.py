@@ -150,13 +150,13 @@ class TrainConfig(BaseModel):
     num_views: Objective[Annotated[int, Field(ge=1, le=8)]] = 2
     """Random views of every unlabeled image."""
     relations: Objective[RelationsScope] = "pool"
-    """Where neighborhoods are compared to tell which images belong together: pool (all live unlabeled images) or batch,
-    as published."""
+    """Where neighborhoods are compared to tell which images belong together: pool (all live unlabeled images; in
+    `semi`, labeled classes that the warm-up leaves out measure how right that is) or batch, as published."""
     pool_neighbors: Objective[Annotated[int, Field(ge=2)]] = 20
     """Size of the neighborhoods that --relations pool compares, the image itself included."""
     sigma: Objective[Positive | Literal["auto"]] = "auto"
     """Bandwidth of pairwise similarity, exp(-squared distance / sigma): a number (published: 3), or auto, which gives
-    an average pair of the pool a similarity of 0.05 at every refresh."""
+    an average pair of the pool a similarity of 0.05 at every refresh. Not used where labels calibrate the relations."""
     delta: Objective[Positive] = 1.0
     """Margin of the relaxed contrastive loss, in mean distances."""
     momentum: Objective[Share] = 0.995
@@ -165,9 +165,11 @@ class TrainConfig(BaseModel):
     """What unlabeled_weight multiplies: unit (both terms at unit gradient norm), ratio (the labeled term's gradient
     norm), fixed (the bare loss, as published)."""
     unlabeled_weight: Objective[NotNegative] = 1.0
-    """How strongly the unlabeled term pulls; its meaning is set by --balance."""
+    """How strongly the unlabeled term pulls; its meaning is set by --balance. Where labels calibrate the relations, it
+    is multiplied by how right these are (trust in metrics.jsonl)."""
     label_warmup_steps: Objective[CountOrZero | None] = None
-    """First steps on labels alone. Default: 30% of max_steps; unsup has none."""
+    """First steps on labels alone; a fifth of the classes joins after them. Default: 30% of max_steps; unsup has
+    none."""
 
     learning_rate: Optimization[Positive] = 1e-4
     """Peak learning rate of AdamW for backbone and heads."""

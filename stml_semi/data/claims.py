@@ -8,9 +8,6 @@ from stml_semi.data.run_tables import Tables
 from stml_semi.data.sources.request import specs_of
 from stml_semi.runtime.errors import BadInput
 
-_FEW = 1500
-"""Unlabeled images: between 880, which did harm in docs/RESULTS.md, and 1,760, which helped."""
-
 
 def claim(tables: Tables) -> str:
     """Whether the evaluation's classes, and its images, were trained on, as far as anyone can know."""
@@ -64,17 +61,6 @@ def terms_of_use(config: TrainConfig) -> list[str]:
         for known in used.values()
         if known.license.startswith("non-commercial")
     ]
-
-
-def few_unlabeled(tables: Tables) -> str:
-    """A warning where unlabeled images are so few that they did harm in docs/RESULTS.md; else nothing."""
-    if not isinstance(tables.unlabeled, ImageTable):
-        return ""
-    count, labeled = len(tables.unlabeled), 0 if tables.labeled is None else len(tables.labeled)
-    if count >= _FEW and count > labeled:
-        return ""
-    advice = "try --num-neighbors 2 --pool-neighbors 5" + (", and compare with `sup`" if labeled else "")
-    return f"{count:,} unlabeled images: pools of so few were seen to do harm; {advice}"
 
 
 def check_honest(config: TrainConfig) -> None:

@@ -62,6 +62,7 @@ PLANS = (
     Plan("Self-distillation loss", {"self_distillation": "self-distillation"}),
     Plan("Gradient of the unlabeled term, relative to the labeled one's", {"grad_ratio": "ratio of gradient norms"}),
     Plan("Weight of the unlabeled term", {"unlabeled_weight": "weight"}),
+    Plan("Trust: share of the pull between unlabeled images that is right", {"trust": "trust"}),
     Plan("Learning rate", {"lr": "learning rate"}),
     Plan("Affinity of pairs", {"affinity_p50": "median", "affinity_p90": "90%", "affinity_p99": "99%"}),
     Plan("Effective rank of the embeddings", {"effective_rank": "effective rank"}),

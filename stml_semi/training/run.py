@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from stml_semi.config import TrainConfig
 from stml_semi.data.batches.live_images import describe_images
-from stml_semi.data.claims import claim, few_unlabeled, terms_of_use
+from stml_semi.data.batches.plan import held_out_classes
+from stml_semi.data.claims import claim, terms_of_use
 from stml_semi.data.run_tables import cache_tables, describe_excluded, kept_classes
 from stml_semi.report.write import ReportedRun, write_or_explain
 from stml_semi.run_folder.folder import RunFolder
@@ -90,8 +91,11 @@ def _announce(prepared: Prepared, progress: Progress) -> None:
         progress.note(f"{describe_excluded(tables)}; listed in {folder.overlap}")
     for text in terms_of_use(config):
         progress.note(text)
-    if warning := few_unlabeled(tables):
-        progress.note(f"warning: {warning}")
+    if config.sigma != "auto" and len(held_out_classes(config, tables.labeled)):
+        progress.note(
+            f"warning: --sigma {config.sigma:g} is not used, because labels calibrate the relations; "
+            "--relations batch uses it"
+        )
     if tables.unlabeled is not None and tables.unlabeled.weights:
         progress.note(f"pool: {describe_images(tables.unlabeled, config.live_images)}")
     if config.batchnorm == "batch":

@@ -45,6 +45,8 @@ def _terms(line: dict[str, float]) -> str:
     text = f"labeled {line['labeled_loss']:.3f}"
     if line["relaxed_contrastive"]:
         text += f" contrastive {line['relaxed_contrastive']:.3f} distillation {line['self_distillation']:.4f}"
+    if "trust" in line:
+        text += f" trust {line['trust']:.0%}"
     text += f" {line['images_per_second']:.0f} images/s, data wait {line['data_wait']:.0%}"
     if "gpu_memory_gib" in line:
         text += f", GPU memory {line['gpu_memory_gib']:.1f} GiB"

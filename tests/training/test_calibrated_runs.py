@@ -90,3 +90,19 @@ def test_a_calibrated_step_asks_the_teacher_nothing(train, tmp_path, monkeypatch
     seen.clear()
     train(tmp_path / "batch", relations="batch")
     assert sum(seen) == 3 * 40 + 8 * 10 * 2
+
+
+def test_a_sigma_that_is_not_used_is_told(train, tmp_path, capsys):
+    told = "warning: --sigma 3 is not used, because labels calibrate the relations"
+    short = {"sigma": 3.0, "max_steps": 3, "save_every": 0}
+    train(tmp_path / "run", **short)
+    assert told in capsys.readouterr().err
+    train(tmp_path / "batch", relations="batch", **short)
+    assert told not in capsys.readouterr().err
+
+
+def test_trust_is_in_the_log_on_the_terminal_and_in_the_report(train, tmp_path, capsys):
+    folder = train(tmp_path / "run", no_report=False)
+    shown = lines(folder)[-1]["trust"]
+    assert f" trust {shown:.0%} " in capsys.readouterr().err
+    assert "Trust: share of the pull between unlabeled images that is right" in (folder / "report.html").read_text()

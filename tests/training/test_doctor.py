@@ -73,9 +73,14 @@ def test_doctor_takes_every_training_flag(monkeypatch, capsys):
     assert all(flag(name) in said for name in TrainConfig.model_fields)
 
 
-def test_few_unlabeled_pictures_are_advised_against(pictures):
-    assert "unlabeled images: pools of so few were seen to do harm" in advice(small(pictures))["--unlabeled"]
-    assert "--unlabeled" not in advice(small(pictures) | {"unlabeled": "kanji-more"})
+def test_labels_that_cannot_measure_relations_are_told(pictures):
+    assert "sigma auto; not calibrated: that takes five labeled classes" in advice(small(pictures))["relations"]
+    enough = small(pictures) | {"labeled": "kanji", "unlabeled": "kanji-more"}
+    (found,) = [finding for finding in examine(enough) if finding.what == "relations"]
+    assert found.level == "ok"
+    assert "calibrated on 88 images of 4 labeled classes" in found.text
+    for values in (enough | {"relations": "batch"}, {**enough, "labeled": None}, {**enough, "unlabeled": None}):
+        assert "relations" not in advice(values)
 
 
 def test_every_problem_is_named_at_once(pictures):

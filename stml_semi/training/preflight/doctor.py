@@ -10,7 +10,7 @@ import torch
 
 from stml_semi.config import TrainConfig, command_of, flag
 from stml_semi.data.batches.live_images import describe_images
-from stml_semi.data.claims import few_unlabeled
+from stml_semi.data.batches.plan import held_out_classes
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.run_tables import check_labeled_size, check_unlabeled_size, open_tables
@@ -172,8 +172,9 @@ def _run(values: dict[str, Any]) -> Iterator[Finding]:
     size = view_size(backbone.processor)
     plan = describe_run(config, tables, embedder, size)
     yield Finding("ok", "--backbone", plan["model"])
-    if warning := few_unlabeled(tables):
-        yield Finding("advice", "--unlabeled", warning)
+    if "relations" in plan:
+        unmeasured = config.calibrates and not len(held_out_classes(config, tables.labeled))
+        yield Finding("advice" if unmeasured else "ok", "relations", plan["relations"])
     trained = () if tables.labeled is None else tables.labeled.classes
     unseen = tables.evaluation is not None and set(trained).isdisjoint(tables.evaluation.classes)
     yield Finding("ok" if unseen else "advice", "evaluation", plan["evaluation"])

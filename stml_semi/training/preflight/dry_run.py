@@ -3,10 +3,12 @@
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from stml_semi.config import TrainConfig
 from stml_semi.data.batches.live_images import describe_images, num_live
+from stml_semi.data.batches.plan import FEWEST_PAIRS, held_out_classes
 from stml_semi.data.claims import claim
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.run_tables import Tables, describe_excluded
@@ -48,10 +50,12 @@ def describe_run(config: TrainConfig, tables: Tables, embedder: Embedder, size: 
             f"{config.max_steps * config.labeled_batch_size / len(labeled):.1f} passes"
         )
     if tables.unlabeled is not None:
-        lines |= _unlabeled(config, tables.unlabeled)
+        lines |= _unlabeled(config, tables.unlabeled, labeled)
     rows = _rows(config)
+    # Where labels calibrate relations, these follow from the pool: the teacher works at a refresh only.
+    views = "none" if _num_measuring(config, labeled) else config.unlabeled_batch_size * config.num_views
     lines["forward passes"] = f"{rows} images a step by the student" + (
-        f", {config.unlabeled_batch_size * config.num_views} by the teacher" if config.unlabeled else ""
+        f", {views} by the teacher" if config.unlabeled else ""
     )
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
     total = sum(p.numel() for p in embedder.parameters())
@@ -81,21 +85,48 @@ def _rows(config: TrainConfig) -> int:
     return labeled + (config.unlabeled_batch_size * config.num_views if config.unlabeled else 0)
 
 
-def _unlabeled(config: TrainConfig, source: ImageTable | ImageStream) -> dict[str, str]:
+def _num_measuring(config: TrainConfig, labeled: ImageTable | None) -> int:
+    """Labeled images that measure how right relations are; 0 where nothing does."""
+    if labeled is None or labeled.labels is None:
+        return 0
+    return int(np.isin(labeled.labels, held_out_classes(config, labeled)).sum())
+
+
+def _unlabeled(config: TrainConfig, source: ImageTable | ImageStream, labeled: ImageTable | None) -> dict[str, str]:
     steps = config.max_steps - config.warmup_steps
     live = num_live(source, config.live_images)
     refreshes = math.ceil(steps / config.refresh_every)
     images = len(source) if isinstance(source, ImageTable) else live * max(refreshes, 1)
-    compared = f"the {config.pool_neighbors} nearest in the pool" if config.relations == "pool" else "within the batch"
+    domain = len(labeled) if labeled is not None and config.relevance < 1 else 0
+    times = f"{refreshes} time{'s' * (refreshes != 1)}"
+    passes = refreshes * (live + domain) + _num_measuring(config, labeled)
     return {
         "unlabeled": f"{describe_images(source, config.live_images)}; {config.unlabeled_batch_size} a step, "
         f"{config.queries_per_batch} queries x {config.num_neighbors} neighbors, {config.num_views} views each; "
         f"{steps * config.unlabeled_batch_size / images:.1f} passes"
         + ("" if isinstance(source, ImageTable) else f" over the {images:,} that {refreshes} refreshes read at most"),
-        "pool": f"{live:,} images live, embedded {refreshes} times (every {config.refresh_every} steps): "
-        f"{refreshes * live:,} passes of the teacher beside {steps * config.unlabeled_batch_size:,} images trained on",
-        "relations": f"neighborhoods compared {compared}; sigma {config.sigma}",
+        "pool": f"{live:,} images live, embedded and ranked {times} (every {config.refresh_every} steps): "
+        f"{passes:,} teacher forward passes per {steps * config.unlabeled_batch_size:,} unlabeled training images",
+        "relations": _relations(config, labeled),
     }
+
+
+def _relations(config: TrainConfig, labeled: ImageTable | None) -> str:
+    """Where relations come from, and who says how right they are."""
+    if config.relations == "batch":
+        return f"neighborhoods compared within the batch; sigma {config.sigma}"
+    compared = f"neighborhoods compared over the {config.pool_neighbors} nearest in the pool"
+    classes = len(held_out_classes(config, labeled))
+    if classes:
+        joining = f", which join training at step {config.warmup_steps}" if config.warmup_steps else ""
+        images = _num_measuring(config, labeled)
+        return f"{compared}; calibrated on {images:,} images of {classes} labeled classes{joining}"
+    if not config.calibrates:
+        return f"{compared}; sigma {config.sigma}"
+    return (
+        f"{compared}; sigma {config.sigma}; not calibrated: that takes five labeled classes, and {FEWEST_PAIRS} pairs "
+        f"of images in the fifth of them that is held out"
+    )
 
 
 class MemoryNeed(NamedTuple):
