@@ -31,7 +31,7 @@ NUM_CLASSES, PER_CLASS = 6, 5
 
 
 def draw_step(path: Path) -> None:
-    """Boxes and arrows of one training step."""
+    """Boxes and arrows of one training step of `semi`, and of the refresh that it relies on."""
     figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
     axes.set(xlim=(0, 100), ylim=(0, 48))
     axes.axis("off")
@@ -52,19 +52,21 @@ def draw_step(path: Path) -> None:
     box(0, 40, "labeled batch", PAPER)
     box(0, 18, "unlabeled batch:\nqueries and neighbors,\ntwo views of each", PAPER)
     box(29, 30, "student\nbackbone, heads f and g", TRAINED)
-    box(29, 8, "teacher\nmoving average, head g", SLOW)
+    box(0, 5, "pool, and classes that\nthe warm-up left out", PAPER)
+    box(29, 5, "teacher\nmoving average, head g", SLOW)
     box(56, 40, "proxy loss on f", LOSS)
     box(56, 22, "relaxed contrastive\non f and g", LOSS)
-    box(56, 8, "affinity of all pairs:\ndistance and shared\nneighborhoods", SLOW)
-    box(81, 30, "sum, both at\nequal gradient norm", PAPER)
+    box(56, 5, "neighborhoods and\nsimilarity, calibrated:\naffinity and trust", SLOW)
+    box(81, 30, "sum at equal gradient\nnorm, times trust", PAPER)
     arrow((17, 40), (28, 32))
     arrow((19, 20), (28, 28))
-    arrow((19, 15), (28, 9))
-    arrow((38, 25.5), (38, 12.5), "average, after each step", dashed=True)
+    arrow((19, 5), (28, 5))
+    axes.text(23.5, 1, "at each refresh", fontsize=8, color=INK, ha="center")
+    arrow((38, 25.5), (38, 9.5), "average, after each step", dashed=True)
     arrow((50, 32), (57, 38.5))
     arrow((50, 28), (56, 24))
-    arrow((50, 8), (55, 8))
-    arrow((66, 13), (66, 17.5), "says who belongs together")
+    arrow((50, 5), (55, 5))
+    arrow((66, 10), (66, 17.5), "says who belongs together")
     arrow((75, 39), (83, 34))
     arrow((76, 24), (83, 27))
     figure.savefig(path, dpi=110, facecolor=PAPER)
