@@ -126,8 +126,8 @@ def test_any_division_takes_the_same_steps(undivided, way, tmp_path):
         size += sum(float(a[key].square().sum()) for key in a)
     print(f"{way}, {backbone}: weights {(change / size) ** 0.5:.1e}, terms {max(worst.values()):.1e}")
     for term, relative in worst.items():
-        # Ratios of gradient norms are noisier than losses.
-        assert relative < (1e-3 if term in ("unlabeled_weight", "grad_ratio") else 1e-4), term
+        # Whitening divides by the small spread of weak directions, and magnifies rounding before it reaches a relation.
+        assert relative < 1e-3, term
     assert (change / size) ** 0.5 < 1e-3
     for a, b in zip(lines(whole, "model"), lines(divided, "model"), strict=True):
         assert (a["step"], a["model"], a["num_queries"]) == (b["step"], b["model"], b["num_queries"])
