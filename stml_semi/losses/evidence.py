@@ -23,25 +23,25 @@ _RIDGE, _ROUNDS = 1e-2, 30
 _CHUNK = 128
 
 
-class Projection(NamedTuple):
-    """Leading principal directions of unit embeddings, perhaps scaled to equal variance."""
+class Whitening(NamedTuple):
+    """Leading principal directions of unit embeddings, scaled to equal variance: what all images share (a background, a
+    style) then outweighs nothing."""
 
     mean: Float32[Tensor, "d"]
     directions: Float32[Tensor, "d k"]
 
     def __call__(self, embeddings: Float[Tensor, "n d"]) -> Float32[Tensor, "n k"]:
-        """Where embeddings lie on the directions, not normalized."""
-        return (torch.nn.functional.normalize(embeddings.float(), dim=1) - self.mean) @ self.directions
+        """Where embeddings lie on the directions, at unit length."""
+        unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
+        return torch.nn.functional.normalize((unit - self.mean) @ self.directions, dim=1)
 
 
-def principal_directions(embeddings: Float[Tensor, "n d"], dimensions: int, *, whiten: bool) -> Projection:
+def whitening(embeddings: Float[Tensor, "n d"], dimensions: int) -> Whitening:
     """Of as many dimensions as a third of the rows can tell apart, at most `dimensions`.
 
     Args:
         embeddings: need not have unit length.
         dimensions: most directions that are kept.
-        whiten: bring them to equal variance, so that what all images share (a background, a style) outweighs
-            nothing.
     """
     rows, width = embeddings.shape
     unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
@@ -49,9 +49,8 @@ def principal_directions(embeddings: Float[Tensor, "n d"], dimensions: int, *, w
     values, vectors = torch.linalg.eigh((unit - mean).T @ (unit - mean) / rows)
     kept = max(min(dimensions, rows // 3, width), 1)
     values, vectors = values[-kept:].clamp_min(0), vectors[:, -kept:]
-    if whiten:
-        vectors = vectors / (values + 1e-2 * values.mean()).sqrt().clamp_min(1e-12)
-    return Projection(mean.float(), vectors.float())
+    scaled = vectors / (values + 1e-2 * values.mean()).sqrt().clamp_min(1e-12)
+    return Whitening(mean.float(), scaled.float())
 
 
 class Weights(NamedTuple):

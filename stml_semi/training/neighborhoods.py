@@ -11,7 +11,7 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.batches.plan import Rows, held_out_classes
 from stml_semi.data.batches.pool import Calibrated, Neighborhoods, PoolTable
 from stml_semi.data.image_table import ImageTable
-from stml_semi.losses.evidence import DIMENSIONS, Projection, Surroundings, Weights, principal_directions
+from stml_semi.losses.evidence import DIMENSIONS, Surroundings, Weights, Whitening, whitening
 from stml_semi.losses.neighborhoods import expanded_lengths, rerank
 from stml_semi.losses.relations import calibrated_sigma
 from stml_semi.models.evaluation import TableEncoder
@@ -90,8 +90,8 @@ class NeighborhoodFinder:
         """Neighborhoods of whitened embeddings, if labels can say how right these are."""
         if not len(self.held_out) or len(rows) < 2 or (last is not None and last.calibrated is None):
             return None
-        whiten = principal_directions(embeddings, DIMENSIONS, whiten=True)
-        unit = torch.nn.functional.normalize(whiten(embeddings), dim=1)
+        whiten = whitening(embeddings, DIMENSIONS)
+        unit = whiten(embeddings)
         known = None if last is None else last.calibrated
         weights = self._measure(unit, whiten) if known is None else known.weights
         if weights is None:
@@ -107,7 +107,7 @@ class NeighborhoodFinder:
             )
         return found._replace(calibrated=Calibrated(weights, trust, unit, found.similarity))
 
-    def _measure(self, unit: Tensor, whiten: Projection) -> Weights | None:
+    def _measure(self, unit: Tensor, whiten: Whitening) -> Weights | None:
         """What the labeled classes that the warm-up left out say; None if too few of their images can be read."""
         table = self.labeled
         assert table is not None
@@ -115,9 +115,8 @@ class NeighborhoodFinder:
         known = self._embed(table, np.flatnonzero(np.isin(table.labels, self.held_out)))
         if not len(known.rows):
             return None
-        held_out = torch.nn.functional.normalize(whiten(known.embeddings), dim=1)
         labels = torch.from_numpy(table.labels[known.rows]).to(unit.device)
-        return calibrate(self.config, unit, held_out, labels, seed=self.config.seed)
+        return calibrate(self.config, unit, whiten(known.embeddings), labels, seed=self.config.seed)
 
     def _embed(self, table: ImageTable, rows: Rows) -> _Readable:
         embedded = self.encoder(table, lambda pixels: self.teacher(pixels).g, rows)

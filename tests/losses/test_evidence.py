@@ -7,8 +7,8 @@ from stml_semi.losses.evidence import (
     Weights,
     affinity,
     fit,
-    principal_directions,
     trust,
+    whitening,
 )
 from stml_semi.losses.neighborhoods import neighborhood_overlap
 from stml_semi.neighbors import nearest_neighbors
@@ -22,18 +22,17 @@ def test_whitened_directions_have_equal_variance_and_leave_the_weak_ones_out():
     scales = torch.tensor([5.0, 3.0, 2.0, 1.0, 0.01])
     x = random(4000, 5) * scales + torch.tensor([9.0, 0, 0, 0, 0])
     unit = torch.nn.functional.normalize(x, dim=1)
-    found = principal_directions(x, 3, whiten=True)(x)
-    assert found.shape == (4000, 3)
-    covariance = found.T @ found / 4000
-    torch.testing.assert_close(covariance, torch.eye(3), atol=0.05, rtol=0)
-    plain = principal_directions(x, 3, whiten=False)
-    torch.testing.assert_close(plain.directions.T @ plain.directions, torch.eye(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(plain.mean, unit.mean(0))
+    found = whitening(x, 3)
+    torch.testing.assert_close(found.mean, unit.mean(0))
+    placed = (unit - found.mean) @ found.directions
+    assert placed.shape == (4000, 3)
+    torch.testing.assert_close(placed.T @ placed / 4000, torch.eye(3), atol=0.05, rtol=0)
+    torch.testing.assert_close(found(x), torch.nn.functional.normalize(placed, dim=1))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_few_images_have_few_directions(rows):
-    found = principal_directions(random(rows, 8), 128, whiten=True)(random(3, 8, seed=1))
+    found = whitening(random(rows, 8), 128)(random(3, 8, seed=1))
     assert found.shape == (3, 1)
     assert found.isfinite().all()
 
