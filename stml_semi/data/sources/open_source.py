@@ -17,11 +17,12 @@ import numpy as np
 from stml_semi.data.benchmarks.data_root import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.benchmarks.facts import BENCHMARKS
 from stml_semi.data.image_table import ImageTable, paths_dataset
-from stml_semi.data.sources.columns import READERS, Columns, label_column_of, read_parquet, table_from_columns
+from stml_semi.data.sources.columns import Columns, label_column_of, table_from_columns
 from stml_semi.data.sources.folders import FolderIndex
 from stml_semi.data.sources.named_files import is_pattern, matching
 from stml_semi.data.sources.request import Labels, SourceRequest, checked_parts, listed, shares_of, split_spec
 from stml_semi.data.sources.shards import read_shards, shards_of
+from stml_semi.data.sources.table_files import READERS, read_parquet
 from stml_semi.runtime.errors import BadInput, one_line
 
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
