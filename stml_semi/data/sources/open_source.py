@@ -17,6 +17,7 @@ import numpy as np
 from stml_semi.data.benchmarks.data_root import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.benchmarks.facts import BENCHMARKS
 from stml_semi.data.image_table import ImageTable, paths_dataset
+from stml_semi.data.labels import class_name
 from stml_semi.data.sources.columns import Columns, label_column_of, table_from_columns
 from stml_semi.data.sources.folders import FolderIndex
 from stml_semi.data.sources.named_files import is_pattern, matching
@@ -223,8 +224,10 @@ def _from_files(request: SourceRequest, folder: Path) -> ImageTable:
     with FolderIndex(folder) as index:
         loose = list(index.files(folder, deep=request.labels == "ignored"))
         classes = [] if request.labels == "ignored" else index.folders()
-        inside = {sub.name: list(index.files(sub, outside=folder)) for sub in classes}
-    inside = {name: files for name, files in inside.items() if files}
+        inside: dict[str, list[str]] = {}
+        for sub in classes:
+            if files := list(index.files(sub, outside=folder)):
+                inside.setdefault(class_name(sub.name) or sub.name, []).extend(files)
     if request.labels == "ignored":
         by_class = {"": loose}
     else:
