@@ -115,7 +115,8 @@ def _recall_at(text: str | None) -> tuple[int, ...]:
 
 def _per_name(names: Sequence[str], labels: Tensor) -> dict[str, int]:
     found, counts = labels.unique(return_counts=True)
-    return {names[label]: count for label, count in zip(found.tolist(), counts.tolist(), strict=True)}
+    numbers: list[int] = found.tolist()
+    return {names[number]: int(count) for number, count in zip(numbers, counts, strict=True)}
 
 
 def _per_class(names: Sequence[str], scores: ClassScores) -> list[dict[str, Any]]:

@@ -77,8 +77,6 @@ def table_from_columns(request: SourceRequest, columns: Columns) -> ImageTable:
         raise request.error(f"column '{label}' holds {kinds[label]}; a label is one text or number per image")
     dataset = columns.read([image, label] if label else [image])
     texts = dataset.with_format("arrow")
-    if len(dataset) == 0:
-        raise request.error("holds no rows; give a table with a row per image")
     feature = dataset.features[image]
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         paths = texts[:][image].to_pylist()

@@ -20,10 +20,10 @@ from stml_semi.data.image_table import ImageTable, paths_dataset
 from stml_semi.data.labels import class_name
 from stml_semi.data.sources.columns import Columns, label_column_of, table_from_columns
 from stml_semi.data.sources.folders import FolderIndex
-from stml_semi.data.sources.named_files import is_pattern, matching
 from stml_semi.data.sources.request import Labels, SourceRequest, checked_parts, listed, shares_of, split_spec
 from stml_semi.data.sources.shards import read_shards, shards_of
 from stml_semi.data.sources.table_files import READERS, read_parquet
+from stml_semi.data.sources.table_shards import first_shards, table_shards_of
 from stml_semi.runtime.errors import BadInput, one_line
 
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
@@ -44,9 +44,12 @@ def open_source(
     folder, a hub id; each may end in `:split` (for a folder, a sub-folder). A folder called like a benchmark is
     `./name`. A comma joins several specs; with weights, as in `a=0.7,b=0.3`, each gives that share of the pool.
 
-    Labels of joined specs: splits of one source (`a:train,a:test`) share their classes by name. Classes of different
-    sources are different, whatever they are called, and get the source's name in front (`birds/robin`): only the user
-    knows whether two lists mean the same thing by "3", and one merged list says so.
+    Files that make up one table are one source: a folder of `train-0.parquet`, `train-1.parquet`, a pattern, or such
+    names joined by commas; see `table_shards`.
+
+    Labels of joined specs: splits and shards of one source (`a:train,a:test`) share their classes by name. Classes of
+    different sources are different, whatever they are called, and get the source's name in front (`birds/robin`): only
+    the user knows whether two lists mean the same thing by "3", and one merged list says so.
 
     Args:
         spec: what the user typed.
@@ -64,7 +67,8 @@ def open_source(
     tables = [open_part(replace(whole, spec=part.spec)) for part in parts]
     if len({table.name for table in tables}) < len(tables):
         raise whole.error("names the same source twice; name each once")
-    table = tables[0] if len(tables) == 1 else _join(spec, tables, [split_spec(part.spec)[0] for part in parts])
+    sources = first_shards([split_spec(part.spec)[0] for part in parts])
+    table = tables[0] if len(tables) == 1 else _join(spec, tables, sources)
     table = replace(table, weights=shares_of(parts))
     if labels == "required" and len(table.classes) < 2:
         raise whole.error(f"only one class, '{''.join(table.classes)}'; a metric compares classes: give at least two")
@@ -78,7 +82,10 @@ def open_part(request: SourceRequest) -> ImageTable:
         BadInput: as `open_source`.
     """
     with request.reading():
-        return _open_part(request)
+        table = _open_part(request)
+    if not len(table):
+        raise request.error("holds no rows; give a table with a row per image")
+    return table
 
 
 def _open_part(request: SourceRequest) -> ImageTable:
@@ -98,11 +105,27 @@ def _open_part(request: SourceRequest) -> ImageTable:
             raise request.error(f"'{path.suffix}' is no known table; give a folder or a {', '.join(READERS)} file")
         columns = READERS[path.suffix.lower()](path)
         return table_from_columns(request, columns)
-    if is_pattern(source):
-        found = "only what is no shard" if next(matching(source), None) else "nothing"
-        raise request.error(f"the pattern matches {found}; check it, or name a folder or file")
+    if tables := table_shards_of(request, source):
+        return _open_table_shards(request, tables)
     dataset = load_hub(request, source, split or "train")
     return table_from_columns(request, Columns(dataset.features, dataset.select_columns, Path()))
+
+
+def _open_table_shards(request: SourceRequest, files: list[Path]) -> ImageTable:
+    """One table in several files; empty ones, as Spark writes them, may be among them."""
+    size = sum(file.stat().st_size for file in files)
+    tables = []
+    for file in files:
+        kind = file.suffix.lower()
+        columns = read_parquet(file, table_bytes=size) if kind == ".parquet" else READERS[kind](file)
+        tables.append(table_from_columns(replace(request, spec=str(file)), columns))
+    labeled = [table.labels is not None for table in tables]
+    if any(labeled) and not all(labeled):
+        raise request.error(
+            f"{tables[labeled.index(False)].name} has no label column, {tables[labeled.index(True)].name} has one; "
+            f"give all files of a table the same columns"
+        )
+    return replace(_join(request.spec, tables, [request.spec] * len(tables)), parts=())
 
 
 def _open_benchmark(request: SourceRequest, name: str, split: str) -> ImageTable:
@@ -187,6 +210,8 @@ def _closest(source: str) -> str:
 def _open_folder(request: SourceRequest, folder: Path, split: str | None) -> ImageTable:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _open_saved(request, folder, split)
+    if not split and (tables := table_shards_of(request, str(folder))):
+        return _open_table_shards(request, tables)
     if split and not (folder / split).is_dir():
         with FolderIndex(folder) as index:
             raise request.error(f"no sub-folder '{split}'; there are {listed([p.name for p in index.folders()])}")
@@ -248,8 +273,8 @@ def _from_files(request: SourceRequest, folder: Path) -> ImageTable:
             by_class = inside
     files = list(itertools.chain(*by_class.values()))
     if not files:
-        tables = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in READERS)
-        fix = f"the folder holds {tables[0]}: name that file" if tables else "check the path"
+        tables = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in READERS)
+        fix = f"the folder holds {tables[0]}: name that file or its folder" if tables else "check the path"
         raise request.error(f"no images at any depth; {fix} (looked for {' '.join(sorted(readable_extensions()))})")
     if "" in by_class:
         return ImageTable(request.spec, paths_dataset(files), None, ())

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 _IN_MEMORY_BYTES = 2**30
 
 
-def read_parquet(path: Path) -> Columns:
+def read_parquet(path: Path, *, table_bytes: int | None = None) -> Columns:
+    """
+    Args:
+        path: of a file.
+        table_bytes: size of all files, where the table has several.
+    """
     from datasets import Dataset, Features, NamedSplit
     from pyarrow import parquet
 
@@ -29,7 +34,7 @@ def read_parquet(path: Path) -> Columns:
 
     def read(columns: list[str]) -> "Dataset":
         check_unique(path, schema.names, columns)
-        if path.stat().st_size > _IN_MEMORY_BYTES:
+        if (table_bytes or path.stat().st_size) > _IN_MEMORY_BYTES:
             files, split = data_files([path]), NamedSplit("train")
             wanted = Features({name: features[name] for name in columns})
             dataset = Dataset.from_parquet(files, split=split, columns=columns, features=wanted)  # pyright: ignore[reportArgumentType]

@@ -100,8 +100,9 @@ def test_empty_folders_say_what_was_looked_for(tmp_path):
         assert "no images at any depth; check the path" in text
         assert ".jpg" in text
         assert ".webp" in text
-    write_csv(tmp_path / "list.csv", ("path",))
-    assert "the folder holds list.csv: name that file" in refusal(open_unlabeled, tmp_path)
+    (tmp_path / "data").mkdir()
+    write_csv(tmp_path / "data/list.csv", ("path",))
+    assert "the folder holds data/list.csv: name that file or its folder" in refusal(open_unlabeled, tmp_path)
 
 
 def test_one_class_is_not_enough(tmp_path):
