@@ -5,6 +5,7 @@ Importing this module is cheap: pyarrow, datasets and Pillow are imported by the
 
 import contextlib
 import difflib
+import functools
 import itertools
 import os
 import re
@@ -94,8 +95,7 @@ def _open_part(request: SourceRequest) -> ImageTable:
         return _open_benchmark(request, source, split or BENCHMARKS[source].default_split)
     path = Path(source).expanduser()
     if not split and (shards := shards_of(source)):
-        columns = read_shards(shards)
-        return table_from_columns(request, columns)
+        return table_from_columns(request, read_shards(shards))
     if path.is_dir():
         return _open_folder(request, path, split)
     if path.exists():
@@ -103,8 +103,7 @@ def _open_part(request: SourceRequest) -> ImageTable:
             raise request.error(f"a file has no splits; leave ':{split}' out")
         if path.suffix.lower() not in READERS:
             raise request.error(f"'{path.suffix}' is no known table; give a folder or a {', '.join(READERS)} file")
-        columns = READERS[path.suffix.lower()](path)
-        return table_from_columns(request, columns)
+        return table_from_columns(request, READERS[path.suffix.lower()](path))
     if tables := table_shards_of(request, source):
         return _open_table_shards(request, tables)
     dataset = load_hub(request, source, split or "train")
@@ -114,11 +113,8 @@ def _open_part(request: SourceRequest) -> ImageTable:
 def _open_table_shards(request: SourceRequest, files: list[Path]) -> ImageTable:
     """One table in several files; empty ones, as Spark writes them, may be among them."""
     size = sum(file.stat().st_size for file in files)
-    tables = []
-    for file in files:
-        kind = file.suffix.lower()
-        columns = read_parquet(file, table_bytes=size) if kind == ".parquet" else READERS[kind](file)
-        tables.append(table_from_columns(replace(request, spec=str(file)), columns))
+    readers = {**READERS, ".parquet": functools.partial(read_parquet, table_bytes=size)}
+    tables = [table_from_columns(replace(request, spec=str(f)), readers[f.suffix.lower()](f)) for f in files]
     labeled = [table.labels is not None for table in tables]
     if any(labeled) and not all(labeled):
         raise request.error(
