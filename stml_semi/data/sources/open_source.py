@@ -112,8 +112,8 @@ def _open_part(request: SourceRequest) -> ImageTable:
 
 def _open_table_shards(request: SourceRequest, files: list[Path]) -> ImageTable:
     """One table in several files; empty ones, as Spark writes them, may be among them."""
-    size = sum(file.stat().st_size for file in files)
-    readers = {**READERS, ".parquet": functools.partial(read_parquet, table_bytes=size)}
+    parquet = functools.partial(read_parquet, table_bytes=sum(file.stat().st_size for file in files))
+    readers = READERS | {".parquet": parquet}
     tables = [table_from_columns(replace(request, spec=str(f)), readers[f.suffix.lower()](f)) for f in files]
     labeled = [table.labels is not None for table in tables]
     if any(labeled) and not all(labeled):
@@ -276,8 +276,8 @@ def _from_files(request: SourceRequest, folder: Path) -> ImageTable:
         return ImageTable(request.spec, paths_dataset(files), None, ())
     classes = tuple(sorted(by_class))
     labels = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
-    files = list(itertools.chain(*(by_class[name] for name in classes)))
-    return ImageTable(request.spec, paths_dataset(files), labels, classes)
+    paths = paths_dataset(list(itertools.chain(*(by_class[name] for name in classes))))
+    return ImageTable(request.spec, paths, labels, classes)
 
 
 def _join(spec: str, tables: list[ImageTable], sources: list[str]) -> ImageTable:
@@ -287,8 +287,7 @@ def _join(spec: str, tables: list[ImageTable], sources: list[str]) -> ImageTable
     starts = np.cumsum([0, *map(len, tables)]).tolist()
     parts = tuple((table.name, start) for table, start in zip(tables, starts, strict=False))
     joined = ImageTable(spec, images, None, (), tables[0].recall_at, parts)
-    known = [table.labels for table in tables if table.labels is not None]
-    if len(known) < len(tables):
+    if len(known := [table.labels for table in tables if table.labels is not None]) < len(tables):
         return joined
     one = len(set(sources)) == 1
     names = [
