@@ -68,8 +68,10 @@ def left_out(line: dict[str, Any]) -> list[str]:
     if count := line.get("num_lost_classes"):
         sentences.append(f"{_counted(count, 'class', 'classes')} without a readable image: not scored.")
     if count := line.get("num_unmatched"):
+        names = list(line.get("unmatched_classes", ()))
+        of = f" (of {', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
         sentences.append(
-            f"{_counted(count, 'query', 'queries')} without an image of the same class to find: not scored."
+            f"{_counted(count, 'query', 'queries')}{of} without an image of the same class to find: not scored."
         )
     return sentences
 

@@ -5,6 +5,7 @@ Importing this module is cheap: pyarrow, datasets and Pillow are imported by the
 
 import contextlib
 import difflib
+import functools
 import itertools
 import os
 import re
@@ -17,11 +18,13 @@ import numpy as np
 from stml_semi.data.benchmarks.data_root import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.benchmarks.facts import BENCHMARKS
 from stml_semi.data.image_table import ImageTable, paths_dataset
-from stml_semi.data.sources.columns import READERS, Columns, label_column_of, read_parquet, table_from_columns
+from stml_semi.data.labels import class_name
+from stml_semi.data.sources.columns import Columns, label_column_of, table_from_columns
 from stml_semi.data.sources.folders import FolderIndex
-from stml_semi.data.sources.named_files import is_pattern, matching
 from stml_semi.data.sources.request import Labels, SourceRequest, checked_parts, listed, shares_of, split_spec
 from stml_semi.data.sources.shards import read_shards, shards_of
+from stml_semi.data.sources.table_files import READERS, read_parquet
+from stml_semi.data.sources.table_shards import first_shards, table_shards_of
 from stml_semi.runtime.errors import BadInput, one_line
 
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
@@ -42,9 +45,12 @@ def open_source(
     folder, a hub id; each may end in `:split` (for a folder, a sub-folder). A folder called like a benchmark is
     `./name`. A comma joins several specs; with weights, as in `a=0.7,b=0.3`, each gives that share of the pool.
 
-    Labels of joined specs: splits of one source (`a:train,a:test`) share their classes by name. Classes of different
-    sources are different, whatever they are called, and get the source's name in front (`birds/robin`): only the user
-    knows whether two lists mean the same thing by "3", and one merged list says so.
+    Files that make up one table are one source: a folder of `train-0.parquet`, `train-1.parquet`, a pattern, or such
+    names joined by commas; see `table_shards`.
+
+    Labels of joined specs: splits and shards of one source (`a:train,a:test`) share their classes by name. Classes of
+    different sources are different, whatever they are called, and get the source's name in front (`birds/robin`): only
+    the user knows whether two lists mean the same thing by "3", and one merged list says so.
 
     Args:
         spec: what the user typed.
@@ -62,7 +68,8 @@ def open_source(
     tables = [open_part(replace(whole, spec=part.spec)) for part in parts]
     if len({table.name for table in tables}) < len(tables):
         raise whole.error("names the same source twice; name each once")
-    table = tables[0] if len(tables) == 1 else _join(spec, tables, [split_spec(part.spec)[0] for part in parts])
+    sources = first_shards([split_spec(part.spec)[0] for part in parts])
+    table = tables[0] if len(tables) == 1 else _join(spec, tables, sources)
     table = replace(table, weights=shares_of(parts))
     if labels == "required" and len(table.classes) < 2:
         raise whole.error(f"only one class, '{''.join(table.classes)}'; a metric compares classes: give at least two")
@@ -76,7 +83,10 @@ def open_part(request: SourceRequest) -> ImageTable:
         BadInput: as `open_source`.
     """
     with request.reading():
-        return _open_part(request)
+        table = _open_part(request)
+    if not len(table):
+        raise request.error("holds no rows; give a table with a row per image")
+    return table
 
 
 def _open_part(request: SourceRequest) -> ImageTable:
@@ -85,8 +95,7 @@ def _open_part(request: SourceRequest) -> ImageTable:
         return _open_benchmark(request, source, split or BENCHMARKS[source].default_split)
     path = Path(source).expanduser()
     if not split and (shards := shards_of(source)):
-        columns = read_shards(shards)
-        return table_from_columns(request, columns)
+        return table_from_columns(request, read_shards(shards))
     if path.is_dir():
         return _open_folder(request, path, split)
     if path.exists():
@@ -94,13 +103,25 @@ def _open_part(request: SourceRequest) -> ImageTable:
             raise request.error(f"a file has no splits; leave ':{split}' out")
         if path.suffix.lower() not in READERS:
             raise request.error(f"'{path.suffix}' is no known table; give a folder or a {', '.join(READERS)} file")
-        columns = READERS[path.suffix.lower()](path)
-        return table_from_columns(request, columns)
-    if is_pattern(source):
-        found = "only what is no shard" if next(matching(source), None) else "nothing"
-        raise request.error(f"the pattern matches {found}; check it, or name a folder or file")
+        return table_from_columns(request, READERS[path.suffix.lower()](path))
+    if tables := table_shards_of(request, source):
+        return _open_table_shards(request, tables)
     dataset = load_hub(request, source, split or "train")
     return table_from_columns(request, Columns(dataset.features, dataset.select_columns, Path()))
+
+
+def _open_table_shards(request: SourceRequest, files: list[Path]) -> ImageTable:
+    """One table in several files; empty ones, as Spark writes them, may be among them."""
+    parquet = functools.partial(read_parquet, table_bytes=sum(file.stat().st_size for file in files))
+    readers = READERS | {".parquet": parquet}
+    tables = [table_from_columns(replace(request, spec=str(f)), readers[f.suffix.lower()](f)) for f in files]
+    labeled = [table.labels is not None for table in tables]
+    if any(labeled) and not all(labeled):
+        raise request.error(
+            f"{tables[labeled.index(False)].name} has no label column, {tables[labeled.index(True)].name} has one; "
+            f"give all files of a table the same columns"
+        )
+    return replace(_join(request.spec, tables, [request.spec] * len(tables)), parts=())
 
 
 def _open_benchmark(request: SourceRequest, name: str, split: str) -> ImageTable:
@@ -185,6 +206,8 @@ def _closest(source: str) -> str:
 def _open_folder(request: SourceRequest, folder: Path, split: str | None) -> ImageTable:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _open_saved(request, folder, split)
+    if not split and (tables := table_shards_of(request, str(folder))):
+        return _open_table_shards(request, tables)
     if split and not (folder / split).is_dir():
         with FolderIndex(folder) as index:
             raise request.error(f"no sub-folder '{split}'; there are {listed([p.name for p in index.folders()])}")
@@ -222,8 +245,10 @@ def _from_files(request: SourceRequest, folder: Path) -> ImageTable:
     with FolderIndex(folder) as index:
         loose = list(index.files(folder, deep=request.labels == "ignored"))
         classes = [] if request.labels == "ignored" else index.folders()
-        inside = {sub.name: list(index.files(sub, outside=folder)) for sub in classes}
-    inside = {name: files for name, files in inside.items() if files}
+        inside: dict[str, list[str]] = {}
+        for sub in classes:
+            if files := list(index.files(sub, outside=folder)):
+                inside.setdefault(class_name(sub.name) or sub.name, []).extend(files)
     if request.labels == "ignored":
         by_class = {"": loose}
     else:
@@ -244,15 +269,15 @@ def _from_files(request: SourceRequest, folder: Path) -> ImageTable:
             by_class = inside
     files = list(itertools.chain(*by_class.values()))
     if not files:
-        tables = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in READERS)
-        fix = f"the folder holds {tables[0]}: name that file" if tables else "check the path"
+        tables = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in READERS)
+        fix = f"the folder holds {tables[0]}: name that file or its folder" if tables else "check the path"
         raise request.error(f"no images at any depth; {fix} (looked for {' '.join(sorted(readable_extensions()))})")
     if "" in by_class:
         return ImageTable(request.spec, paths_dataset(files), None, ())
     classes = tuple(sorted(by_class))
     labels = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
-    files = list(itertools.chain(*(by_class[name] for name in classes)))
-    return ImageTable(request.spec, paths_dataset(files), labels, classes)
+    paths = paths_dataset(list(itertools.chain(*(by_class[name] for name in classes))))
+    return ImageTable(request.spec, paths, labels, classes)
 
 
 def _join(spec: str, tables: list[ImageTable], sources: list[str]) -> ImageTable:
@@ -262,8 +287,7 @@ def _join(spec: str, tables: list[ImageTable], sources: list[str]) -> ImageTable
     starts = np.cumsum([0, *map(len, tables)]).tolist()
     parts = tuple((table.name, start) for table, start in zip(tables, starts, strict=False))
     joined = ImageTable(spec, images, None, (), tables[0].recall_at, parts)
-    known = [table.labels for table in tables if table.labels is not None]
-    if len(known) < len(tables):
+    if len(known := [table.labels for table in tables if table.labels is not None]) < len(tables):
         return joined
     one = len(set(sources)) == 1
     names = [
