@@ -58,8 +58,8 @@ class ImageTable:
         return self.original(row) if kept is None else kept
 
     def original(self, row: int) -> "ImageSource":
-        """Like `source`, past the cache."""
-        return self.images[int(row)]["image"]
+        """Like `source`, past the cache; a row may hold no image."""
+        return self.images[int(row)]["image"] or {"bytes": None, "path": None}
 
     def byte_lengths(self) -> NDArray[np.int64]:
         """(N,) bytes of the encoded images that the table holds, without reading them; -1 of those that it names."""

@@ -191,7 +191,7 @@ def encoded(source: ImageSource) -> bytes:
     data, path = source["bytes"], source["path"]
     if data is None:
         if not path:
-            raise BadImage("neither bytes nor a path")
+            raise BadImage("no image: neither bytes nor a path")
         data = _read_file(path)
     if not data:
         raise BadImage("empty file")

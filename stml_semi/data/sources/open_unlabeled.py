@@ -1,6 +1,5 @@
 """What --unlabeled names: a table, or a stream."""
 
-import glob
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from stml_semi.data.sources.columns import image_column_of
 from stml_semi.data.sources.named_files import exists, is_pattern, matching, streamed
 from stml_semi.data.sources.open_source import load_hub, open_part, open_source
 from stml_semi.data.sources.request import SourceRequest, checked_parts, listed, shares_of, split_spec
-from stml_semi.data.sources.shards import shards_of
+from stml_semi.data.sources.shards import shards_of, stream_shards
 from stml_semi.data.sources.streams import ImageStream, StreamSource
 from stml_semi.runtime.errors import BadInput
 
@@ -19,6 +18,8 @@ from stml_semi.runtime.errors import BadInput
 _SHARDS_IN_TURN = 4
 _SHARDS_IN_TURN_HUB = 1
 _KINDS = frozenset((".tar", ".parquet", ".jsonl"))
+# Rows that tell what the columns are; the image of the first one may be missing.
+_ROWS_READ = 20
 
 
 def open_unlabeled(
@@ -78,13 +79,12 @@ def open_unlabeled(
 
 
 def _open(request: SourceRequest, seed: int) -> StreamSource | ImageTable:
-    from datasets import Dataset, Image, load_dataset
+    from datasets import Dataset, Image
 
     source, split = split_spec(request.spec)
     files = [] if split or source in BENCHMARKS else _files(source)
     if files and files[0].suffix.lower() == ".tar":
-        escaped = [glob.escape(str(file)) for file in files]
-        dataset = load_dataset("webdataset", data_files={"train": escaped}, split="train", streaming=True)
+        dataset = stream_shards(files)
     elif files:
         dataset = streamed(files)
     elif source in BENCHMARKS or exists(source) or is_pattern(source):
@@ -92,8 +92,8 @@ def _open(request: SourceRequest, seed: int) -> StreamSource | ImageTable:
     else:
         dataset = load_hub(request, source, split or "train", streaming=True)
     features = dataset.features
-    if features is None:  # Nobody wrote down what the columns are: the first row tells.
-        features = Dataset.from_list(list(dataset.take(1))).features
+    if features is None:  # Nobody wrote down what the columns are: the first rows tell.
+        features = Dataset.from_list(list(dataset.take(_ROWS_READ))).features
     column = image_column_of(request, features)
     if column is None:
         raise request.error(f"no image column among {listed(list(features))}; name it with {request.flag}-image-column")
