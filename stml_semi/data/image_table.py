@@ -42,6 +42,8 @@ class ImageTable:
     """What `source` gives in place of the original of a row, if anything: pictures that were decoded before."""
     weights: tuple[float, ...] = ()
     """Share of the pool that every source gives, of 1; () if that is left to their sizes."""
+    skipped: tuple[str, ...] = ()
+    """Sentences about files of the sources that are not read, to be shown wherever the table is opened."""
 
     def __len__(self) -> int:
         return len(self.images)

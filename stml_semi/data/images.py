@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from stml_semi.data.image_kinds import register_plugins
 from stml_semi.runtime.errors import one_line
 
 try:
@@ -179,6 +180,7 @@ def readable_extensions() -> frozenset[str]:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    register_plugins()
     return tuple(name for name in Image.ID if name not in _UNSUITABLE)
 
 

@@ -89,6 +89,8 @@ def evaluate_model(
     line: dict[str, Any] = {"step": _step(model), "data": table.name, "model": model, **scores, **left_out}
     if embedded.bad:
         line["unreadable"] = [bad._asdict() for bad in embedded.bad]
+    if table.skipped:
+        line["skipped"] = list(table.skipped)
     if confidence is not None:
         # Queries are drawn one by one, not by class: the classes themselves count as given.
         intervals = bootstrap(score_values(found.scores), confidence=confidence / 100)

@@ -8,6 +8,7 @@ import difflib
 import itertools
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from stml_semi.data.benchmarks.data_root import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.benchmarks.facts import BENCHMARKS
+from stml_semi.data.image_kinds import describe_skipped
 from stml_semi.data.image_table import ImageTable, paths_dataset
 from stml_semi.data.sources.columns import READERS, Columns, label_column_of, read_parquet, table_from_columns
 from stml_semi.data.sources.folders import FolderIndex
@@ -223,7 +225,10 @@ def _from_files(request: SourceRequest, folder: Path) -> ImageTable:
         loose = list(index.files(folder, deep=request.labels == "ignored"))
         classes = [] if request.labels == "ignored" else index.folders()
         inside = {sub.name: list(index.files(sub, outside=folder)) for sub in classes}
+        other_kinds = index.skipped()
+    empty = [name for name, files in inside.items() if not files]
     inside = {name: files for name, files in inside.items() if files}
+    skipped = _skipped(request, other_kinds, len(loose) + sum(map(len, inside.values())), empty)
     if request.labels == "ignored":
         by_class = {"": loose}
     else:
@@ -246,13 +251,26 @@ def _from_files(request: SourceRequest, folder: Path) -> ImageTable:
     if not files:
         tables = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in READERS)
         fix = f"the folder holds {tables[0]}: name that file" if tables else "check the path"
+        if other_kinds:
+            fix = f"{fix}; {describe_skipped(other_kinds, 0)}"
         raise request.error(f"no images at any depth; {fix} (looked for {' '.join(sorted(readable_extensions()))})")
     if "" in by_class:
-        return ImageTable(request.spec, paths_dataset(files), None, ())
+        return ImageTable(request.spec, paths_dataset(files), None, (), skipped=skipped)
     classes = tuple(sorted(by_class))
     labels = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
     files = list(itertools.chain(*(by_class[name] for name in classes)))
-    return ImageTable(request.spec, paths_dataset(files), labels, classes)
+    return ImageTable(request.spec, paths_dataset(files), labels, classes, skipped=skipped)
+
+
+def _skipped(request: SourceRequest, kinds: Mapping[str, int], num_images: int, empty: list[str]) -> tuple[str, ...]:
+    """What a folder holds that the table does not, in sentences."""
+    sentences = []
+    if kinds:
+        sentences.append(f"{request.spec}: {describe_skipped(kinds, num_images)}")
+    if empty and request.labels != "ignored":
+        subject = "class folder holds" if len(empty) == 1 else "class folders hold"
+        sentences.append(f"{request.spec}: {len(empty)} {subject} no readable image: {listed(empty)}")
+    return tuple(sentences)
 
 
 def _join(spec: str, tables: list[ImageTable], sources: list[str]) -> ImageTable:
@@ -261,7 +279,8 @@ def _join(spec: str, tables: list[ImageTable], sources: list[str]) -> ImageTable
     images = concatenate_datasets([table.images for table in tables])
     starts = np.cumsum([0, *map(len, tables)]).tolist()
     parts = tuple((table.name, start) for table, start in zip(tables, starts, strict=False))
-    joined = ImageTable(spec, images, None, (), tables[0].recall_at, parts)
+    skipped = tuple(itertools.chain(*(table.skipped for table in tables)))
+    joined = ImageTable(spec, images, None, (), tables[0].recall_at, parts, skipped=skipped)
     known = [table.labels for table in tables if table.labels is not None]
     if len(known) < len(tables):
         return joined
