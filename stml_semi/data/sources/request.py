@@ -51,7 +51,7 @@ class SourceRequest:
         from datasets.exceptions import DatasetsError
         from pyarrow import ArrowException
 
-        damaged = (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError, csv.Error, tarfile.TarError)
+        damaged = (OSError, EOFError, UnicodeError, json.JSONDecodeError, csv.Error, tarfile.TarError)
         shown = not datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()
         try:
