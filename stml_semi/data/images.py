@@ -36,6 +36,8 @@ MAX_PIXELS = 178_956_970
 MAX_ASPECT = 256
 """Longest side over shortest: resizing the shortest side of a narrower strip would fill the memory."""
 MAX_FILE_BYTES = 2**30
+REFUSED = "refused: "
+"""How the path of an image without bytes begins, if it is a reason and no path."""
 
 # Formats that only name a file type without decoding it, or hand the file to another program.
 _UNSUITABLE = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "WMF"}
@@ -196,7 +198,7 @@ def encoded(source: ImageSource) -> bytes:
             raise BadImage("no image: neither bytes nor a path")
         data = _read_file(path)
     if not data:
-        raise BadImage("empty file")
+        raise BadImage(path if path and path.startswith(REFUSED) else "empty file")
     return data
 
 
