@@ -147,6 +147,8 @@ def _describe(spec: str, root: str | None, *, sample: int, image_column: str | N
             f"{len(table.classes):,}, of {counts[0]} to {counts[-1]} images (median {counts[len(counts) // 2]}): "
             f"{', '.join(table.classes[:3])}{', ...' if len(table.classes) > 3 else ''}"
         )
+    if table.skipped:
+        lines["skipped"] = "\n".join(table.skipped)
     if table.queries is not None:
         lines["protocol"] = f"{int(table.queries.sum()):,} queries against the others"
     rows = np.unique(np.linspace(0, len(table) - 1, min(sample or len(table), len(table))).astype(np.int64))

@@ -61,7 +61,7 @@ def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
 
 def left_out(line: dict[str, Any]) -> list[str]:
     """Sentences about what the scores of an evaluation line do not speak of."""
-    sentences = []
+    sentences = [f"{sentence}." for sentence in line.get("skipped", ())]
     if count := line.get("num_unreadable"):
         example = next((f", such as {bad['image']} ({bad['reason']})" for bad in line.get("unreadable", ())), "")
         sentences.append(f"{_counted(count, 'unreadable image')} left out{example}.")

@@ -1,5 +1,6 @@
 """How commands end: bad input in one line, results in a sentence or as JSON, and only once."""
 
+import io
 import json
 import os
 import sys
@@ -40,6 +41,13 @@ def stop(message: str, code: int, *, everywhere: bool = True) -> NoReturn:
 def is_main() -> bool:
     """Whether this is the first process of `accelerate launch`, known before torch is imported."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def print_any_name() -> None:
+    """File names that are not UTF-8 are printed with escapes, where printing them would end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A notebook has others.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def quiet_libraries() -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from stml_semi.data.image_kinds import register_plugins
 from stml_semi.runtime.errors import one_line
 
 try:
@@ -35,6 +36,8 @@ MAX_PIXELS = 178_956_970
 MAX_ASPECT = 256
 """Longest side over shortest: resizing the shortest side of a narrower strip would fill the memory."""
 MAX_FILE_BYTES = 2**30
+REFUSED = "refused: "
+"""How the path of an image without bytes begins, if it is a reason and no path."""
 
 # Formats that only name a file type without decoding it, or hand the file to another program.
 _UNSUITABLE = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "WMF"}
@@ -179,6 +182,7 @@ def readable_extensions() -> frozenset[str]:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    register_plugins()
     return tuple(name for name in Image.ID if name not in _UNSUITABLE)
 
 
@@ -191,10 +195,10 @@ def encoded(source: ImageSource) -> bytes:
     data, path = source["bytes"], source["path"]
     if data is None:
         if not path:
-            raise BadImage("neither bytes nor a path")
+            raise BadImage("no image: neither bytes nor a path")
         data = _read_file(path)
     if not data:
-        raise BadImage("empty file")
+        raise BadImage(path if path and path.startswith(REFUSED) else "empty file")
     return data
 
 

@@ -75,9 +75,9 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in one go."""
+    """Writes a file in one go. Names in it that are not UTF-8 are written as JSON escapes them, for JSON to read."""
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def flush(path: Path) -> None:

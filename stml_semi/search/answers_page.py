@@ -63,7 +63,7 @@ def write_page(path: str, folder: str, answers: Sequence[Answer]) -> None:
         },
     )
     try:
-        Path(path).write_text(page, encoding="utf-8")
+        Path(path).write_text(page, encoding="utf-8", errors="backslashreplace")  # Of names that are not UTF-8.
     except OSError as error:
         raise BadInput(f"--html {path}: {error.strerror or error}; name a file that can be written") from None
 

@@ -44,6 +44,8 @@ class Embedded(NamedTuple):
     """Those whose name was another image's in the index."""
     num_gone: int
     """Images of the index that the source does not have any more: they are dropped."""
+    skipped: tuple[str, ...]
+    """Sentences about files of the source that are not read."""
 
 
 def embed_source(
@@ -105,7 +107,7 @@ def embed_source(
     accelerator.wait_for_everyone()
     num_bad = len(read_json_lines(index.bad_images))
     accelerator.end_training()
-    return Embedded(output, len(table), embedded, num_bad, *changes)
+    return Embedded(output, len(table), embedded, num_bad, *changes, table.skipped)
 
 
 def _fill(

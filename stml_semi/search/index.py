@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.files import read_json_lines, replacing, write_json_lines, write_text
+from stml_semi.runtime.names import from_utf8, to_utf8
 
 Format = Literal["safetensors", "parquet", "npy"]
 FORMATS: tuple[Format, ...] = ("safetensors", "parquet", "npy")
@@ -213,7 +214,11 @@ def _write_parquet(path: Path, part: Part) -> None:
 
     width = part.embeddings.shape[1]
     values = pa.FixedSizeListArray.from_arrays(pa.array(part.embeddings.numpy().reshape(-1)), width)
-    columns = {"row": pa.array(part.rows), "image": pa.array(list(part.images), pa.string()), "embedding": values}
+    columns = {
+        "row": pa.array(part.rows),
+        "image": pa.array(map(to_utf8, part.images), pa.string()),
+        "embedding": values,
+    }
     parquet.write_table(pa.table(columns), path)
 
 
@@ -224,7 +229,8 @@ def _read_parquet(path: Path) -> Part:
     column = table.column("embedding").combine_chunks()
     flat = column.flatten().to_numpy()
     embeddings = torch.from_numpy(flat.reshape(len(column), column.type.list_size).copy())
-    return Part(embeddings, table.column("row").to_numpy().copy(), table.column("image").to_pylist())
+    images = [from_utf8(image) for image in table.column("image").to_pylist()]
+    return Part(embeddings, table.column("row").to_numpy().copy(), images)
 
 
 class _Names:

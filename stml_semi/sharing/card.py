@@ -78,7 +78,10 @@ def card_files(facts: CardFacts) -> dict[str, bytes]:
     curves = draw_curves([line for line in facts.lines if line.get("step", 0) <= facts.step])
     card = _card(facts, curves=curves is not None)
     check_card(card)
-    files = {"README.md": card.encode(), "training_config.yaml": training_yaml(facts.config).encode()}
+    files = {
+        "README.md": card.encode(errors="backslashreplace"),
+        "training_config.yaml": training_yaml(facts.config).encode(),
+    }
     return files if curves is None else files | {CURVES: curves}
 
 

@@ -92,6 +92,8 @@ def evaluate_model(
         line["unmatched_classes"] = _per_name(table.classes, found.labels[found.scores.num_relevant == 0])
     if embedded.bad:
         line["unreadable"] = [bad._asdict() for bad in embedded.bad]
+    if table.skipped:
+        line["skipped"] = list(table.skipped)
     if confidence is not None:
         # Queries are drawn one by one, not by class: the classes themselves count as given.
         intervals = bootstrap(score_values(found.scores), confidence=confidence / 100)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from stml_semi.config import TrainConfig
 from stml_semi.data.batches.live_images import describe_images
-from stml_semi.data.claims import claim, few_unlabeled, terms_of_use
+from stml_semi.data.claims import claim, few_unlabeled, skipped_files, terms_of_use
 from stml_semi.data.run_tables import cache_tables, describe_excluded, kept_classes
 from stml_semi.report.write import ReportedRun, write_or_explain
 from stml_semi.run_folder.folder import RunFolder
@@ -90,6 +90,8 @@ def _announce(prepared: Prepared, progress: Progress) -> None:
         progress.note(f"{describe_excluded(tables)}; listed in {folder.overlap}")
     for text in terms_of_use(config):
         progress.note(text)
+    for sentence in skipped_files(tables):
+        progress.note(f"warning: {sentence}")
     if warning := few_unlabeled(tables):
         progress.note(f"warning: {warning}")
     if tables.unlabeled is not None and tables.unlabeled.weights:

@@ -151,7 +151,7 @@ def bad_sources(folder) -> dict[str, ImageSource]:
         return {"bytes": None, "path": str(folder / name)}
 
     return {
-        "neither bytes nor a path": {"bytes": None, "path": None},
+        "no image: neither bytes nor a path": {"bytes": None, "path": None},
         "no such file": path("broken.jpg"),
         "empty file": path("empty.jpg"),
         "not a regular file": path("folder.jpg"),

@@ -17,17 +17,15 @@ import numpy as np
 
 from stml_semi.data.benchmarks.data_root import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.benchmarks.facts import BENCHMARKS
-from stml_semi.data.image_table import ImageTable, paths_dataset
-from stml_semi.data.labels import class_name
+from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.columns import Columns, label_column_of, table_from_columns
 from stml_semi.data.sources.folders import FolderIndex
+from stml_semi.data.sources.image_folder import image_folder
 from stml_semi.data.sources.request import Labels, SourceRequest, checked_parts, listed, shares_of, split_spec
 from stml_semi.data.sources.shards import read_shards, shards_of
 from stml_semi.data.sources.table_files import READERS, read_parquet
 from stml_semi.data.sources.table_shards import first_shards, table_shards_of
 from stml_semi.runtime.errors import BadInput, one_line
-
-_SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
 
 def open_source(
@@ -219,7 +217,7 @@ def _open_folder(request: SourceRequest, folder: Path, split: str | None) -> Ima
                 if label_column_of(request, columns.features):
                     return table_from_columns(request, columns)
     try:
-        return _from_files(request, folder)
+        return image_folder(request, folder)
     except OSError as error:
         raise request.error(f"{error.filename}: {error.strerror}; make the folder readable") from None
 
@@ -238,55 +236,14 @@ def _open_saved(request: SourceRequest, folder: Path, split: str | None) -> Imag
     return table_from_columns(request, Columns(splits[split].features, splits[split].select_columns, Path()))
 
 
-def _from_files(request: SourceRequest, folder: Path) -> ImageTable:
-    """A folder of class folders, or of loose images."""
-    from stml_semi.data.images import readable_extensions
-
-    with FolderIndex(folder) as index:
-        loose = list(index.files(folder, deep=request.labels == "ignored"))
-        classes = [] if request.labels == "ignored" else index.folders()
-        inside: dict[str, list[str]] = {}
-        for sub in classes:
-            if files := list(index.files(sub, outside=folder)):
-                inside.setdefault(class_name(sub.name) or sub.name, []).extend(files)
-    if request.labels == "ignored":
-        by_class = {"": loose}
-    else:
-        shape = f"one sub-folder per class is needed, as in {folder}/robin/1.jpg and {folder}/wren/2.jpg"
-        splits = bool(inside) and inside.keys() <= _SPLIT_FOLDERS
-        if request.labels == "optional" and (loose or splits or not inside):
-            by_class = {"": loose + list(itertools.chain(*inside.values()))}
-        elif loose:
-            where = "beside the class folders" if inside else "loose in the folder"
-            raise request.error(
-                f"{len(loose)} images lie {where}, such as {Path(loose[0]).name}; {shape}, or a csv file"
-            )
-        elif splits:
-            raise request.error(
-                f"holds splits, not classes; name one of {', '.join(inside)} as in {folder}:{min(inside)}"
-            )
-        else:
-            by_class = inside
-    files = list(itertools.chain(*by_class.values()))
-    if not files:
-        tables = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in READERS)
-        fix = f"the folder holds {tables[0]}: name that file or its folder" if tables else "check the path"
-        raise request.error(f"no images at any depth; {fix} (looked for {' '.join(sorted(readable_extensions()))})")
-    if "" in by_class:
-        return ImageTable(request.spec, paths_dataset(files), None, ())
-    classes = tuple(sorted(by_class))
-    labels = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
-    paths = paths_dataset(list(itertools.chain(*(by_class[name] for name in classes))))
-    return ImageTable(request.spec, paths, labels, classes)
-
-
 def _join(spec: str, tables: list[ImageTable], sources: list[str]) -> ImageTable:
     from datasets import concatenate_datasets
 
     images = concatenate_datasets([table.images for table in tables])
     starts = np.cumsum([0, *map(len, tables)]).tolist()
     parts = tuple((table.name, start) for table, start in zip(tables, starts, strict=False))
-    joined = ImageTable(spec, images, None, (), tables[0].recall_at, parts)
+    skipped = tuple(itertools.chain(*(table.skipped for table in tables)))
+    joined = ImageTable(spec, images, None, (), tables[0].recall_at, parts, skipped=skipped)
     if len(known := [table.labels for table in tables if table.labels is not None]) < len(tables):
         return joined
     one = len(set(sources)) == 1

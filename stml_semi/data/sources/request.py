@@ -53,7 +53,7 @@ class SourceRequest:
         from datasets.exceptions import DatasetsError
         from pyarrow import ArrowException
 
-        damaged = (OSError, EOFError, UnicodeDecodeError, Damaged, tarfile.TarError)
+        damaged = (OSError, EOFError, UnicodeError, Damaged, tarfile.TarError)
         shown = not datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()
         try:

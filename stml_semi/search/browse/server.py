@@ -244,7 +244,7 @@ def _pages(finder: Finder) -> dict[str, Answer]:
     )
     style = read_asset(PAGE_STYLE) + read_asset("search/browse/style.css")
     return {
-        "/": Answer(page.encode(), "text/html; charset=utf-8"),
+        "/": Answer(page.encode(errors="backslashreplace"), "text/html; charset=utf-8"),
         "/style.css": Answer(style, "text/css; charset=utf-8"),
         "/script.js": Answer(read_asset("search/browse/script.js"), "text/javascript; charset=utf-8"),
     }
