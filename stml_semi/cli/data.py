@@ -185,7 +185,7 @@ def _describe(spec: str, root: str | None, *, sample: int, image_column: str | N
 
 def _console(stream: Any) -> Any:
     """Wide where there is no terminal: a path that is cut in two cannot be copied."""
-    from rich.console import Console
+    from stml_semi.runtime.terminal_text import PlainConsole
 
     width = None if stream.isatty() else 200
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+    return PlainConsole(file=stream, width=width)

@@ -136,7 +136,12 @@ def dedup(
     if as_json:
         print(json.dumps([group._asdict() for group in groups]))
         return
+    from stml_semi.runtime.terminal_text import visible
+
     for number, group in enumerate(groups, 1):
         print(f"group {number}: {len(group.rows)} images")
-        print("".join(f"  {image} (row {row})\n" for row, image in zip(group.rows, group.images, strict=True)), end="")
+        print(
+            "".join(f"  {visible(image)} (row {row})\n" for row, image in zip(group.rows, group.images, strict=True)),
+            end="",
+        )
     print(f"{len(groups)} groups, {sum(len(group.rows) - 1 for group in groups)} images more than needed")

@@ -30,10 +30,12 @@ class one_line_errors:
 
 
 def stop(message: str, code: int, *, everywhere: bool = True) -> NoReturn:
+    from stml_semi.runtime.terminal_text import visible
+
     if is_main():
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {visible(message)}", file=sys.stderr)
     elif not everywhere:
-        print(f"error: process {os.environ['RANK']}: {message}", file=sys.stderr)
+        print(f"error: process {os.environ['RANK']}: {visible(message)}", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)
 
@@ -72,5 +74,7 @@ def among(name: str, value: str, *choices: str) -> None:
 
 def print_outcome(sentence: str, values: dict[str, Any], as_json: bool) -> None:
     """Fingerprints a result, on the main process."""
+    from stml_semi.runtime.terminal_text import visible
+
     if is_main():
-        print(json.dumps(values) if as_json else sentence)
+        print(json.dumps(values) if as_json else visible(sentence))

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stml_semi.runtime.errors import BadInput, one_line
+from stml_semi.runtime.finite import check_weights
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -39,7 +40,7 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
         image_size: side of the input in pixels; position embeddings are resampled where they depend on it.
 
     Raises:
-        BadInput: not found, or not an image backbone.
+        BadInput: not found, not an image backbone, or with weights that are not finite.
     """
     from transformers import AutoConfig, AutoImageProcessor
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -88,6 +89,9 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
             f"{flag} {name}: its file lacks {len(used)} of the model's weights ({used[0]}, ...), which would be "
             f"random: is config.json that of these weights?"
         )
+    check_weights(
+        model, f"{flag} {name}", "its file is damaged, or the model diverged; take another checkpoint or model"
+    )
     if image_size is not None:
         model, processor = resize(model, processor, image_size)
     return Backbone(model.eval(), processor)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.files import read_json_lines, replacing, write_json_lines, write_text
+from stml_semi.runtime.finite import check_lengths
 from stml_semi.runtime.names import from_utf8, to_utf8
 
 Format = Literal["safetensors", "parquet", "npy"]
@@ -99,16 +100,17 @@ class Index:
         Raises:
             BadInput: it is missing or damaged.
         """
+        what, fix = self._path(number).name, "delete that file and run the same `embed` command again"
         try:
-            return _READ[self.info.format](self._path(number))
+            part = _READ[self.info.format](self._path(number))
+            if part.embeddings.shape != (len(part.rows), self.info.num_features):
+                raise ValueError(f"embeddings of shape {tuple(part.embeddings.shape)}")
         except BadInput:
             raise
         except Exception as error:  # Readers of three formats raise what they like on damaged files.
-            reason = one_line(error)
-            fix = "delete that file and run the same `embed` command again"
-            raise BadInput(
-                f"--index {self.folder}: {self._path(number).name} cannot be read ({reason}): {fix}"
-            ) from None
+            raise BadInput(f"--index {self.folder}: {what} cannot be read ({one_line(error)}): {fix}") from None
+        check_lengths(part.embeddings, f"--index {self.folder}: {what}", lambda i: part.images[i], fix)
+        return part
 
     def has(self, number: int) -> bool:
         """Whether a part was written."""

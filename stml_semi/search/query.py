@@ -90,7 +90,7 @@ def _embed(index: Index, images: Sequence[str], model: str | None) -> Tensor:
             pictures.append(read_image({"bytes": None, "path": path}))
         except BadImage as error:
             raise BadInput(f"search {path}: {error}; give picture files") from None
-    return torch.from_numpy(open_model(index, model).encode(pictures))
+    return torch.from_numpy(open_model(index, model).encode(pictures, names=images))
 
 
 def open_model(index: Index, model: str | None = None) -> Retriever:

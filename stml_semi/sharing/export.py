@@ -16,6 +16,7 @@ from stml_semi.models.adaptation import merged
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.pooling import Pooling
 from stml_semi.runtime.files import scratch_beside
+from stml_semi.runtime.finite import check_weights
 from stml_semi.sharing.inputs import for_any_image
 
 PoolingMode = Literal["cls", "mean", "max"]
@@ -41,6 +42,9 @@ def export_model(
         files: further ones at the root (the card): name -> content.
         dtype: of the stored weights. Whoever opens the folder computes in float32 unless told otherwise: half precision
             is slow on many processors, and a ResNet in it refuses the image processor's float32 pixels.
+
+    Raises:
+        BadInput: weights are not finite, or not in `dtype`.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Transformer
@@ -78,6 +82,8 @@ def export_model(
         )
         target = scratch / "model"
         served = SentenceTransformer(modules=[*modules, dense, Normalize()], device="cpu").to(dtype)
+        other = " or --dtype float32" if dtype == torch.float16 else ""  # Whose largest number is 65,504.
+        check_weights(served, f"the model for {folder}", f"take another checkpoint{other}")
         served.save_pretrained(str(target), create_model_card=False)
         _update(target / "config.json", dtype="float32")
         if backend := getattr(processor, "backend", None):  # The other one differs from it by a gray level.

@@ -1,7 +1,7 @@
 """Open what was trained: a run folder, an export, a hub id, or a bare backbone."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from stml_semi.models.backbone import open_backbone, resolve_backbone
 from stml_semi.models.pooling import pool_output, resolve_pooling
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.runtime.errors import BadInput, one_line
+from stml_semi.runtime.finite import check_lengths, check_weights
 
 
 class Retriever(nn.Module):
@@ -48,16 +49,27 @@ class Retriever(nn.Module):
         return (pooled if self.dense is None else self.dense(pooled)).float()
 
     @torch.inference_mode()
-    def encode(self, images: list[Image.Image], *, batch_size: int = 64, normalize: bool = True) -> NDArray[np.float32]:
+    def encode(
+        self,
+        images: list[Image.Image],
+        *,
+        batch_size: int = 64,
+        normalize: bool = True,
+        names: Sequence[str] | None = None,
+    ) -> NDArray[np.float32]:
         """Embeddings of pictures.
 
         Args:
             images: PIL pictures of any mode and size.
             batch_size: pictures per forward pass.
             normalize: bring embeddings to unit length.
+            names: of the pictures, for the message of an error; default: their numbers.
 
         Returns:
             (N, d) float32.
+
+        Raises:
+            BadInput: some embeddings are not finite.
         """
         device = next(self.parameters()).device
         parts = []
@@ -65,6 +77,8 @@ class Retriever(nn.Module):
             pictures = [to_rgb(image) for image in images[start : start + batch_size]]
             parts.append(self(eval_views(pictures, self.processor).to(device)))
         embeddings = torch.cat(parts) if parts else torch.zeros(0, self.num_features, device=device)
+        fix = "the model diverged or is damaged; take another checkpoint or model"
+        check_lengths(embeddings, "the model", lambda i: names[i] if names else f"image {i}", fix)
         return (F.normalize(embeddings, dim=1) if normalize else embeddings).cpu().numpy()
 
     @property
@@ -138,6 +152,7 @@ def load(model: str | Path, *, device: str | torch.device = "cpu") -> Retriever:
         width, features = weights["linear.weight"].shape
         dense = nn.Linear(features, width, bias="linear.bias" in weights)
         dense.load_state_dict({key.removeprefix("linear."): value for key, value in weights.items()})
+        check_weights(dense, f"--model {model}", "its file is damaged, or the model diverged; take another")
     return Retriever(backbone.model, backbone.processor, pool_of, dense).to(device)
 
 

@@ -219,15 +219,18 @@ class _Progress:
             self._bar().update(0, completed=self.found)
         elif now > 2 * self.said:  # Ever more rarely.
             self.said = now
-            print(f"{self.what}: {self.found:,} pictures after {now:.0f}s", file=sys.stderr)
+            from stml_semi.runtime.terminal_text import visible
+
+            print(f"{visible(self.what)}: {self.found:,} pictures after {now:.0f}s", file=sys.stderr)
 
     def _bar(self) -> Any:
         if self.bar is None:
-            from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+            from stml_semi.runtime.terminal_text import PlainConsole
+
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed:,}"))
-            self.bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+            self.bar = Progress(*columns, TimeElapsedColumn(), console=PlainConsole(stderr=True))
             self.bar.add_task(self.what, total=None)
             self.bar.start()
         return self.bar

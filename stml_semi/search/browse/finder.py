@@ -1,13 +1,10 @@
 """What the browse page asks: neighbors of an uploaded picture or of a row, and small pictures of rows."""
 
-import io
 import threading
-import warnings
 from pathlib import PurePath
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from stml_semi.data.images import BadImage, read_image
@@ -20,7 +17,8 @@ MAX_BYTES = 20 * 2**20
 """Of an upload."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Uploads that are decoded: what browsers and cameras write."""
-_MAX_PIXELS = 50_000_000
+_MOST_DECODED = 350_000_000
+"""Bytes that an upload may take while it is decoded: 50 million pixels of most kinds."""
 _SIDE = 256
 _MOST_BYTES_IN_MEMORY = 2 * 2**30
 
@@ -71,9 +69,11 @@ class Finder:
         Raises:
             BadImage: it is of no known format, damaged, or too large.
         """
-        _check(data)
+        try:
+            picture = read_image({"bytes": data, "path": None}, formats=FORMATS, most=_MOST_DECODED)
+        except BadImage as error:
+            raise BadImage(f"{error}; this page takes {', '.join(FORMATS)}") from None
         with self._lock:
-            picture = read_image({"bytes": data, "path": None})
             return self._nearest(torch.from_numpy(self.retriever.encode([picture])), -1)
 
     def by_row(self, row: int) -> list[ShownHit]:
@@ -112,20 +112,3 @@ class Finder:
 
 def _shown(hit: Hit) -> ShownHit:
     return ShownHit(hit.row, "/".join(PurePath(hit.image).parts[-2:]), hit.similarity)
-
-
-def _check(data: bytes) -> None:
-    """Looks at the header alone: a small file may unpack to a huge picture.
-
-    Raises:
-        BadImage: not one of FORMATS, or too many pixels.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-        except Exception:  # Decoders raise nearly everything on damaged files.
-            raise BadImage(f"not a picture ({', '.join(FORMATS)})") from None
-    if width * height > _MAX_PIXELS:
-        raise BadImage(f"too large ({width} x {height} pixels; at most {_MAX_PIXELS // 10**6} million)")

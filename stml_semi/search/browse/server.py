@@ -192,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
         data = self._read(int(length))
         if not kind.startswith("image/"):
-            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"not a picture ({', '.join(FORMATS)})")
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"not an image ({', '.join(FORMATS)})")
         try:
             return self.server.finder.by_picture(data)
         except BadImage as error:
