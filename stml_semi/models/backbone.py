@@ -1,18 +1,20 @@
 """Any image backbone that transformers opens, with the image processor that defines its evaluation view."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from PIL import Image
 from torch import Tensor, nn
 
+from stml_semi.data.views import eval_view
+from stml_semi.models.model_files import ModelName, check_config, check_files, explain, forget_code, parse_name
 from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.finite import check_weights
-
-EMBEDDED = Path(__file__).parent / "embedded"
 
 
 class Backbone(NamedTuple):
@@ -24,16 +26,10 @@ class Backbone(NamedTuple):
     """transformers.BaseImageProcessor: picture -> pixel_values."""
 
 
-def resolve_backbone(name: str) -> str:
-    """tiny-resnet is a folder inside the package; everything else stays what it is."""
-    folder = EMBEDDED / name
-    return str(folder) if folder.is_dir() and not Path(name).exists() else name
-
-
 def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--backbone") -> Backbone:
-    """Opens a folder, a hub id (timm/... too) or an embedded backbone.
+    """Opens a folder, a hub id (timm/... too, each perhaps with @revision) or an embedded backbone.
 
-    Of models with a vision and a text tower (CLIP, SigLIP) the vision tower is taken.
+    Of models with a vision and a text tower (CLIP, SigLIP) the vision tower is taken. No code of the model is run.
 
     Args:
         name: what `transformers.AutoModel.from_pretrained` takes, or tiny-resnet.
@@ -42,59 +38,116 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
     Raises:
         BadInput: not found, not an image backbone, or with weights that are not finite.
     """
-    from transformers import AutoConfig, AutoImageProcessor
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING
-    from transformers.utils import logging
-
-    path = resolve_backbone(name)
-    # What transformers reports about weights that we leave out on purpose (text towers, classifiers) helps nobody,
-    # nor does a progress bar over a single file that is there already.
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if Path(path).is_dir():
-        logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(path)
-        config = getattr(config, "vision_config", config)
-        if type(config) not in MODEL_MAPPING:
-            raise BadInput(f"transformers has no AutoModel for '{config.model_type}'")
-        model_class: Any = MODEL_MAPPING[type(config)]
-        if model_class.main_input_name != "pixel_values":
-            raise BadInput(f"'{config.model_type}' does not take images")
-        # A ViT's pooler is a layer of its masked-language ancestors: random unless it was trained, and not used here.
-        options = (
-            {"add_pooling_layer": False}
-            if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-            else {}
-        )
-        _switch_off_batch_noise(config)
-        model, loading = model_class.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True, **options
-        )
-        processor = AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = one_line(error)
+        found = parse_name(name)
+        with _quiet(found.place):
+            model, processor = _open(found)
+    except Exception as error:  # There is no end to what its libraries raise of a damaged or hostile folder.
         raise BadInput(
-            f"{flag} {name}: {reason} - give a folder with config.json, model.safetensors and "
+            f"{flag} {name}: {explain(error)} - give a folder with config.json, model.safetensors and "
             f"preprocessor_config.json, a hub id such as facebook/dinov2-small, or tiny-resnet"
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-    random = sorted({*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])})
-    used = [key for key in random if not key.startswith("pooler.")]
-    if used:
-        raise BadInput(
-            f"{flag} {name}: its file lacks {len(used)} of the model's weights ({used[0]}, ...), which would be "
-            f"random: is config.json that of these weights?"
-        )
     check_weights(
         model, f"{flag} {name}", "its file is damaged, or the model diverged; take another checkpoint or model"
     )
     if image_size is not None:
         model, processor = resize(model, processor, image_size)
+    _try_out(processor, f"{flag} {name}")
     return Backbone(model.eval(), processor)
+
+
+def _open(name: ModelName) -> Backbone:
+    from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    if Path(name.place).is_dir():
+        check_files(Path(name.place))
+    # By default transformers asks on the terminal whether to run a model's code, and takes a piped "y" for consent.
+    source: dict[str, Any] = {"revision": name.revision or "main", "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(name.place, **source)
+    vision = getattr(config, "vision_config", None)
+    config = vision if isinstance(vision, PreTrainedConfig) else config
+    check_config(config)
+    if type(config) not in MODEL_MAPPING:
+        raise BadInput(f"transformers has no AutoModel for '{config.model_type}'")
+    model_class: Any = MODEL_MAPPING[type(config)]
+    if model_class.main_input_name != "pixel_values":
+        raise BadInput(f"'{config.model_type}' does not take images")
+    # A ViT's pooler is a layer of its masked-language ancestors: random unless it was trained, and not used here.
+    options = (
+        {"add_pooling_layer": False}
+        if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+        else {}
+    )
+    _switch_off_batch_noise(config)
+    config._attn_implementation = None  # Some values in config.json fetch compiled kernels from the hub.
+    model, loading = model_class.from_pretrained(
+        name.place,
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        weights_only=True,
+        ignore_mismatched_sizes=True,  # Refused below, by name.
+        **source,
+        **options,
+    )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise BadInput("holds an adapter (adapter_config.json); merge it into its model and save that")
+    _check_weights(loading)
+    processor = AutoImageProcessor.from_pretrained(name.place, **source)
+    forget_code(model.config)
+    forget_code(processor)
+    return Backbone(model, processor)
+
+
+def _check_weights(loading: dict[str, Any]) -> None:
+    """
+    Raises:
+        BadInput: some of the model's weights would be random.
+    """
+    missing = [str(key) for key in loading["missing_keys"]]
+    other = [str(key[0]) for key in loading["mismatched_keys"]]
+    used = sorted(key for key in {*missing, *other} if not key.startswith("pooler."))
+    if used:
+        problem = "has another shape for" if used[0] in other else "lacks"
+        raise BadInput(
+            f"its file {problem} {len(used)} of the model's weights ({used[0]}, ...), which would be random: is "
+            f"config.json that of these weights?"
+        )
+
+
+def _try_out(processor: Any, what: str) -> None:
+    """
+    Raises:
+        BadInput: the image processor does not process images.
+    """
+    try:
+        eval_view(Image.new("RGB", (64, 64)), processor)
+    except BadInput:
+        raise
+    except Exception as error:  # It calls what its file says.
+        raise BadInput(
+            f"{what}: its preprocessor_config.json makes nothing of an image ({explain(error)}); give a model with one "
+            f"that works"
+        ) from error
+
+
+@contextmanager
+def _quiet(place: str) -> Iterator[None]:
+    """What transformers reports about weights that we leave out on purpose (text towers, classifiers) helps nobody, nor
+    does a progress bar over a single file that is there already."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if Path(place).is_dir():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _switch_off_batch_noise(config: Any) -> None:
@@ -150,8 +203,19 @@ def _resample_positions(positions: Tensor, shape: torch.Size) -> Tensor:
 
 @torch.no_grad()
 def probe(model: nn.Module, size: tuple[int, int]) -> Any:
-    """The model's output on one gray picture of `size` (height, width), to learn its shapes."""
+    """The model's output on one gray picture of `size` (height, width), to learn its shapes.
+
+    Raises:
+        BadInput: it does not take such a picture.
+    """
     was_training = model.training
-    output = model.eval()(pixel_values=torch.zeros(1, 3, *size, device=next(model.parameters()).device))
+    pixels = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
+    try:
+        output = model.eval()(pixel_values=pixels)
+    except Exception as error:  # Whatever its layers raise.
+        raise BadInput(
+            f"the backbone does not take the {size[0]} x {size[1]} pixels that its image processor makes "
+            f"({one_line(error, 150)}): is preprocessor_config.json that of these weights?"
+        ) from error
     model.train(was_training)
     return output

@@ -82,6 +82,7 @@ def embed_source(
         part_size=part_size,
         format=format,
         num_features=retriever.num_features,
+        commit=retriever.commit,
     )
     index = Index(output, info)
     main = accelerator.is_main_process

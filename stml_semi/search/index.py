@@ -58,6 +58,8 @@ class IndexInfo(NamedTuple):
     format: Format
     num_features: int
     complete: bool = False
+    commit: str | None = None
+    """Of the hub, at which the model was opened; None of a local one."""
 
     @property
     def num_parts(self) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -103,7 +104,10 @@ def open_model(index: Index, model: str | None = None) -> Retriever:
     Raises:
         BadInput: no such model, or another than the index's.
     """
-    retriever = load(model or index.info.model)
+    made_with = index.info.model
+    if index.info.commit and not Path(made_with).exists():
+        made_with = f"{made_with.partition('@')[0]}@{index.info.commit}"  # Its branch may have moved on.
+    retriever = load(model or made_with)
     if fingerprint(retriever) != index.info.fingerprint:
         raise BadInput(
             f"--model {model or index.info.model}: the index was made with other weights ({index.info.model}), whose "

@@ -102,9 +102,8 @@ def _origin(config: TrainConfig, folder: RunFolder) -> Origin:
     from huggingface_hub import ModelCard
 
     if not (folder.model / "README.md").is_file():
-        return find_origin(config)
+        return find_origin(config)._replace(commit=folder.backbone_commit)
     data = ModelCard.load(folder.model / "README.md", ignore_metadata_errors=True).data.to_dict()
     datasets = data.get("datasets") or []
-    return Origin(
-        data.get("base_model"), tuple([datasets] if isinstance(datasets, str) else datasets), data.get("license")
-    )
+    datasets = tuple([datasets] if isinstance(datasets, str) else datasets)
+    return Origin(data.get("base_model"), datasets, data.get("license"), folder.backbone_commit)

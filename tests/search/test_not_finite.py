@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from stml_semi import load
 from stml_semi.data.sources.open_source import open_source
-from stml_semi.models.backbone import EMBEDDED, open_backbone
+from stml_semi.models.backbone import open_backbone
+from stml_semi.models.model_files import EMBEDDED
 from stml_semi.models.evaluation import embed_table
 from stml_semi.runtime.errors import BadInput
 from stml_semi.search.duplicates import find_duplicates
@@ -76,7 +77,7 @@ def test_a_model_with_such_weights_is_refused_by_every_command(monkeypatch, caps
 def test_the_head_of_an_export_is_checked(make_backbone, tmp_path):
     exported(tmp_path / "model", make_backbone("resnet"), "auto")
     damage(next(tmp_path.glob("model/*Dense/model.safetensors")), "weight", np.nan)
-    with pytest.raises(BadInput, match=r"--model .*model: holds weights that are NaN or infinite \(weight\)"):
+    with pytest.raises(BadInput, match=r"--model .*model: its head: holds weights that are NaN or infinite \(weight\)"):
         load(tmp_path / "model")
 
 
