@@ -5,13 +5,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from stml_semi.runtime.errors import BadInput, one_line
 
 EMBEDDED = Path(__file__).parent / "embedded"
+
+# The same weights under the name of a model that does what is wanted of it. ViTMAE hides other patches at every call,
+# a ViT none; the others are CLIP's vision tower, which transformers' AutoModel opens under that name alone.
+_TWINS = {
+    "vit_mae": "vit",
+    "altclip_vision_model": "clip_vision_model",
+    "clipseg_vision_model": "clip_vision_model",
+    "metaclip_2_vision_model": "clip_vision_model",
+}
 
 
 class Backbone(NamedTuple):
@@ -29,14 +37,13 @@ def resolve_backbone(name: str) -> str:
     return str(folder) if folder.is_dir() and not Path(name).exists() else name
 
 
-def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--backbone") -> Backbone:
+def open_backbone(name: str, *, flag: str = "--backbone") -> Backbone:
     """Opens a folder, a hub id (timm/... too) or an embedded backbone.
 
     Of models with a vision and a text tower (CLIP, SigLIP) the vision tower is taken.
 
     Args:
         name: what `transformers.AutoModel.from_pretrained` takes, or tiny-resnet.
-        image_size: side of the input in pixels; position embeddings are resampled where they depend on it.
 
     Raises:
         BadInput: not found, or not an image backbone.
@@ -54,7 +61,7 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
         logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(path)
-        config = getattr(config, "vision_config", config)
+        config = _twin(getattr(config, "vision_config", config))
         if type(config) not in MODEL_MAPPING:
             raise BadInput(f"transformers has no AutoModel for '{config.model_type}'")
         model_class: Any = MODEL_MAPPING[type(config)]
@@ -66,7 +73,7 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
             if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
             else {}
         )
-        _switch_off_batch_noise(config)
+        _prepare(config)
         model, loading = model_class.from_pretrained(
             path, config=config, dtype=torch.float32, output_loading_info=True, **options
         )
@@ -88,60 +95,27 @@ def open_backbone(name: str, *, image_size: int | None = None, flag: str = "--ba
             f"{flag} {name}: its file lacks {len(used)} of the model's weights ({used[0]}, ...), which would be "
             f"random: is config.json that of these weights?"
         )
-    if image_size is not None:
-        model, processor = resize(model, processor, image_size)
     return Backbone(model.eval(), processor)
 
 
-def _switch_off_batch_noise(config: Any) -> None:
-    """DINOv3 rescales its rotary positions by one random factor a batch: noise that no split of a batch can repeat."""
+def _twin(config: Any) -> Any:
+    """The configuration of the model that can be used in its place, where there is one."""
+    from transformers import AutoConfig
+
+    if config.model_type not in _TWINS:
+        return config
+    twin = AutoConfig.for_model(_TWINS[config.model_type])
+    known = twin.to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+    return type(twin)(**{key: value for key, value in config.to_dict().items() if key in known})
+
+
+def _prepare(config: Any) -> None:
+    # DINOv3 rescales its rotary positions by one random factor a batch: noise that no split of a batch can repeat.
     for name in ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"):
         if getattr(config, name, None) is not None:
             setattr(config, name, None)
-
-
-def resize(model: Any, processor: Any, image_size: int) -> Backbone:
-    """The same backbone for another input size, saved as such: whoever opens the export needs no extra argument."""
-    if model.config.model_type == "timm_wrapper":
-        raise BadInput("--image-size: timm backbones keep their size; take an id that was trained at the size you want")
-    processor = type(processor).from_dict({**processor.to_dict(), **_scaled_sizes(processor, image_size)})
-    if getattr(model.config, "image_size", None) not in (None, image_size):
-        native = model.state_dict()
-        model.config.image_size = image_size
-        options = {"add_pooling_layer": False} if getattr(model, "pooler", 0) is None else {}
-        resized = type(model)(model.config, **options)
-        wanted = resized.state_dict()
-        for key, value in native.items():
-            if key in wanted and wanted[key].shape != value.shape:
-                native[key] = _resample_positions(value, wanted[key].shape)
-        resized.load_state_dict(native)
-        model = resized
-    return Backbone(model, processor)
-
-
-def _scaled_sizes(processor: Any, image_size: int) -> dict[str, dict[str, int]]:
-    """size and crop_size for another output, the share that the crop leaves out (256 -> 224, say) unchanged."""
-    fields = {}
-    for name in ("size", "crop_size"):
-        size = getattr(processor, name, None)
-        if size:
-            fields[name] = {key: value for key, value in dict(size).items() if value is not None}
-    cropped = fields.get("crop_size") if getattr(processor, "do_center_crop", False) else None
-    scale = image_size / max((cropped or fields["size"]).values())
-    return {name: {key: round(value * scale) for key, value in size.items()} for name, size in fields.items()}
-
-
-def _resample_positions(positions: Tensor, shape: torch.Size) -> Tensor:
-    """Bicubic resampling of a grid of position embeddings (..., prefix + h^2, d); class tokens stay as they are."""
-    old, new = positions.shape[-2], shape[-2]
-    old_side, new_side = int(old**0.5), int(new**0.5)
-    prefix = old - old_side**2
-    if new - new_side**2 != prefix or positions.shape[-1] != shape[-1]:
-        raise BadInput("--image-size: this backbone's positions do not resample; leave --image-size out")
-    flat = positions.reshape(old, -1)
-    grid = flat[prefix:].T.reshape(1, -1, old_side, old_side)
-    grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
-    return torch.cat([flat[:prefix], grid.reshape(-1, new_side**2).T]).reshape(shape)
+    if config.model_type == "timm_wrapper":  # Maps with their channels last have to be pooled by the model itself.
+        config.do_pooling = True
 
 
 @torch.no_grad()

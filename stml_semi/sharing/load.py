@@ -114,7 +114,7 @@ def load(model: str | Path, *, device: str | torch.device = "cpu") -> Retriever:
     folder = _folder(str(model))
     if not (folder / "modules.json").is_file():
         backbone = open_backbone(str(model), flag="--model")
-        pooling = resolve_pooling("auto", backbone.model, view_size(backbone.processor))
+        pooling = resolve_pooling("auto", backbone.model, view_size(backbone.processor, flag="--model"), flag="--model")
         return Retriever(backbone.model, backbone.processor, partial(pool_output, pooling=pooling)).to(device)
     backbone = open_backbone(str(folder), flag="--model")
     entries = [(entry["type"].rsplit(".", 1)[-1], entry["path"]) for entry in _json(folder / "modules.json")]
