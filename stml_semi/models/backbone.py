@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from stml_semi.models.trial import another
 from stml_semi.runtime.errors import BadInput, one_line
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -20,6 +21,10 @@ _TWINS = {
     "clipseg_vision_model": "clip_vision_model",
     "metaclip_2_vision_model": "clip_vision_model",
 }
+
+# Where transformers does not find a vision tower by itself: below another model (CLIPSeg's), or with its layers under
+# the name that AltCLIP's text tower has for them.
+_TOWER_NAMES = {r"^(.*\.)?vision_model\.": "", r"^encoder\.layer\.": "encoder.layers."}
 
 
 class Backbone(NamedTuple):
@@ -60,24 +65,22 @@ def open_backbone(name: str, *, flag: str = "--backbone") -> Backbone:
     if Path(path).is_dir():
         logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(path)
-        config = _twin(getattr(config, "vision_config", config))
-        if type(config) not in MODEL_MAPPING:
-            raise BadInput(f"transformers has no AutoModel for '{config.model_type}'")
-        model_class: Any = MODEL_MAPPING[type(config)]
-        if model_class.main_input_name != "pixel_values":
-            raise BadInput(f"'{config.model_type}' does not take images")
-        # A ViT's pooler is a layer of its masked-language ancestors: random unless it was trained, and not used here.
-        options = (
-            {"add_pooling_layer": False}
-            if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-            else {}
-        )
+        whole = AutoConfig.from_pretrained(path)
+        config = _twin(getattr(whole, "vision_config", whole))
+        model_class: Any = MODEL_MAPPING.get(type(config), None)
+        if getattr(model_class, "main_input_name", None) != "pixel_values" or hasattr(config, "num_frames"):
+            raise BadInput(
+                f"{flag} {name}: transformers does not open '{config.model_type}' by itself as a model of single "
+                f"images, so an export of it could not be opened: {another(flag)}, such as facebook/dinov2-small or "
+                f"openai/clip-vit-base-patch32"
+            )
         _prepare(config)
-        model, loading = model_class.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True, **options
-        )
+        model, lacking = _load(model_class, path, config)
+        if lacking and config is not whole:
+            model, lacking = _load(model_class, path, config, key_mapping=_TOWER_NAMES)
         processor = AutoImageProcessor.from_pretrained(path)
+    except BadInput:
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = one_line(error)
         raise BadInput(
@@ -88,14 +91,24 @@ def open_backbone(name: str, *, flag: str = "--backbone") -> Backbone:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    random = sorted({*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])})
-    used = [key for key in random if not key.startswith("pooler.")]
-    if used:
+    if lacking:
         raise BadInput(
-            f"{flag} {name}: its file lacks {len(used)} of the model's weights ({used[0]}, ...), which would be "
+            f"{flag} {name}: its file lacks {len(lacking)} of the model's weights ({lacking[0]}, ...), which would be "
             f"random: is config.json that of these weights?"
         )
     return Backbone(model.eval(), processor)
+
+
+def _load(model_class: Any, path: str, config: Any, **options: Any) -> tuple[Any, list[str]]:
+    """The model, and the names of the weights that its file lacks."""
+    # A ViT's pooler is a layer of its masked-language ancestors: random unless it was trained, and not used here.
+    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        options["add_pooling_layer"] = False
+    model, loading = model_class.from_pretrained(
+        path, config=config, dtype=torch.float32, output_loading_info=True, **options
+    )
+    random = sorted({*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])})
+    return model, [key for key in random if not key.startswith("pooler.")]
 
 
 def _twin(config: Any) -> Any:

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from stml_semi.config import PoolingKind
-from stml_semi.models.tokens import num_prefix_tokens
+from stml_semi.models.tokens import first_is_class_token, num_prefix_tokens
 from stml_semi.models.trial import another, describe, try_backbone
 from stml_semi.runtime.errors import BadInput
+
+_POOLER_PARTS = {"post_layernorm", "attn_pool", "fc_norm"}
 
 
 class Pooling(NamedTuple):
@@ -28,6 +30,7 @@ class _Output(NamedTuple):
     only_pooler: bool
     """A map with its channels last: the standard modules of an export pool (B, C, H, W), so its own pooler must."""
     num_prefix_tokens: int
+    has_class_token: bool
     pooled: int | None
     """Width of the one vector that the model pools by itself; None if there is none."""
 
@@ -41,18 +44,21 @@ def resolve_pooling(pooling: PoolingKind, backbone: Any, size: tuple[int, int], 
     output = _inspect(backbone, size, flag)
     kind, prefix = backbone.config.model_type, output.num_prefix_tokens
     if pooling == "auto":
-        if output.only_pooler or (not output.is_map and output.pooled is not None and _has_trained_pooler(backbone)):
+        # A mean that leaves registers out, or with a norm or attention of its own, is nothing but the model's own.
+        own = (prefix > 0 and not output.has_class_token) or _has_trained_pooler(backbone)
+        if output.only_pooler or (own and not output.is_map and output.pooled is not None):
             pooling = "pooler"
         elif output.is_map:
             pooling = "mean_max"
         else:
-            pooling = "cls" if prefix else "mean"
+            pooling = "cls" if output.has_class_token else "mean"
     if output.only_pooler and pooling != "pooler":
         raise BadInput(f"--pooling {pooling}: {kind} gives maps with channels last; use pooler or auto")
-    if pooling == "cls" and not prefix:
-        raise BadInput(f"--pooling cls: {kind} has no class token; use mean or mean_max")
+    if pooling == "cls" and not output.has_class_token:
+        raise BadInput(f"--pooling cls: {kind} has no class token; use {'mean' if prefix else 'mean or mean_max'}")
     if pooling == "mean_max" and prefix:
-        raise BadInput(f"--pooling mean_max is for feature maps, and {kind} has a class token: use cls or mean")
+        fix = "cls or mean" if output.has_class_token else "mean"
+        raise BadInput(f"--pooling mean_max is for feature maps, and {kind} has tokens beside its patches: use {fix}")
     if pooling == "pooler":
         if output.pooled is None:
             raise BadInput(
@@ -79,7 +85,8 @@ def _inspect(backbone: Any, size: tuple[int, int], flag: str) -> _Output:
         raise BadInput(
             f"{name} gives maps with channels last and has no pooler, so no export could serve it: {another(flag)}"
         )
-    return _Output(width, is_map, is_map and channels_last, prefix, pooled)
+    has_class_token = prefix > 0 and first_is_class_token(backbone)
+    return _Output(width, is_map, is_map and channels_last, prefix, has_class_token, pooled)
 
 
 def _pooler_width(output: Any) -> int | None:
@@ -91,9 +98,10 @@ def _pooler_width(output: Any) -> int | None:
 
 
 def _has_trained_pooler(backbone: Any) -> bool:
-    """CLIP and its kin norm the class token, SigLIP and AIMv2 attend to the patches, in the pooler alone."""
-    names = {name.rpartition(".")[2] for name, _ in backbone.named_modules()}
-    return bool(getattr(backbone.config, "use_head", False)) or not names.isdisjoint({"post_layernorm", "attn_pool"})
+    """CLIP and its kin norm the class token, SigLIP and AIMv2 attend to the patches, timm's norm their mean, in the
+    pooler alone."""
+    names = {name.rpartition(".")[2] for name, module in backbone.named_modules() if list(module.parameters())}
+    return bool(getattr(backbone.config, "use_head", False)) or not names.isdisjoint(_POOLER_PARTS)
 
 
 def _channels_last(backbone: Any, maps: Tensor, size: tuple[int, int], name: str) -> bool:

@@ -5,15 +5,9 @@ from typing import Any
 
 from torch import nn
 
-_SPECIAL = {
-    "cls_token",
-    "class_token",
-    "class_embedding",
-    "dist_token",
-    "distillation_token",
-    "reg_token",
-    "register_tokens",
-}
+_CLASS = {"cls_token", "class_token", "class_embedding"}
+_REGISTERS = {"reg_token", "register_tokens"}
+_SPECIAL = {*_CLASS, *_REGISTERS, "dist_token", "distillation_token"}
 _STRIDES = range(2, 65)
 
 
@@ -26,6 +20,12 @@ def num_special_tokens(model: Any) -> int:
         return 1
     parameters = [p for name, p in model.named_parameters() if name.rpartition(".")[2] in _SPECIAL]
     return sum(math.prod(p.shape[:-1]) for p in parameters)
+
+
+def first_is_class_token(model: nn.Module) -> bool:
+    """Whether the first of the tokens before the patches is a class token: timm has ViTs with registers alone."""
+    names = {name.rpartition(".")[2] for name, parameter in model.named_parameters() if parameter.numel()}
+    return not names.isdisjoint(_CLASS) or names.isdisjoint(_REGISTERS)
 
 
 def pair(value: Any) -> tuple[int, int] | None:

@@ -144,7 +144,7 @@ def test_what_is_no_image_backbone_is_refused(tmp_path):
     BertModel(
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'bert' does not take images"):
+    with pytest.raises(ValueError, match="does not open 'bert' by itself as a model of single images"):
         open_backbone(str(tmp_path))
 
 

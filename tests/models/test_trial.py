@@ -204,8 +204,31 @@ def test_class_tokens_are_counted_on_the_grid_of_patches(tmp_path, make, size, e
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_class_tokens_of_timm_are_those_it_names(tmp_path, prefix):
     args = {"embed_dim": 32, "depth": 1, "num_heads": 2, "class_token": bool(prefix), "global_pool": "avg"}
+    args["fc_norm"] = False
     _, pooling = resolved(timm_folder(tmp_path / "m", "vit_tiny_patch16_224", **args))
     assert pooling == ("cls" if prefix else "mean", prefix, 32)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_registers_alone_are_no_class_token(tmp_path, norm):
+    args = {"embed_dim": 32, "depth": 1, "num_heads": 2, "fc_norm": norm}
+    model, pooling = resolved(timm_folder(tmp_path / "m", "vit_medium_patch16_reg4_gap_256", **args))
+    assert pooling == ("pooler", 4, 32)
+    output = model(pixel_values=torch.randn(2, 3, 64, 64))
+    patches = model.timm_model.fc_norm(output.last_hidden_state[:, 4:].mean(1))
+    torch.testing.assert_close(pool_output(output, pooling), patches)
+    for kind in ("cls", "mean_max"):
+        with pytest.raises(BadInput, match=f"--pooling {kind}.*: .*use mean$"):
+            resolve_pooling(kind, model, (64, 64))
+
+
+def test_a_norm_of_the_mean_belongs_to_the_pooling(tmp_path):
+    args = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+    model, pooling = resolved(timm_folder(tmp_path / "m", "beit_base_patch16_224", **args))
+    assert pooling == ("pooler", 1, 32)
+    output = model(pixel_values=torch.randn(2, 3, 64, 64))
+    expected = model.timm_model.fc_norm(output.last_hidden_state[:, 1:].mean(1))
+    torch.testing.assert_close(pool_output(output, pooling), expected)
 
 
 def test_tokens_that_fit_no_grid_are_refused():
@@ -217,6 +240,8 @@ def test_tokens_that_fit_no_grid_are_refused():
 
 
 TEXT: dict[str, Any] = {**{key: VIT[key] for key in list(VIT)[:4]}, "projection_dim": 16}
+ALT_TEXT: dict[str, Any] = {**TEXT, "vocab_size": 99, "project_dim": 32}
+DECODER = {"reduce_dim": 8, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}
 KIN: dict[str, Any] = {
     "clip": lambda: tr.CLIPVisionModel(tr.CLIPVisionConfig(**VIT)),
     "chinese_clip": lambda: tr.ChineseCLIPVisionModel(tr.ChineseCLIPVisionConfig(**VIT)),
@@ -225,6 +250,11 @@ KIN: dict[str, Any] = {
     "clipseg": lambda: tr.CLIPSegVisionModel(tr.CLIPSegVisionConfig(**VIT)),
     "siglip": lambda: tr.SiglipVisionModel(tr.SiglipVisionConfig(**VIT)),
     "both towers": lambda: tr.MetaClip2Model(tr.MetaClip2Config(vision_config=VIT, text_config=TEXT)),
+    "both towers of altclip": lambda: tr.AltCLIPModel(tr.AltCLIPConfig(vision_config=VIT, text_config=ALT_TEXT)),
+    "both towers of aimv2": lambda: tr.Aimv2Model(tr.Aimv2Config(vision_config=VIT, text_config=TEXT)),
+    "clipseg's segmentation": lambda: tr.CLIPSegForImageSegmentation(
+        tr.CLIPSegConfig(vision_config=VIT, text_config=TEXT, extract_layers=[0], **DECODER)
+    ),
 }
 
 
@@ -232,11 +262,33 @@ KIN: dict[str, Any] = {
 def test_the_kin_of_clip_is_pooled_as_clip(tmp_path, name):
     torch.manual_seed(0)
     original = KIN[name]().eval()
+    tower = getattr(original, "clip", original)  # CLIPSeg's lies two levels down.
     model, pooling = resolved(saved(tmp_path / "m", original))
     assert (pooling.kind, pooling.num_features) == ("pooler", 32)
     pixels = torch.randn(2, 3, 32, 32)
-    expected = getattr(original, "vision_model", original)(pixel_values=pixels).pooler_output
+    expected = getattr(tower, "vision_model", tower)(pixel_values=pixels).pooler_output
     torch.testing.assert_close(pool_output(model(pixel_values=pixels), pooling), expected)
+
+
+BLIP = tr.BlipConfig(vision_config=VIT, text_config=TEXT)
+XCLIP = tr.XCLIPVisionConfig(**VIT, num_frames=2)
+VIDEO: dict[str, Any] = {**VIT, "num_frames": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("blip_vision_model", lambda: tr.BlipModel(BLIP)),
+        ("xclip_vision_model", lambda: tr.XCLIPVisionModel(XCLIP)),
+        ("timesformer", lambda: tr.TimesformerModel(tr.TimesformerConfig(**VIDEO))),
+    ],
+)
+def test_what_no_export_could_open_is_refused_by_its_name(tmp_path, kind, make):
+    folder = saved(tmp_path / "m", make())
+    with pytest.raises(
+        BadInput, match=f"^--model .*: transformers does not open '{kind}' .*: take another model, such"
+    ):
+        open_backbone(str(folder), flag="--model")
 
 
 def test_an_export_of_a_twin_opens_by_itself(tmp_path):
