@@ -241,7 +241,7 @@ def test_tokens_that_fit_no_grid_are_refused():
 
 TEXT: dict[str, Any] = {**{key: VIT[key] for key in list(VIT)[:4]}, "projection_dim": 16}
 ALT_TEXT: dict[str, Any] = {**TEXT, "vocab_size": 99, "project_dim": 32}
-DECODER = {"reduce_dim": 8, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}
+DECODER: dict[str, Any] = {"reduce_dim": 8, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}
 KIN: dict[str, Any] = {
     "clip": lambda: tr.CLIPVisionModel(tr.CLIPVisionConfig(**VIT)),
     "chinese_clip": lambda: tr.ChineseCLIPVisionModel(tr.ChineseCLIPVisionConfig(**VIT)),
