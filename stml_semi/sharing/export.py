@@ -126,11 +126,11 @@ def folded_weight(weight: torch.Tensor, pooling: Pooling, num_tokens: int) -> to
 
 def _num_tokens(embedder: Embedder, processor: Any) -> int:
     from stml_semi.data.views import view_size
-    from stml_semi.models.backbone import probe
+    from stml_semi.models.trial import try_backbone
 
     if embedder.pooling.kind != "mean" or embedder.pooling.num_prefix_tokens != 1:
         return 0
-    return probe(embedder.backbone, view_size(processor)).last_hidden_state.shape[1]
+    return try_backbone(embedder.backbone, view_size(processor), flag="--backbone").last_hidden_state.shape[1]
 
 
 def _update(path: Path, **values: Any) -> None:

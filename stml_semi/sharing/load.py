@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from stml_semi.data.images import to_rgb
 from stml_semi.data.views import eval_views, view_size
-from stml_semi.models.backbone import open_backbone, probe
+from stml_semi.models.backbone import open_backbone
 from stml_semi.models.model_files import commit_of, parse_name
 from stml_semi.models.pooling import pool_output, resolve_pooling
+from stml_semi.models.trial import try_backbone
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.finite import check_lengths, check_weights
@@ -119,32 +120,29 @@ def load(model: str | Path, *, device: str | torch.device = "cpu") -> Retriever:
         raise BadInput(f"--model {model}: {error}") from error
     # A hub id stays one: of a bare backbone the hub may have weights of another format than the copy here holds.
     backbone = open_backbone(name if is_bare and not Path(name).is_dir() else str(folder), flag="--model")
-    try:
-        commit = commit_of(parse_name(name))
-        if modules is None:
-            pooling = resolve_pooling("auto", backbone.model, view_size(backbone.processor))
-            modules = Modules(partial(pool_output, pooling=pooling), None)
-        retriever = Retriever(backbone.model, backbone.processor, modules.pool, modules.dense, commit)
-        _check_fit(retriever)
-        if modules.dense is not None:
-            check_weights(modules.dense, "its head", "its file is damaged, or the model diverged; take another")
-    except BadInput as error:
-        raise BadInput(f"--model {model}: {error}") from error
-    return retriever.to(device)
+    size = view_size(backbone.processor, flag=f"--model {model}")
+    if modules is None:
+        pooling = resolve_pooling("auto", backbone.model, size, flag="--model")
+        modules = Modules(partial(pool_output, pooling=pooling), None)
+    else:
+        _check_fit(modules, try_backbone(backbone.model, size, flag="--model"), f"--model {model}")
+    return Retriever(*backbone, *modules, commit_of(parse_name(name))).to(device)
 
 
-def _check_fit(retriever: Retriever) -> None:
+def _check_fit(modules: Modules, output: Any, name: str) -> None:
     """
     Raises:
-        BadInput: image processor, backbone and head are not made for each other.
+        BadInput: backbone and head are not made for each other, or the head is damaged.
     """
-    with torch.inference_mode():
-        pooled = retriever.pool(probe(retriever.backbone, view_size(retriever.processor)))
-    if retriever.dense is not None and pooled.shape[1] != retriever.dense.in_features:
+    if modules.dense is None:
+        return
+    width = modules.pool(output).shape[1]
+    if width != modules.dense.in_features:
         raise BadInput(
-            f"its head takes {retriever.dense.in_features} features and its backbone gives {pooled.shape[1]}: the "
-            f"folder mixes two models; export or download it again"
+            f"{name}: its head takes {modules.dense.in_features} features and its backbone gives {width}: the folder "
+            f"mixes two models; export or download it again"
         )
+    check_weights(modules.dense, f"{name}: its head", "its file is damaged, or the model diverged; take another")
 
 
 def _folder(model: str) -> Path:

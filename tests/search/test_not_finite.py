@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from stml_semi import load
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.models.backbone import open_backbone
-from stml_semi.models.model_files import EMBEDDED
 from stml_semi.models.evaluation import embed_table
+from stml_semi.models.model_files import EMBEDDED
 from stml_semi.runtime.errors import BadInput
 from stml_semi.search.duplicates import find_duplicates
 from stml_semi.search.embed import embed_source
