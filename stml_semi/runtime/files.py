@@ -1,6 +1,7 @@
 """Files that are whole or not there, and lines of JSON."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -28,7 +29,9 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     if path.is_symlink():
         path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
         yield path
         return
     partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.partial")

@@ -307,12 +307,17 @@ def test_a_full_disk_under_standard_output_is_one_line(command):
 
 
 def test_who_stops_reading_gets_no_traceback():
+    code = "from stml_semi.cli.terminal import whole_output\nwith whole_output(): print(input())"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    command = [sys.executable, "-m", "stml_semi", "data", "list"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment) as running:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, env=environment
+    ) as running:
+        assert running.stdin
         assert running.stdout
         assert running.stderr
         running.stdout.close()
-        assert b"Broken pipe" not in running.stderr.read()
+        running.stdin.write(b"a line\n")
+        running.stdin.close()
+        assert running.stderr.read() == b""
         assert running.wait() == 1

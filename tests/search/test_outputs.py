@@ -63,7 +63,7 @@ def test_an_index_goes_to_no_odd_place(monkeypatch, capsys, tmp_path, photos):
 def test_a_page_of_answers_goes_to_no_odd_place(monkeypatch, capsys, tmp_path, index):
     places = make_odd_places(tmp_path)
     del places["a loop"]
-    for output in (*places.values(), str(tmp_path), str(tmp_path / "no" / "x.html")):
+    for output in (*places.values(), ".", str(tmp_path), str(tmp_path / "no" / "x.html")):
         said = call(monkeypatch, capsys, "search", "--index", index, "--row", 0, "--html", output)
         check(said, "cannot be written (")
         assert "error: --html " in said[2]
