@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from stml_semi.cli import data, doctor, models, search, train
-from stml_semi.cli.terminal import print_any_name
+from stml_semi.cli.terminal import print_any_name, whole_output
 
 app = typer.Typer(
     name="stml-semi",
@@ -38,4 +38,5 @@ def main() -> None:
         del arguments[arguments.index("--resume") + 1]  # What --resume means anyway.
     program = Path(sys.argv[0]).name
     print_any_name()
-    app(arguments, prog_name="python -m stml_semi" if program == "__main__.py" else program)
+    with whole_output():
+        app(arguments, prog_name="python -m stml_semi" if program == "__main__.py" else program)

@@ -1,10 +1,13 @@
 """How commands end: bad input in one line, results in a sentence or as JSON, and only once."""
 
+import contextlib
+import errno
 import io
 import json
 import os
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from stml_semi.runtime.errors import BadInput, RunFailed
@@ -27,6 +30,25 @@ class one_line_errors:
             stop(str(error), error.exit_code, everywhere=error.everywhere)
         if isinstance(error, KeyboardInterrupt):
             stop("interrupted", 130)
+
+
+@contextlib.contextmanager
+def whole_output() -> Iterator[None]:
+    """What is printed arrives, or one line says why not: a full disk under standard output shows as late as at exit."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.filename is not None or not (full or error.errno == errno.EPIPE):
+            raise
+        # What has not been written yet would fail once more, when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if full:
+            stop("standard output: the disk is full: free some space, then run the same command again", 1)
+        sys.exit(1)  # Nobody reads any more (head).
 
 
 def stop(message: str, code: int, *, everywhere: bool = True) -> NoReturn:

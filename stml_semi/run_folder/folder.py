@@ -66,8 +66,22 @@ class RunFolder:
         return folder
 
     def is_run(self) -> bool:
-        """Whether training left something here."""
-        return self.config_file.is_file() and self.log.metrics.is_file()
+        """Whether training left something here.
+
+        Raises:
+            BadInput: it may not be read.
+        """
+        files = (self.config_file, self.log.metrics)
+        try:
+            if not all(file.is_file() for file in files):
+                return False
+            for file in files:
+                file.open("rb").close()
+            return True
+        except OSError as error:  # No permission, or a name that is too long.
+            raise BadInput(
+                f"{self.path}: cannot be read ({error.strerror}); check the path and its permissions"
+            ) from None
 
     def config(self) -> TrainConfig:
         """

@@ -86,7 +86,8 @@ def embed_source(
     )
     index = Index(output, info)
     main = accelerator.is_main_process
-    problems = distributed.gather_objects(_problem(index) if main else None)
+    with writing("--output", index.folder):
+        problems = distributed.gather_objects(_problem(index) if main else None)
     if problems[0]:
         raise BadInput(problems[0])
     with Counter("embed", len(table), enabled=main) as counter:
@@ -149,7 +150,9 @@ def _problem(index: Index) -> str | None:
     folder = index.folder
     found = read_info(folder)
     if found is None:
-        filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if folder.exists() and not folder.is_dir():
+            return f"--output {folder}: is a file; choose another folder"
+        filled = folder.exists() and any(folder.iterdir())
         return f"--output {folder}: holds files that are no index; choose another folder" if filled else None
     fields = ("fingerprint", "image_column", "part_size", "format", "num_features")
     changed = [name for name in fields if getattr(found, name) != getattr(index.info, name)]

@@ -100,10 +100,12 @@ class Index:
     def part(self, number: int) -> Part:
         """
         Raises:
-            BadInput: it is missing or damaged.
+            BadInput: it is missing or damaged, or may not be read.
         """
         what, fix = self._path(number).name, "delete that file and run the same `embed` command again"
         try:
+            with _readable(self.folder):
+                self._path(number).open("rb").close()  # Safetensors calls a file that may not be read missing.
             part = _READ[self.info.format](self._path(number))
             if part.embeddings.shape != (len(part.rows), self.info.num_features):
                 raise ValueError(f"embeddings of shape {tuple(part.embeddings.shape)}")
@@ -173,11 +175,33 @@ class Index:
 
 
 def read_info(folder: Path) -> IndexInfo | None:
-    """index.json of a folder, or None if it holds no index."""
+    """index.json of a folder, or None if it holds no index.
+
+    Raises:
+        BadInput: it may not be read.
+    """
     try:
-        return IndexInfo(**json.loads((folder / "index.json").read_text(encoding="utf-8")))
+        with _readable(folder):
+            return IndexInfo(**json.loads((folder / "index.json").read_text(encoding="utf-8")))
+    except BadInput:
+        raise
     except (OSError, ValueError, TypeError):
         return None
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """
+    Raises:
+        BadInput: a file of an index may not be read, which is no damage.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise BadInput(
+            f"index {folder}: {Path(error.filename or folder).name} may not be read (permission denied); make it "
+            f"readable with chmod, or choose another index"
+        ) from None
 
 
 def _ids(path: Path) -> Path:
@@ -251,7 +275,8 @@ class _Names:
             BadInput: some are missing or damaged.
         """
         if self._lines is None:
-            lines = [line for line in read_json_lines(self.path) if line.keys() >= {"row", "image"}]
+            with _readable(self.path.parent):
+                lines = [line for line in read_json_lines(self.path) if line.keys() >= {"row", "image"}]
             if len(lines) != self.count:
                 raise BadInput(
                     f"--index {self.path.parent}: {self.path.name} has {len(lines)} of {self.count} names: delete "

@@ -153,16 +153,26 @@ def find_rows(index: Index, rows: Sequence[int]) -> dict[int, Row]:
     """Rows of an index by their number.
 
     Raises:
-        BadInput: a row that is not there, or that could not be read when the index was made.
+        BadInput: a row that is not there, or that could not be read when the index was made; or the index is damaged.
+    """
+    found = readable_rows(index, rows)
+    missing = [row for row in rows if row not in found]
+    if missing:
+        raise BadInput(f"--row {missing[0]}: the index has no such row (0 to {index.info.num_rows - 1}, readable ones)")
+    return found
+
+
+def readable_rows(index: Index, rows: Sequence[int]) -> dict[int, Row]:
+    """Those of some rows that an index has.
+
+    Raises:
+        BadInput: the index is damaged.
     """
     found = {}
     for number in {row // index.info.part_size for row in rows if 0 <= row < index.info.num_rows}:
         part = index.part(number)
         places = {int(row): i for i, row in enumerate(part.rows)}
         found |= {row: Row(part.embeddings[places[row]], part.images[places[row]]) for row in rows if row in places}
-    missing = [row for row in rows if row not in found]
-    if missing:
-        raise BadInput(f"--row {missing[0]}: the index has no such row (0 to {index.info.num_rows - 1}, readable ones)")
     return found
 
 
