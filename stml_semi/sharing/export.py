@@ -3,7 +3,7 @@
 import copy
 import json
 import logging
-import shutil
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +50,7 @@ def export_model(
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
+    folder = Path(os.path.realpath(folder))  # A link stays one.
     pooling = embedder.pooling
     modes = pooling_modes(pooling)
     pooled = pooling.kind == "pooler"
@@ -92,7 +93,8 @@ def export_model(
             (target / name).write_bytes(content)
         for path in (target, *target.rglob("*")):  # Others may read it, too: safetensors writes private files.
             path.chmod(0o755 if path.is_dir() else 0o644)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():
+            folder.rename(scratch / "before")  # Until now whole, and gone with the scratch: no time without a model.
         target.rename(folder)
 
 

@@ -54,8 +54,9 @@ def export_run(
     if onnx:
         check_onnx()
     folder, target = RunFolder.open(run), Path(output)
-    if target.exists() and not _may_replace(target, folder):
-        raise BadInput(f"--output {output}: holds something other than a model; choose another folder")
+    with writing("--output", target):
+        if target.exists() and not _may_replace(target, folder):
+            raise BadInput(f"--output {output}: holds something other than a model; choose another folder")
     config = folder.config()
     if license is not None:
         config = build_config({**config.model_dump(), "license": license})

@@ -5,6 +5,7 @@ import io
 import struct
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from helpers.encoded_images import encode, photo, turned_exif
 from PIL import Image, TiffImagePlugin
 
 from stml_semi.data import pixel_memory
-from stml_semi.data.images import BadImage, read_image, read_pixels
+from stml_semi.data.images import BadImage, ImageSource, read_image, read_pixels
 from stml_semi.data.pixel_memory import MAX_DECODED_BYTES, needed_bytes
 
 
@@ -86,13 +87,18 @@ def test_what_is_needed_is_known_before(mode, kind, options):
         needed = needed_bytes(opened)
     del image, opened
     for read in (read_image, read_pixels):
-        getattr(Image, "core").clear_cache()  # noqa: B009 (not in its stubs)
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
-        before = _memory("VmRSS")
-        read(source)
-        # The last term: rows that are converted together.
-        assert _memory("VmHWM") - before <= needed + 6 * 2**20
+        # Threads that other tests left behind only ever add. The last term: rows that are converted together.
+        assert min(_peak(read, source) for _ in range(3)) <= needed + 6 * 2**20
+
+
+def _peak(read: Callable[[ImageSource], object], source: ImageSource) -> int:
+    """Bytes that reading an image takes beyond what is there before."""
+    getattr(Image, "core").clear_cache()  # noqa: B009 (not in its stubs)
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
+    before = _memory("VmRSS")
+    read(source)
+    return _memory("VmHWM") - before
 
 
 def _memory(field: str) -> int:
