@@ -45,8 +45,9 @@ def random_embedder(model: str, size: int, *, patch: int = 16, micro_batch_size:
         backbone = tr.ViTModel(config, add_pooling_layer=False)
     else:
         from stml_semi.models.backbone import open_backbone
+        from stml_semi.models.image_size import resize
 
-        backbone = open_backbone(model, image_size=size, flag="--model").model
+        backbone = resize(open_backbone(model, flag="--model"), size).model
     return Embedder(
         backbone,
         resolve_pooling("auto", backbone, (size, size)),

@@ -70,6 +70,9 @@ class TrainConfig(BaseModel):
     unlabeled_stream: Data[bool] = False
     """Read tar shards, parquet and jsonl files, and hub ids of --unlabeled as streams: each refresh takes the next
     pool_size images, and no more than those are kept."""
+    allow_urls: Data[bool] = False
+    """Open http(s) addresses in the paths of --unlabeled-stream: up to 64 MiB and 60 seconds each. Without it, paths
+    open files below the stream's folder and the hub's storage."""
     eval: Data[Source[str | None]] = None
     """Labeled images to evaluate on, of classes that are never trained on. Default: the benchmark's test split."""
     test_classes: Data[Annotated[float, Field(gt=0, lt=1)] | None] = None

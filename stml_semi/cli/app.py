@@ -6,6 +6,7 @@ from pathlib import Path
 import typer
 
 from stml_semi.cli import data, doctor, models, search, train
+from stml_semi.cli.terminal import print_any_name, whole_output
 
 app = typer.Typer(
     name="stml-semi",
@@ -36,4 +37,6 @@ def main() -> None:
     while "--resume" in arguments and arguments[arguments.index("--resume") + 1 :][:1] == ["latest"]:
         del arguments[arguments.index("--resume") + 1]  # What --resume means anyway.
     program = Path(sys.argv[0]).name
-    app(arguments, prog_name="python -m stml_semi" if program == "__main__.py" else program)
+    print_any_name()
+    with whole_output():
+        app(arguments, prog_name="python -m stml_semi" if program == "__main__.py" else program)

@@ -147,6 +147,8 @@ def _describe(spec: str, root: str | None, *, sample: int, image_column: str | N
             f"{len(table.classes):,}, of {counts[0]} to {counts[-1]} images (median {counts[len(counts) // 2]}): "
             f"{', '.join(table.classes[:3])}{', ...' if len(table.classes) > 3 else ''}"
         )
+    if table.skipped:
+        lines["skipped"] = "\n".join(table.skipped)
     if table.queries is not None:
         lines["protocol"] = f"{int(table.queries.sum()):,} queries against the others"
     rows = np.unique(np.linspace(0, len(table) - 1, min(sample or len(table), len(table))).astype(np.int64))
@@ -183,7 +185,7 @@ def _describe(spec: str, root: str | None, *, sample: int, image_column: str | N
 
 def _console(stream: Any) -> Any:
     """Wide where there is no terminal: a path that is cut in two cannot be copied."""
-    from rich.console import Console
+    from stml_semi.runtime.terminal_text import PlainConsole
 
     width = None if stream.isatty() else 200
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+    return PlainConsole(file=stream, width=width)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from stml_semi.metrics import score_title
 from stml_semi.run_folder.log import exported_step, is_validation, score_keys
+from stml_semi.runtime.terminal_text import PlainConsole, visible
 from stml_semi.search.query import Answer
 from stml_semi.training.preflight.costs import Finding
 from stml_semi.training.run import Result
@@ -20,7 +20,7 @@ _SHOWN = {"frozen": "frozen backbone", "student": "trained", "teacher": "trained
 
 def print_result(result: Result) -> None:
     """Frozen beside trained, from the first and last evaluation of a run, or with validation from the chosen step."""
-    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    console = PlainConsole(soft_wrap=True)
     folder = result.folder.path
     step = exported_step(result.lines) or 0
     by_data = itertools.groupby(sorted(result.lines, key=is_validation, reverse=True), key=lambda line: line["data"])
@@ -42,18 +42,18 @@ def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
     """A table of metrics, in percent."""
     first = next(iter(rows.values()))
     keys = score_keys(first)
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=Text(visible(title)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("")
     for key in keys:
         table.add_column(score_title(key), justify="right")
     for name, scores in rows.items():
-        table.add_row(Text(name), *(f"{100 * scores[key]:.1f}" for key in keys))
+        table.add_row(Text(visible(name)), *(f"{100 * scores[key]:.1f}" for key in keys))
         if intervals := scores.get("intervals"):
             pairs = (tuple(100 * bound for bound in intervals[key]) for key in keys)
             label = f"{scores['confidence']:g}% interval"
             table.add_row(Text(label), *(f"{low:.1f}-{high:.1f}" for low, high in pairs), style="dim")
     # The name of a split is no emoji (":train:"), nor are brackets in a path markup.
-    console = Console(width=max(80, 30 + 12 * len(keys)), markup=False, emoji=False, highlight=False)
+    console = PlainConsole(width=max(80, 30 + 12 * len(keys)))
     console.print(table)
     for sentence in left_out(first):
         console.print(f"warning: {sentence}", style="yellow", soft_wrap=True)
@@ -61,15 +61,17 @@ def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
 
 def left_out(line: dict[str, Any]) -> list[str]:
     """Sentences about what the scores of an evaluation line do not speak of."""
-    sentences = []
+    sentences = [f"{sentence}." for sentence in line.get("skipped", ())]
     if count := line.get("num_unreadable"):
         example = next((f", such as {bad['image']} ({bad['reason']})" for bad in line.get("unreadable", ())), "")
         sentences.append(f"{_counted(count, 'unreadable image')} left out{example}.")
     if count := line.get("num_lost_classes"):
         sentences.append(f"{_counted(count, 'class', 'classes')} without a readable image: not scored.")
     if count := line.get("num_unmatched"):
+        names = list(line.get("unmatched_classes", ()))
+        of = f" (of {', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
         sentences.append(
-            f"{_counted(count, 'query', 'queries')} without an image of the same class to find: not scored."
+            f"{_counted(count, 'query', 'queries')}{of} without an image of the same class to find: not scored."
         )
     return sentences
 
@@ -88,39 +90,36 @@ def print_worst_classes(rows: Sequence[dict[str, Any]], count: int = 10) -> None
     for key in keys:
         table.add_column(score_title(key), justify="right")
     for row in rows[:count]:
-        table.add_row(Text(row["class"]), str(row["num_queries"]), *(f"{100 * row[key]:.1f}" for key in keys))
-    Console(width=max(80, 30 + 12 * len(keys)), markup=False, emoji=False, highlight=False).print(table)
+        table.add_row(Text(visible(row["class"])), str(row["num_queries"]), *(f"{100 * row[key]:.1f}" for key in keys))
+    PlainConsole(width=max(80, 30 + 12 * len(keys))).print(table)
 
 
 def print_answers(answers: Sequence[Answer]) -> None:
     """Nearest images of each query, nearest first."""
-    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    console = PlainConsole(soft_wrap=True)
     for answer in answers:
-        table = Table(title=Text(answer.query), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        table = Table(title=Text(visible(answer.query)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
         table.add_column("", justify="right")
         table.add_column("cosine", justify="right")
         table.add_column("row", justify="right")
         table.add_column("image", overflow="fold")
         for rank, hit in enumerate(answer.hits, 1):
-            table.add_row(str(rank), f"{hit.similarity:.4f}", str(hit.row), Text(hit.image))
+            table.add_row(str(rank), f"{hit.similarity:.4f}", str(hit.row), Text(visible(hit.image)))
         console.print(table)
 
 
 def print_plan(plan: dict[str, str]) -> None:
     """What a dry run found out, a line for each part."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
     for name, text in plan.items():
         table.add_row(name, text)
-    Console().print(table, highlight=False, markup=False)
+    PlainConsole().print(table)
 
 
 def print_finding(finding: Finding) -> None:
     """A line of `doctor`."""
     style = {"ok": "green", "advice": "yellow", "broken": "bold red"}[finding.level]
-    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    console = PlainConsole(soft_wrap=True)
     console.print(Text.assemble((f"{finding.level:6} ", style), (f"{finding.what}: ", "bold"), finding.text))

@@ -7,7 +7,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from stml_semi.cli.terminal import among, one_line_errors, print_outcome, quiet_libraries
+from stml_semi.cli.terminal import among, is_main, one_line_errors, print_outcome, quiet_libraries
 
 
 def embed(
@@ -53,6 +53,8 @@ def embed(
     first = made.num_new == made.num_rows and not made.num_gone
     known = "" if first else "".join(f", {count} {what}" for what, count in counts.items() if count > 0)
     bad = f", {made.num_bad} unreadable (bad_images.jsonl)" if made.num_bad else ""
+    for sentence in made.skipped if is_main() else ():
+        print(f"warning: {sentence}", file=sys.stderr)
     print_outcome(f"{output}: {made.num_rows} images{known}{bad}", made._asdict(), as_json)
 
 
@@ -134,7 +136,12 @@ def dedup(
     if as_json:
         print(json.dumps([group._asdict() for group in groups]))
         return
+    from stml_semi.runtime.terminal_text import visible
+
     for number, group in enumerate(groups, 1):
         print(f"group {number}: {len(group.rows)} images")
-        print("".join(f"  {image} (row {row})\n" for row, image in zip(group.rows, group.images, strict=True)), end="")
+        print(
+            "".join(f"  {visible(image)} (row {row})\n" for row, image in zip(group.rows, group.images, strict=True)),
+            end="",
+        )
     print(f"{len(groups)} groups, {sum(len(group.rows) - 1 for group in groups)} images more than needed")

@@ -1,9 +1,13 @@
 """How commands end: bad input in one line, results in a sentence or as JSON, and only once."""
 
+import contextlib
+import errno
+import io
 import json
 import os
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from stml_semi.runtime.errors import BadInput, RunFailed
@@ -28,11 +32,32 @@ class one_line_errors:
             stop("interrupted", 130)
 
 
+@contextlib.contextmanager
+def whole_output() -> Iterator[None]:
+    """What is printed arrives, or one line says why not: a full disk under standard output shows as late as at exit."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.filename is not None or not (full or error.errno == errno.EPIPE):
+            raise
+        # What has not been written yet would fail once more, when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if full:
+            stop("standard output: the disk is full: free some space, then run the same command again", 1)
+        sys.exit(1)  # Nobody reads any more (head).
+
+
 def stop(message: str, code: int, *, everywhere: bool = True) -> NoReturn:
+    from stml_semi.runtime.terminal_text import visible
+
     if is_main():
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {visible(message)}", file=sys.stderr)
     elif not everywhere:
-        print(f"error: process {os.environ['RANK']}: {message}", file=sys.stderr)
+        print(f"error: process {os.environ['RANK']}: {visible(message)}", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)
 
@@ -40,6 +65,13 @@ def stop(message: str, code: int, *, everywhere: bool = True) -> NoReturn:
 def is_main() -> bool:
     """Whether this is the first process of `accelerate launch`, known before torch is imported."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def print_any_name() -> None:
+    """File names that are not UTF-8 are printed with escapes, where printing them would end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A notebook has others.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def quiet_libraries() -> None:
@@ -64,5 +96,7 @@ def among(name: str, value: str, *choices: str) -> None:
 
 def print_outcome(sentence: str, values: dict[str, Any], as_json: bool) -> None:
     """Fingerprints a result, on the main process."""
+    from stml_semi.runtime.terminal_text import visible
+
     if is_main():
-        print(json.dumps(values) if as_json else sentence)
+        print(json.dumps(values) if as_json else visible(sentence))

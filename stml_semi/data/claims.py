@@ -6,6 +6,7 @@ from stml_semi.data.image_table import ImageTable
 from stml_semi.data.overlap import ExcludedImage, count_evaluated
 from stml_semi.data.run_tables import Tables
 from stml_semi.data.sources.request import specs_of
+from stml_semi.data.sources.streams import ImageStream
 from stml_semi.runtime.errors import BadInput
 
 
@@ -61,6 +62,14 @@ def terms_of_use(config: TrainConfig) -> list[str]:
         for known in used.values()
         if known.license.startswith("non-commercial")
     ]
+
+
+def skipped_files(tables: Tables) -> list[str]:
+    """Sentences about files of the sources that are not read because of their kind; each once."""
+    pool = tables.unlabeled
+    parts = pool.sources if isinstance(pool, ImageStream) else (pool,)
+    opened = (tables.labeled, tables.validation, tables.evaluation, *parts)
+    return list(dict.fromkeys(text for table in opened if isinstance(table, ImageTable) for text in table.skipped))
 
 
 def check_honest(config: TrainConfig) -> None:

@@ -104,4 +104,5 @@ def with_gallery(queries: ImageTable, gallery: ImageTable) -> ImageTable:
         queries.recall_at,
         parts=(*first, *second),
         queries=np.arange(len(queries) + len(gallery)) < len(queries),
+        skipped=(*queries.skipped, *gallery.skipped),
     )

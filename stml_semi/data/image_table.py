@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stml_semi.data.benchmarks.facts import DEFAULT_RECALL_AT
+from stml_semi.runtime.names import from_utf8, to_utf8
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,7 +27,7 @@ class ImageTable:
 
     name: str
     images: "Dataset"
-    """One column, `image`: `{"bytes", "path"}`."""
+    """One column, `image`: `{"bytes", "path"}`, with paths as `to_utf8` writes them."""
     labels: NDArray[np.int64] | None
     """(N,) 0..C-1, or None."""
     classes: tuple[str, ...]
@@ -42,6 +43,8 @@ class ImageTable:
     """What `source` gives in place of the original of a row, if anything: pictures that were decoded before."""
     weights: tuple[float, ...] = ()
     """Share of the pool that every source gives, of 1; () if that is left to their sizes."""
+    skipped: tuple[str, ...] = ()
+    """Sentences about files of the sources that are not read, to be shown wherever the table is opened."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,8 +61,11 @@ class ImageTable:
         return self.original(row) if kept is None else kept
 
     def original(self, row: int) -> "ImageSource":
-        """Like `source`, past the cache."""
-        return self.images[int(row)]["image"]
+        """Like `source`, past the cache; a row may hold no image."""
+        found = self.images[int(row)]["image"]
+        if found is None:
+            return {"bytes": None, "path": None}
+        return {"bytes": found["bytes"], "path": None if found["path"] is None else from_utf8(found["path"])}
 
     def byte_lengths(self) -> NDArray[np.int64]:
         """(N,) bytes of the encoded images that the table holds, without reading them; -1 of those that it names."""
@@ -69,7 +75,8 @@ class ImageTable:
 
     def paths(self) -> NDArray[np.object_]:
         """(N,) paths that the table names; None where it names none."""
-        return self._field("path", lambda compute, column: column)
+        paths = self._field("path", lambda compute, column: column)
+        return np.array([path and from_utf8(path) for path in paths], dtype=np.object_)
 
     def _field(self, name: str, read: "Callable[[Any, Any], Any]") -> NDArray[Any]:
         """What a function of `pyarrow.compute` and a column makes of a field of the images."""
@@ -103,6 +110,6 @@ def paths_dataset(paths: list[str] | list[str | None]) -> "Dataset":
     import pyarrow
     from datasets import Image
 
-    texts = pyarrow.array(paths, pyarrow.string())
+    texts = pyarrow.array([path and to_utf8(path) for path in paths], pyarrow.string())
     pairs = pyarrow.StructArray.from_arrays([pyarrow.nulls(len(paths), pyarrow.binary()), texts], ["bytes", "path"])
     return image_dataset(pyarrow.table({"image": pairs})).cast_column("image", Image(decode=False))

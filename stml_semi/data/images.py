@@ -20,9 +20,19 @@ from typing import TypedDict, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from stml_semi.data.image_kinds import register_plugins
+from stml_semi.data.pixel_memory import (
+    MAX_DECODED_BYTES,
+    RGB_BYTES,
+    gray_levels,
+    needed_bytes,
+    orientation,
+    rgb_array,
+    size_problem,
+)
 from stml_semi.runtime.errors import one_line
 
 try:
@@ -30,11 +40,9 @@ try:
 except ImportError:  # It has no wheel for every machine.
     simplejpeg = None
 
-MAX_PIXELS = 178_956_970
-"""Pictures beyond this are taken for decompression bombs, as Pillow does by default."""
-MAX_ASPECT = 256
-"""Longest side over shortest: resizing the shortest side of a narrower strip would fill the memory."""
 MAX_FILE_BYTES = 2**30
+REFUSED = "refused: "
+"""How the path of an image without bytes begins, if it is a reason and no path."""
 
 # Formats that only name a file type without decoding it, or hand the file to another program.
 _UNSUITABLE = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "WMF"}
@@ -56,18 +64,26 @@ class BadImage(ValueError):
     """A picture that cannot be used; the message is the reason, a few words."""
 
 
-def read_image(source: ImageSource, *, enough: Enough | None = None) -> Image.Image:
+def read_image(
+    source: ImageSource,
+    *,
+    enough: Enough | None = None,
+    formats: tuple[str, ...] | None = None,
+    most: int = MAX_DECODED_BYTES,
+) -> Image.Image:
     """The picture as RGB: turned upright (EXIF), transparency on white, first frame of an animation.
 
     Args:
         source: bytes or a path.
         enough: a JPEG may come by a half, quarter or eighth, the smallest that is enough: that saves decoding.
+        formats: that are decoded; default: all.
+        most: bytes of memory that decoding may take.
 
     Raises:
         BadImage: the file cannot be read, is no picture, is damaged or absurdly large.
     """
 
-    return _decode(encoded(source), lambda image: _smaller(image, enough))
+    return _decode(encoded(source), lambda image: _smaller(image, enough), formats=formats, most=most)
 
 
 def read_pixels(source: ImageSource, *, enough: Enough | None = None) -> Tensor:
@@ -99,7 +115,7 @@ def _raw_pixels(data: bytes) -> NDArray[np.uint8] | None:
     if not (head := _RAW.match(data[:32])):
         return None
     width, height = int(head[1]), int(head[2])
-    if _size_problem(width, height) or len(data) != head.end() + 3 * width * height:
+    if size_problem(width, height, width * height * RGB_BYTES) or len(data) != head.end() + 3 * width * height:
         return None
     return np.frombuffer(data, np.uint8, offset=head.end()).reshape(height, width, 3).copy()
 
@@ -111,19 +127,20 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """
     if not data.startswith(b"\xff\xd8\xff"):
         return None
-    size, at = None, 2
+    size, at, pixel_bytes = None, 2, RGB_BYTES
     with contextlib.suppress(struct.error):  # The header ends too soon.
         while True:
             mark, marker, length = struct.unpack_from(">BBH", data, at)
             if mark != 0xFF or length < 2:
                 break
             if marker == 0xDA:  # Pixels begin.
-                return size if size and not _size_problem(*size) else None
+                return size if size and not size_problem(*size, size[0] * size[1] * pixel_bytes) else None
             if marker in _FRAMES and size is None:
                 bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
                 if (bits, channels) != (8, 3):
                     break
                 size = width, height
+                pixel_bytes += 6 if marker == 0xC2 else 0  # Coefficients of all scans.
             elif marker not in _HARMLESS and data[at + 4 : at + 8] != b"ICC_":
                 break
             at += 2 + length
@@ -133,9 +150,9 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 def _opened_pixels(image: Image.Image, data: bytes, enough: Enough | None) -> NDArray[np.uint8]:
     """(H, W, 3) of a picture that Pillow has opened."""
     pixels = None
-    if image.format == "JPEG" and image.mode == "RGB" and _orientation(image) == 1:
+    if image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1:
         pixels = _jpeg_pixels(data, image.size, enough)
-    return np.array(_smaller(image, enough)) if pixels is None else pixels
+    return rgb_array(_smaller(image, enough)) if pixels is None else pixels
 
 
 def _jpeg_pixels(data: bytes, size: tuple[int, int], enough: Enough | None) -> NDArray[np.uint8] | None:
@@ -153,7 +170,7 @@ def _jpeg_pixels(data: bytes, size: tuple[int, int], enough: Enough | None) -> N
 def _smaller(image: Image.Image, enough: Enough | None) -> Image.Image:
     """An opened picture as upright RGB, a JPEG by a half, quarter or eighth if that is enough."""
     width, height = image.size
-    shrinks = _shrinks((height, width) if _orientation(image) > 4 else (width, height), enough)
+    shrinks = _shrinks((height, width) if orientation(image) > 4 else (width, height), enough)
     if shrinks > 1:
         image.draft(None, (image.width // shrinks, image.height // shrinks))
     return to_rgb(image)
@@ -179,6 +196,7 @@ def readable_extensions() -> frozenset[str]:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    register_plugins()
     return tuple(name for name in Image.ID if name not in _UNSUITABLE)
 
 
@@ -191,10 +209,10 @@ def encoded(source: ImageSource) -> bytes:
     data, path = source["bytes"], source["path"]
     if data is None:
         if not path:
-            raise BadImage("neither bytes nor a path")
+            raise BadImage("no image: neither bytes nor a path")
         data = _read_file(path)
     if not data:
-        raise BadImage("empty file")
+        raise BadImage(path if path and path.startswith(REFUSED) else "empty file")
     return data
 
 
@@ -213,13 +231,19 @@ def _read_file(path: str) -> bytes:
         raise BadImage(_reason(error)) from None
 
 
-def _decode(data: bytes, decode: Callable[[Image.Image], T]) -> T:
+def _decode(
+    data: bytes,
+    decode: Callable[[Image.Image], T],
+    *,
+    formats: tuple[str, ...] | None = None,
+    most: int = MAX_DECODED_BYTES,
+) -> T:
     # Pillow warns of odd metadata and large sizes, once per file and worker: nothing a user could act on.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(data), formats=_formats())
-            if problem := _size_problem(*image.size):
+            image = Image.open(io.BytesIO(data), formats=formats or _formats())
+            if problem := size_problem(*image.size, needed_bytes(image), most):
                 raise BadImage(problem)
             return decode(image)
         except BadImage:
@@ -228,48 +252,20 @@ def _decode(data: bytes, decode: Callable[[Image.Image], T]) -> T:
             raise BadImage(_reason(error)) from None
 
 
-def _size_problem(width: int, height: int) -> str | None:
-    if min(width, height) < 1:
-        return "no pixels"
-    if width * height > MAX_PIXELS:
-        return f"too large ({width} x {height} pixels)"
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        return f"too narrow ({width} x {height} pixels)"
-    return None
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """A picture of any mode, decoded, as upright RGB, transparency on white."""
     image.load()
-    if _orientation(image) != 1:
+    if orientation(image) != 1:
         with contextlib.suppress(Exception):  # Damaged metadata is no reason to lose good pixels.
             image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
-        return _gray_levels(image).convert("RGB")
+        return gray_levels(image).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
         return white
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    with contextlib.suppress(Exception):
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    return 1
-
-
-def _gray_levels(image: Image.Image) -> Image.Image:
-    """Deep gray (16 or 32 bit, float) as 8 bit; Pillow's own conversion cuts off everything above 255."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
-    if image.mode.startswith("I;16"):
-        white = 2.0**16 - 1
-    else:  # The mode does not tell how deep the picture is: the narrowest usual range that holds it.
-        peak = values.max()
-        usual = (1.0,) if image.mode == "F" else ()
-        white = next((w for w in (*usual, 2.0**8 - 1, 2.0**16 - 1) if peak <= w), peak)
-    return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
 
 
 def _reason(error: BaseException) -> str:
@@ -282,7 +278,7 @@ def _reason(error: BaseException) -> str:
         case PermissionError():
             return "permission denied"
         case Image.DecompressionBombError():
-            return "too large (decompression bomb)"
+            return f"too large ({one_line(error).split(',')[0].lower()})"
         case MemoryError():
             return "does not fit into memory"
         case OSError(strerror=str(text)) if text:

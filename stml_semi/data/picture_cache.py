@@ -23,6 +23,7 @@ from stml_semi.data.workers import decode_ahead
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.files import replacing
+from stml_semi.runtime.names import from_utf8
 
 Form = Literal["raw", "jpeg"]
 PART_ROWS = 256
@@ -68,7 +69,7 @@ def cache_folder(table: ImageTable, form: Form, side: int) -> Path:
                 seen.update(b"%d " % len(data.as_buffer()))
                 seen.update(data.as_buffer())
             else:
-                seen.update(f"{path} {_stamp(path)}\n".encode(errors="surrogateescape"))
+                seen.update(f"{path} {_stamp(path and from_utf8(path))}\n".encode(errors="surrogateescape"))
     return Path(datasets_config.HF_DATASETS_CACHE) / "stml-semi-pictures" / seen.hexdigest()
 
 

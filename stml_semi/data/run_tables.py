@@ -53,6 +53,7 @@ def open_tables(config: TrainConfig) -> Tables:
             label_column=config.unlabeled_label_column,
             data_root=config.data_root,
             seed=config.seed,
+            allow_urls=config.allow_urls,
         )
     if labeled is not None and config.test_classes:
         labeled, evaluation = split_by_classes(labeled, config.test_classes, config.seed)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
 
 AUGMENTS: tuple[str, ...] = ("paper", "strong", "glyph", "none")
 
@@ -222,22 +222,42 @@ def eval_views(images: list[Image.Image], processor: Any) -> Tensor:
     return views
 
 
-def view_size(processor: Any) -> tuple[int, int]:
-    """Height and width of what the processor makes of any picture.
+def view_size(processor: Any, *, flag: str = "--backbone") -> tuple[int, int]:
+    """Height and width of what the processor makes of any image.
 
-    Found by asking it: sizes are spelled in a dozen ways, and some processors crop without saying so.
+    Found by trying it: sizes are spelled in a dozen ways, and some processors crop without saying so.
+
+    Args:
+        processor: an image processor of `transformers`.
+        flag: what the user named the backbone with; after it perhaps its name.
 
     Raises:
-        BadInput: the size follows the picture, or the result is no picture.
+        BadInput: the size follows the image, or the result is no RGB image.
     """
-    made = {tuple(eval_view(Image.new("RGB", size), processor).shape) for size in ((300, 300), (400, 300), (200, 500))}
-    shape = made.pop()
-    if made or len(shape) != 3 or shape[0] != 3:
+    name = f"{flag}: its image processor ({type(processor).__name__})"
+    fix = (
+        "set --image-size, and images are resized and cropped to it"
+        if flag.startswith("--backbone")
+        else 'set "do_resize": true and a "size" of "height" and "width" in its preprocessor_config.json'
+    )
+    try:
+        made = made_sizes(processor)
+    except Exception as error:  # It calls what its file says.
+        raise BadInput(f"{name} fails on RGB images ({one_line(error)}): {fix}") from error
+    if len(made) > 1:
+        raise BadInput(f"{name} keeps the size or the shape of images, which cannot be put in one batch: {fix}")
+    channels, height, width = made.pop()
+    if channels != 3:
         raise BadInput(
-            f"--backbone: {type(processor).__name__} does not make RGB pictures of one size: set "
-            f"--image-size, or take a backbone whose image processor crops or resizes to a fixed size"
+            f"{name} makes images of {channels} channels, not RGB: take another {flag.split()[0].removeprefix('--')}"
         )
-    return shape[1], shape[2]
+    return height, width
+
+
+def made_sizes(processor: Any) -> set[tuple[int, ...]]:
+    """Channels, height and width of what the processor makes of images of three shapes."""
+    sizes = ((300, 300), (400, 300), (200, 500))
+    return {tuple(eval_view(Image.new("RGB", size), processor).shape) for size in sizes}
 
 
 def normalization(processor: Any) -> Normalization:
@@ -252,6 +272,11 @@ def normalization(processor: Any) -> Normalization:
     black, white, gray = (_middle_color(processor, level) for level in (0, 255, 51))
     std = 1 / (white - black)
     mean = -black * std
+    if not (mean.isfinite() & std.isfinite()).all():
+        raise BadInput(
+            f"--backbone: {type(processor).__name__} gives black and white the same or no value: correct image_mean, "
+            f"image_std and rescale_factor in its preprocessor_config.json"
+        )
     if not torch.allclose((0.2 - mean) / std, gray, atol=1e-4):
         raise BadInput(
             f"--backbone: {type(processor).__name__} does more to colors than subtract a mean and "

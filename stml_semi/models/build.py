@@ -5,6 +5,8 @@ from stml_semi.data.views import normalization, view_size
 from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_prefix
 from stml_semi.models.backbone import Backbone, open_backbone
 from stml_semi.models.embedder import Embedder, freeze_unused
+from stml_semi.models.image_size import resize
+from stml_semi.models.model_files import commit_of, parse_name
 from stml_semi.models.pooling import resolve_pooling
 from stml_semi.models.resnet_weights import open_resnet50
 from stml_semi.runtime.errors import BadInput
@@ -15,9 +17,14 @@ def open_configured_backbone(config: TrainConfig) -> Backbone:
     Raises:
         BadInput: naming the flag and the fix.
     """
-    if config.backbone_weights:
-        return open_resnet50(config.backbone_weights, image_size=config.image_size)
-    return open_backbone(config.backbone, image_size=config.image_size)
+    weights = config.backbone_weights
+    backbone = open_resnet50(weights) if weights else open_backbone(config.backbone)
+    return backbone if config.image_size is None else resize(backbone, config.image_size)
+
+
+def backbone_commit(config: TrainConfig) -> str | None:
+    """The commit of the hub that the backbone was opened at; None of one that is not of the hub."""
+    return None if config.backbone_weights else commit_of(parse_name(config.backbone))
 
 
 def build_embedder(config: TrainConfig, backbone: Backbone) -> Embedder:

@@ -16,6 +16,7 @@ from stml_semi.data.workers import decode_ahead
 from stml_semi.metrics import QueryScores, query_scores, summarize
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.finite import check_lengths
 
 Encode = Callable[[Tensor], Tensor]
 """pixels (B, 3, H, W) -> embeddings (B, d)."""
@@ -54,6 +55,9 @@ def embed_table(
         num_workers: decoding processes.
         device: where `encode` expects its pixels.
         progress: called with the number of pictures done since the last call.
+
+    Raises:
+        BadInput: the model makes embeddings that are not finite.
     """
     rows = np.arange(len(table)) if rows is None else rows
     share = distributed.share(len(rows), rank=distributed.rank(), world_size=distributed.world_size())
@@ -75,8 +79,15 @@ def embed_table(
     own = [torch.zeros(n, width, device=device) if e is None else e for n, e in parts]
     embeddings = torch.cat(own) if own else torch.zeros(0, width, device=device)
     mask = torch.cat(readable).to(device) if readable else torch.zeros(0, dtype=torch.bool, device=device)
+    embeddings = distributed.gather(embeddings, len(rows))
+    check_lengths(
+        embeddings,
+        table.name,
+        lambda place: table.describe(int(rows[place])),
+        "the model diverged or is damaged; take another checkpoint or model",
+    )
     return EmbeddedTable(
-        distributed.gather(embeddings, len(rows)),
+        embeddings,
         distributed.gather(mask, len(rows)).cpu().numpy(),
         [picture for part in distributed.gather_objects(bad) for picture in part],
     )

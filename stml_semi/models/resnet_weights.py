@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stml_semi.models.backbone import Backbone, resize
+from stml_semi.models.backbone import Backbone
 from stml_semi.runtime.errors import BadInput, one_line
 
 # Where trainers put the weights in their files; DINO's teacher is the better of its two.
@@ -17,7 +17,7 @@ _CONTAINERS = ("teacher", "state_dict", "model", "student")
 _FIRST, _LAST = "conv1.weight", "layer4.2.conv3.weight"
 
 
-def open_resnet50(file: str, *, image_size: int | None = None) -> Backbone:
+def open_resnet50(file: str) -> Backbone:
     """transformers' ResNet-50 with the weights of a checkpoint, and the usual evaluation view of ImageNet.
 
     Nothing in the file is executed: only tensors and plain values are read. Heads, queues and optimizers in it are
@@ -25,7 +25,6 @@ def open_resnet50(file: str, *, image_size: int | None = None) -> Backbone:
 
     Args:
         file: .safetensors, or a PyTorch file of any ending.
-        image_size: side of the input in pixels, default 224.
 
     Raises:
         BadInput: no such file, or no ResNet-50 in it.
@@ -49,8 +48,7 @@ def open_resnet50(file: str, *, image_size: int | None = None) -> Backbone:
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
     )
-    backbone = Backbone(model.eval(), processor)
-    return backbone if image_size is None else resize(*backbone, image_size)
+    return Backbone(model.eval(), processor)
 
 
 def _read(file: str) -> dict[str, Any]:

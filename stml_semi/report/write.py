@@ -12,6 +12,7 @@ from stml_semi.data.run_tables import exclude, open_tables
 from stml_semi.report.page import ReportedRun, write_page
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.runtime.errors import BadInput, one_line
+from stml_semi.runtime.failures import writing
 
 
 def report_runs(paths: Sequence[str], output: str | None) -> Path:
@@ -32,12 +33,10 @@ def report_runs(paths: Sequence[str], output: str | None) -> Path:
     runs = [_open(path) for path in paths]
     first = runs[0].folder
     target = Path(output) if output else first.report if len(runs) == 1 else first.path.parent / "comparison.html"
-    if target.is_dir():
-        raise BadInput(f"--output {target}: is a folder; name a file such as {target / 'report.html'}")
-    try:
+    with writing("--output", target):
+        if target.is_dir():
+            raise BadInput(f"--output {target}: is a folder; name a file such as {target / 'report.html'}")
         return write_page(runs, target, device="cuda" if torch.cuda.is_available() else "cpu")
-    except OSError as error:
-        raise BadInput(f"--output {target}: {error.strerror or error}; name a file that you can write") from None
 
 
 def _open(path: str) -> ReportedRun:

@@ -146,6 +146,11 @@ def _readable(checkpoint: Path) -> Iterator[None]:
     """Whatever is wrong with the files of a checkpoint becomes one line, with the checkpoint before it as the fix."""
     try:
         yield
+    except PermissionError as error:  # Nothing is wrong with it: nobody shall delete it.
+        raise BadInput(
+            f"checkpoint {checkpoint}: {Path(error.filename or checkpoint).name} may not be read; make it readable "
+            f"with chmod"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         earlier = [p for p in list_checkpoints(checkpoint.parent) if p != checkpoint]
         fix = f"delete it to use {earlier[-1].name}" if earlier else "no other checkpoint is there, so start anew"

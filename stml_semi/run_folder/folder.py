@@ -66,8 +66,22 @@ class RunFolder:
         return folder
 
     def is_run(self) -> bool:
-        """Whether training left something here."""
-        return self.config_file.is_file() and self.log.metrics.is_file()
+        """Whether training left something here.
+
+        Raises:
+            BadInput: it may not be read.
+        """
+        files = (self.config_file, self.log.metrics)
+        try:
+            if not all(file.is_file() for file in files):
+                return False
+            for file in files:
+                file.open("rb").close()
+            return True
+        except OSError as error:  # No permission, or a name that is too long.
+            raise BadInput(
+                f"{self.path}: cannot be read ({error.strerror}); check the path and its permissions"
+            ) from None
 
     def config(self) -> TrainConfig:
         """
@@ -151,7 +165,9 @@ class RunFolder:
     def _kept_classes(self, kind: str) -> Path:
         return self.path / f"{kind}_classes.json"
 
-    def prepare(self, config: TrainConfig, kept: dict[str, list[str]], *, claim: str = "") -> None:
+    def prepare(
+        self, config: TrainConfig, kept: dict[str, list[str]], *, claim: str = "", backbone_commit: str | None = None
+    ) -> None:
         """Creates the folder, takes its lock, and writes what is known before training.
 
         With config.overwrite an earlier run is deleted.
@@ -160,6 +176,7 @@ class RunFolder:
             config: becomes config.yaml.
             kept: names of classes that are not trained on, by what they are for ("test", "validation").
             claim: what may be said of the classes that are evaluated on.
+            backbone_commit: of the hub, at which the backbone was opened; a resumed run keeps what it began with.
 
         Raises:
             BadInput: the folder cannot be written, or another run was faster.
@@ -181,6 +198,8 @@ class RunFolder:
             for kind, classes in kept.items():
                 write_text(self._kept_classes(kind), json.dumps(classes, ensure_ascii=False, indent=1) + "\n")
             self._write_facts(claim=claim)
+            if not config.resume:
+                self._write_facts(backbone_commit=backbone_commit)
             self.log.metrics.touch()
             self.log.bad_images.touch()
         except OSError as error:
@@ -193,6 +212,11 @@ class RunFolder:
     def claim(self) -> str:
         """What may be said of the classes that were evaluated on: made once, when the run opened its images."""
         return self._facts()["claim"]
+
+    @property
+    def backbone_commit(self) -> str | None:
+        """The commit of the hub that the backbone's weights are from; None of a local one."""
+        return self._facts()["backbone_commit"]
 
     def sessions(self) -> list[dict[str, Any]]:
         """How the run was started each time (see `machine.describe_start`), for how many "seconds" it worked, and
@@ -219,7 +243,7 @@ class RunFolder:
 
     def _facts(self) -> dict[str, Any]:
         known = json.loads(self._facts_file.read_text(encoding="utf-8")) if self._facts_file.is_file() else {}
-        return {"claim": "", "sessions": []} | known
+        return {"claim": "", "backbone_commit": None, "sessions": []} | known
 
     def _write_facts(self, **changed: Any) -> None:
         if self.writes:

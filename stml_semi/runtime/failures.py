@@ -1,6 +1,7 @@
 """Failures of the machine that explain themselves: memory or disk that runs out, processes that die."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,18 +41,28 @@ def writing(flag: str, path: Path) -> Iterator[None]:
 
     Raises:
         RunFailed: the disk is full.
-        BadInput: it may not be written.
+        BadInput: it may not be written, or something of another kind is in its place.
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         if is_disk_full(error):
             raise RunFailed(
                 f"{flag} {path}: the disk is full: free some space, then run the same command again"
             ) from None
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise BadInput(f"{flag} {path}: cannot be written ({one_line(error)}): choose another folder") from None
+        if _is_unwritable(error, path):
+            raise BadInput(f"{flag} {path}: cannot be written ({one_line(error)}): choose another path") from None
         raise
+
+
+def _is_unwritable(error: Exception, path: Path) -> bool:
+    """Whether an error is about a path that is written, not about one that is read meanwhile."""
+    if not isinstance(error, OSError):
+        return "\0" in str(path) and "null byte" in str(error)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return True
+    places = {place for start in (path.absolute(), Path(os.path.realpath(path))) for place in (start, *start.parents)}
+    return any(Path(name).absolute().parent in places for name in (error.filename, error.filename2) if name)
 
 
 class LostProcess(RunFailed):

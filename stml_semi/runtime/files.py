@@ -1,6 +1,7 @@
 """Files that are whole or not there, and lines of JSON."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -19,14 +20,22 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yields the name of a temporary file beside `path`, which takes its place when the block ends without an error.
 
     A process that is killed here, or a full disk, leaves what was there before; what such a process had begun is
-    removed by the next one that writes the file.
+    removed by the next one that writes the file. A link stays, and so does a device or a pipe: they
+    are written to, not replaced.
 
     Args:
         path: the file.
         durable: bring the data to the disk before the rename.
     """
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
     partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.partial")
-    _remove_abandoned(path)
+    remove_abandoned(path.parent, glob.escape(path.name))
     try:
         yield partial
         if durable:
@@ -44,7 +53,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
     What a killed process left is removed by the next one that works on `path`.
     """
     folder = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.partial")
-    _remove_abandoned(path)
+    remove_abandoned(path.parent, glob.escape(path.name))
     shutil.rmtree(folder, ignore_errors=True)  # In a container, a killed process may have had the same number.
     folder.mkdir(parents=True)
     try:
@@ -61,9 +70,14 @@ def _host() -> str:
     return platform.node().replace(".", "-") or "unknown"
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Removes temporary files and folders whose writer is gone."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+def remove_abandoned(folder: Path, name: str = "*") -> None:
+    """Removes temporary files and folders whose writer is gone.
+
+    Args:
+        folder: where they are.
+        name: of the files that they would have become, as a pattern.
+    """
+    for left in folder.glob(f".{name}.*.partial"):
         import psutil  # Hardly ever needed.
 
         host, pid = left.name.split(".")[-3:-1]
@@ -75,9 +89,9 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in one go."""
+    """Writes a file in one go. Names in it that are not UTF-8 are written as JSON escapes them, for JSON to read."""
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def flush(path: Path) -> None:

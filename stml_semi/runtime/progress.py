@@ -17,8 +17,9 @@ class Counter:
             total: pictures, or steps.
             enabled: only the main process talks.
         """
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from stml_semi.runtime.terminal_text import PlainConsole
 
         self.what, self.total = what, total
         self.text = ""
@@ -26,9 +27,7 @@ class Counter:
         self.done = self.said = 0
         self.before = 0  # Of these nobody knows how long they took.
         self.started: float | None = None
-        self.console = Console(
-            stderr=True, quiet=not enabled, highlight=False, soft_wrap=True, markup=False, emoji=False
-        )
+        self.console = PlainConsole(stderr=True, quiet=not enabled, soft_wrap=True)
         self.bar = None
         if enabled and sys.stderr.isatty():
             said = TextColumn("{task.fields[text]}", markup=False)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, ImageSource
 from stml_semi.data.thumbnails import thumbnail
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.failures import writing
+from stml_semi.runtime.files import write_text
 from stml_semi.runtime.templates import render
 from stml_semi.search.index import Index
 from stml_semi.search.query import Answer, indexed_source, open_indexed
@@ -40,6 +41,7 @@ def write_page(path: str, folder: str, answers: Sequence[Answer]) -> None:
 
     Raises:
         BadInput: the file cannot be written.
+        RunFailed: the disk is full.
     """
     index = Index.open(folder)
     table = open_indexed(index)
@@ -62,10 +64,8 @@ def write_page(path: str, folder: str, answers: Sequence[Answer]) -> None:
             "sections": sections,
         },
     )
-    try:
-        Path(path).write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"--html {path}: {error.strerror or error}; name a file that can be written") from None
+    with writing("--html", Path(path)):
+        write_text(Path(path), page)
 
 
 def _of_query(index: Index, table: ImageTable | None, answer: Answer) -> str | None:

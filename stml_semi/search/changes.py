@@ -30,7 +30,7 @@ def row_key(table: ImageTable, row: int) -> tuple[int, int]:
     if source["bytes"] is not None:
         return _hash(os.fsencode(table.describe(row))), _hash(source["bytes"])
     # The full name, for an index is filled from any working directory.
-    name = os.fsencode(os.path.abspath(source["path"] or ""))
+    name = os.fsencode(os.path.abspath(source["path"]) if source["path"] else table.describe(row))
     try:
         status = os.stat(name)
     except (OSError, ValueError):  # It is listed as unreadable; once it is there it has another key.

@@ -44,6 +44,8 @@ class Embedded(NamedTuple):
     """Those whose name was another image's in the index."""
     num_gone: int
     """Images of the index that the source does not have any more: they are dropped."""
+    skipped: tuple[str, ...]
+    """Sentences about files of the source that are not read."""
 
 
 def embed_source(
@@ -80,10 +82,12 @@ def embed_source(
         part_size=part_size,
         format=format,
         num_features=retriever.num_features,
+        commit=retriever.commit,
     )
     index = Index(output, info)
     main = accelerator.is_main_process
-    problems = distributed.gather_objects(_problem(index) if main else None)
+    with writing("--output", index.folder):
+        problems = distributed.gather_objects(_problem(index) if main else None)
     if problems[0]:
         raise BadInput(problems[0])
     with Counter("embed", len(table), enabled=main) as counter:
@@ -105,7 +109,7 @@ def embed_source(
     accelerator.wait_for_everyone()
     num_bad = len(read_json_lines(index.bad_images))
     accelerator.end_training()
-    return Embedded(output, len(table), embedded, num_bad, *changes)
+    return Embedded(output, len(table), embedded, num_bad, *changes, table.skipped)
 
 
 def _fill(
@@ -146,7 +150,9 @@ def _problem(index: Index) -> str | None:
     folder = index.folder
     found = read_info(folder)
     if found is None:
-        filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if folder.exists() and not folder.is_dir():
+            return f"--output {folder}: is a file; choose another folder"
+        filled = folder.exists() and any(folder.iterdir())
         return f"--output {folder}: holds files that are no index; choose another folder" if filled else None
     fields = ("fingerprint", "image_column", "part_size", "format", "num_features")
     changed = [name for name in fields if getattr(found, name) != getattr(index.info, name)]

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.files import read_json_lines, replacing, write_json_lines, write_text
+from stml_semi.runtime.finite import check_lengths
+from stml_semi.runtime.names import from_utf8, to_utf8
 
 Format = Literal["safetensors", "parquet", "npy"]
 FORMATS: tuple[Format, ...] = ("safetensors", "parquet", "npy")
@@ -56,6 +58,8 @@ class IndexInfo(NamedTuple):
     format: Format
     num_features: int
     complete: bool = False
+    commit: str | None = None
+    """Of the hub, at which the model was opened; None of a local one."""
 
     @property
     def num_parts(self) -> int:
@@ -96,18 +100,21 @@ class Index:
     def part(self, number: int) -> Part:
         """
         Raises:
-            BadInput: it is missing or damaged.
+            BadInput: it is missing or damaged, or may not be read.
         """
+        what, fix = self._path(number).name, "delete that file and run the same `embed` command again"
         try:
-            return _READ[self.info.format](self._path(number))
+            with _readable(self.folder):
+                self._path(number).open("rb").close()  # Safetensors calls a file that may not be read missing.
+            part = _READ[self.info.format](self._path(number))
+            if part.embeddings.shape != (len(part.rows), self.info.num_features):
+                raise ValueError(f"embeddings of shape {tuple(part.embeddings.shape)}")
         except BadInput:
             raise
         except Exception as error:  # Readers of three formats raise what they like on damaged files.
-            reason = one_line(error)
-            fix = "delete that file and run the same `embed` command again"
-            raise BadInput(
-                f"--index {self.folder}: {self._path(number).name} cannot be read ({reason}): {fix}"
-            ) from None
+            raise BadInput(f"--index {self.folder}: {what} cannot be read ({one_line(error)}): {fix}") from None
+        check_lengths(part.embeddings, f"--index {self.folder}: {what}", lambda i: part.images[i], fix)
+        return part
 
     def has(self, number: int) -> bool:
         """Whether a part was written."""
@@ -168,11 +175,33 @@ class Index:
 
 
 def read_info(folder: Path) -> IndexInfo | None:
-    """index.json of a folder, or None if it holds no index."""
+    """index.json of a folder, or None if it holds no index.
+
+    Raises:
+        BadInput: it may not be read.
+    """
     try:
-        return IndexInfo(**json.loads((folder / "index.json").read_text(encoding="utf-8")))
+        with _readable(folder):
+            return IndexInfo(**json.loads((folder / "index.json").read_text(encoding="utf-8")))
+    except BadInput:
+        raise
     except (OSError, ValueError, TypeError):
         return None
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """
+    Raises:
+        BadInput: a file of an index may not be read, which is no damage.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise BadInput(
+            f"index {folder}: {Path(error.filename or folder).name} may not be read (permission denied); make it "
+            f"readable with chmod, or choose another index"
+        ) from None
 
 
 def _ids(path: Path) -> Path:
@@ -213,7 +242,11 @@ def _write_parquet(path: Path, part: Part) -> None:
 
     width = part.embeddings.shape[1]
     values = pa.FixedSizeListArray.from_arrays(pa.array(part.embeddings.numpy().reshape(-1)), width)
-    columns = {"row": pa.array(part.rows), "image": pa.array(list(part.images), pa.string()), "embedding": values}
+    columns = {
+        "row": pa.array(part.rows),
+        "image": pa.array(map(to_utf8, part.images), pa.string()),
+        "embedding": values,
+    }
     parquet.write_table(pa.table(columns), path)
 
 
@@ -224,7 +257,8 @@ def _read_parquet(path: Path) -> Part:
     column = table.column("embedding").combine_chunks()
     flat = column.flatten().to_numpy()
     embeddings = torch.from_numpy(flat.reshape(len(column), column.type.list_size).copy())
-    return Part(embeddings, table.column("row").to_numpy().copy(), table.column("image").to_pylist())
+    images = [from_utf8(image) for image in table.column("image").to_pylist()]
+    return Part(embeddings, table.column("row").to_numpy().copy(), images)
 
 
 class _Names:
@@ -241,7 +275,8 @@ class _Names:
             BadInput: some are missing or damaged.
         """
         if self._lines is None:
-            lines = [line for line in read_json_lines(self.path) if line.keys() >= {"row", "image"}]
+            with _readable(self.path.parent):
+                lines = [line for line in read_json_lines(self.path) if line.keys() >= {"row", "image"}]
             if len(lines) != self.count:
                 raise BadInput(
                     f"--index {self.path.parent}: {self.path.name} has {len(lines)} of {self.count} names: delete "

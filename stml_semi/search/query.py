@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -90,7 +91,7 @@ def _embed(index: Index, images: Sequence[str], model: str | None) -> Tensor:
             pictures.append(read_image({"bytes": None, "path": path}))
         except BadImage as error:
             raise BadInput(f"search {path}: {error}; give picture files") from None
-    return torch.from_numpy(open_model(index, model).encode(pictures))
+    return torch.from_numpy(open_model(index, model).encode(pictures, names=images))
 
 
 def open_model(index: Index, model: str | None = None) -> Retriever:
@@ -103,7 +104,10 @@ def open_model(index: Index, model: str | None = None) -> Retriever:
     Raises:
         BadInput: no such model, or another than the index's.
     """
-    retriever = load(model or index.info.model)
+    made_with = index.info.model
+    if index.info.commit and not Path(made_with).exists():
+        made_with = f"{made_with.partition('@')[0]}@{index.info.commit}"  # Its branch may have moved on.
+    retriever = load(model or made_with)
     if fingerprint(retriever) != index.info.fingerprint:
         raise BadInput(
             f"--model {model or index.info.model}: the index was made with other weights ({index.info.model}), whose "
@@ -149,16 +153,26 @@ def find_rows(index: Index, rows: Sequence[int]) -> dict[int, Row]:
     """Rows of an index by their number.
 
     Raises:
-        BadInput: a row that is not there, or that could not be read when the index was made.
+        BadInput: a row that is not there, or that could not be read when the index was made; or the index is damaged.
+    """
+    found = readable_rows(index, rows)
+    missing = [row for row in rows if row not in found]
+    if missing:
+        raise BadInput(f"--row {missing[0]}: the index has no such row (0 to {index.info.num_rows - 1}, readable ones)")
+    return found
+
+
+def readable_rows(index: Index, rows: Sequence[int]) -> dict[int, Row]:
+    """Those of some rows that an index has.
+
+    Raises:
+        BadInput: the index is damaged.
     """
     found = {}
     for number in {row // index.info.part_size for row in rows if 0 <= row < index.info.num_rows}:
         part = index.part(number)
         places = {int(row): i for i, row in enumerate(part.rows)}
         found |= {row: Row(part.embeddings[places[row]], part.images[places[row]]) for row in rows if row in places}
-    missing = [row for row in rows if row not in found]
-    if missing:
-        raise BadInput(f"--row {missing[0]}: the index has no such row (0 to {index.info.num_rows - 1}, readable ones)")
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stml_semi.data.image_table import ImageTable
 from stml_semi.models.evaluation import EmbeddedTable
-from stml_semi.runtime.files import append_json_lines, read_json_lines, write_json_lines
+from stml_semi.runtime.files import append_json_lines, read_json_lines, remove_abandoned, write_json_lines
 from stml_semi.search.changes import Changes, Kept, Keys
 from stml_semi.search.index import Index, IndexInfo, Part
 
@@ -31,6 +31,7 @@ class Update:
             keys: of all its rows; None if there was no index.
         """
         self.index, self.table = index, table
+        remove_abandoned(index.folder)
         self.first = keys is None
         self.keys = np.zeros((0, 2), np.int64) if keys is None else keys
         self.before = 0 if found is None else found.num_parts

@@ -12,6 +12,7 @@ from stml_semi.config import Mark, TrainConfig, fields_that, flag
 from stml_semi.data.benchmarks.facts import BENCHMARKS, benchmark_of
 from stml_semi.data.sources.request import specs_of
 from stml_semi.metrics import score_title
+from stml_semi.models.model_files import parse_name
 from stml_semi.run_folder.log import is_validation, score_keys
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.templates import render
@@ -78,7 +79,10 @@ def card_files(facts: CardFacts) -> dict[str, bytes]:
     curves = draw_curves([line for line in facts.lines if line.get("step", 0) <= facts.step])
     card = _card(facts, curves=curves is not None)
     check_card(card)
-    files = {"README.md": card.encode(), "training_config.yaml": training_yaml(facts.config).encode()}
+    files = {
+        "README.md": card.encode(errors="backslashreplace"),
+        "training_config.yaml": training_yaml(facts.config).encode(),
+    }
     return files if curves is None else files | {CURVES: curves}
 
 
@@ -184,13 +188,15 @@ def _dataset_type(data: str, origin: Origin) -> str:
 def _name(config: TrainConfig) -> str:
     if config.hub_model_id:
         return config.hub_model_id.split("/")[-1]
-    return f"{Path(config.backbone).name}-stml-{config.command}"
+    return f"{Path(parse_name(config.backbone).place).name}-stml-{config.command}"
 
 
 def _card(facts: CardFacts, *, curves: bool) -> str:
     config, origin = facts.config, facts.origin
     lines = _last(facts.lines, facts.step)
     base = f"[{origin.base_model}](https://huggingface.co/{origin.base_model})" if origin.base_model else None
+    if base and origin.commit:
+        base += f" at commit {origin.commit}"
     kept = config.validation_classes if facts.weights == "student" else None
     values = {
         "metadata": _metadata(facts),

@@ -37,7 +37,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Retrieval metrics of a model: a line like those of metrics.jsonl; `step` is None unless the model is a run.
 
-    Images that cannot be read are listed as `unreadable`, with reasons.
+    Images that cannot be read are listed as `unreadable`, with reasons; classes of queries that find no image of their
+    class in the gallery as `unmatched_classes`, name -> number of queries.
 
     Args:
         model: what `load` opens.
@@ -87,8 +88,12 @@ def evaluate_model(
     scores = summarize(found.scores, recall_at=wanted, num_gallery=found.num_gallery)
     left_out = count_left_out(table, embedded.readable, found.scores)
     line: dict[str, Any] = {"step": _step(model), "data": table.name, "model": model, **scores, **left_out}
+    if left_out["num_unmatched"]:
+        line["unmatched_classes"] = _per_name(table.classes, found.labels[found.scores.num_relevant == 0])
     if embedded.bad:
         line["unreadable"] = [bad._asdict() for bad in embedded.bad]
+    if table.skipped:
+        line["skipped"] = list(table.skipped)
     if confidence is not None:
         # Queries are drawn one by one, not by class: the classes themselves count as given.
         intervals = bootstrap(score_values(found.scores), confidence=confidence / 100)
@@ -108,6 +113,12 @@ def _recall_at(text: str | None) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise BadInput(f"--k {text}: give numbers of neighbors joined by commas, such as 1,10,100")
     return tuple(sorted({int(part) for part in parts}))
+
+
+def _per_name(names: Sequence[str], labels: Tensor) -> dict[str, int]:
+    found, counts = labels.unique(return_counts=True)
+    numbers: list[int] = found.tolist()
+    return {names[number]: int(count) for number, count in zip(numbers, counts, strict=True)}
 
 
 def _per_class(names: Sequence[str], scores: ClassScores) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import copy
 import json
 import logging
-import shutil
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ from stml_semi.models.adaptation import merged
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.pooling import Pooling
 from stml_semi.runtime.files import scratch_beside
+from stml_semi.runtime.finite import check_weights
 from stml_semi.sharing.inputs import for_any_image
 
 PoolingMode = Literal["cls", "mean", "max"]
@@ -41,11 +42,15 @@ def export_model(
         files: further ones at the root (the card): name -> content.
         dtype: of the stored weights. Whoever opens the folder computes in float32 unless told otherwise: half precision
             is slow on many processors, and a ResNet in it refuses the image processor's float32 pixels.
+
+    Raises:
+        BadInput: weights are not finite, or not in `dtype`.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
+    folder = Path(os.path.realpath(folder))  # A link stays one.
     pooling = embedder.pooling
     modes = pooling_modes(pooling)
     pooled = pooling.kind == "pooler"
@@ -78,6 +83,8 @@ def export_model(
         )
         target = scratch / "model"
         served = SentenceTransformer(modules=[*modules, dense, Normalize()], device="cpu").to(dtype)
+        other = " or --dtype float32" if dtype == torch.float16 else ""  # Whose largest number is 65,504.
+        check_weights(served, f"the model for {folder}", f"take another checkpoint{other}")
         served.save_pretrained(str(target), create_model_card=False)
         _update(target / "config.json", dtype="float32")
         if backend := getattr(processor, "backend", None):  # The other one differs from it by a gray level.
@@ -86,7 +93,8 @@ def export_model(
             (target / name).write_bytes(content)
         for path in (target, *target.rglob("*")):  # Others may read it, too: safetensors writes private files.
             path.chmod(0o755 if path.is_dir() else 0o644)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():
+            folder.rename(scratch / "before")  # Until now whole, and gone with the scratch: no time without a model.
         target.rename(folder)
 
 
@@ -120,11 +128,11 @@ def folded_weight(weight: torch.Tensor, pooling: Pooling, num_tokens: int) -> to
 
 def _num_tokens(embedder: Embedder, processor: Any) -> int:
     from stml_semi.data.views import view_size
-    from stml_semi.models.backbone import probe
+    from stml_semi.models.trial import try_backbone
 
     if embedder.pooling.kind != "mean" or embedder.pooling.num_prefix_tokens != 1:
         return 0
-    return probe(embedder.backbone, view_size(processor)).last_hidden_state.shape[1]
+    return try_backbone(embedder.backbone, view_size(processor), flag="--backbone").last_hidden_state.shape[1]
 
 
 def _update(path: Path, **values: Any) -> None:

@@ -54,8 +54,9 @@ def export_run(
     if onnx:
         check_onnx()
     folder, target = RunFolder.open(run), Path(output)
-    if target.exists() and not _may_replace(target, folder):
-        raise BadInput(f"--output {output}: holds something other than a model; choose another folder")
+    with writing("--output", target):
+        if target.exists() and not _may_replace(target, folder):
+            raise BadInput(f"--output {output}: holds something other than a model; choose another folder")
     config = folder.config()
     if license is not None:
         config = build_config({**config.model_dump(), "license": license})
@@ -102,9 +103,8 @@ def _origin(config: TrainConfig, folder: RunFolder) -> Origin:
     from huggingface_hub import ModelCard
 
     if not (folder.model / "README.md").is_file():
-        return find_origin(config)
+        return find_origin(config)._replace(commit=folder.backbone_commit)
     data = ModelCard.load(folder.model / "README.md", ignore_metadata_errors=True).data.to_dict()
     datasets = data.get("datasets") or []
-    return Origin(
-        data.get("base_model"), tuple([datasets] if isinstance(datasets, str) else datasets), data.get("license")
-    )
+    datasets = tuple([datasets] if isinstance(datasets, str) else datasets)
+    return Origin(data.get("base_model"), datasets, data.get("license"), folder.backbone_commit)

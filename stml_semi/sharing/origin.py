@@ -7,7 +7,7 @@ from typing import NamedTuple
 from stml_semi.config import TrainConfig
 from stml_semi.data.benchmarks.facts import BENCHMARKS
 from stml_semi.data.sources.request import specs_of
-from stml_semi.models.backbone import resolve_backbone
+from stml_semi.models.model_files import parse_name, resolve_backbone
 
 
 class Origin(NamedTuple):
@@ -19,16 +19,19 @@ class Origin(NamedTuple):
     """Hub ids of the training data."""
     license: str | None
     """As the base model's card states it."""
+    commit: str | None = None
+    """Of the base model on the hub, where training began."""
 
 
 def find_origin(config: TrainConfig) -> Origin:
     """Looks up base model, data sets and license of a configuration; paths count from the working directory."""
     known = not config.backbone_weights  # A file of weights says neither where it comes from nor what it allows.
-    backbone = config.backbone if known and is_hub_id(config.backbone) else None
+    backbone = parse_name(config.backbone).place
+    base_model = backbone if known and is_hub_id(backbone) else None
     specs = [part for spec in (config.labeled, config.unlabeled) for part in specs_of(spec)]
     ids = [re.sub(r"(@[\w./-]+)?(:[\w.-]+(\[[^\]]*\])?)?$", "", spec) for spec in specs if not Path(spec).exists()]
     datasets = [name for name in ids if name not in BENCHMARKS and is_hub_id(name)]
-    return Origin(backbone, tuple(dict.fromkeys(datasets)), license_of(config.backbone) if known else None)
+    return Origin(base_model, tuple(dict.fromkeys(datasets)), license_of(config.backbone) if known else None)
 
 
 def is_hub_id(name: str) -> bool:
@@ -47,14 +50,15 @@ def is_hub_id(name: str) -> bool:
 
 def license_of(backbone: str) -> str | None:
     """The license that a backbone's card states. None where there is no card, no license in it, or no connection."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, hf_hub_download
 
-    place = Path(resolve_backbone(backbone))
-    readme = place / "README.md"
-    if place.exists() and not readme.is_file():
+    name = parse_name(backbone)
+    readme = Path(name.place) / "README.md"
+    if Path(name.place).exists() and not readme.is_file():
         return None
     try:
-        card = ModelCard.load(str(readme) if readme.is_file() else backbone, ignore_metadata_errors=True)
+        file = readme if readme.is_file() else hf_hub_download(name.place, "README.md", revision=name.revision)
+        card = ModelCard.load(file, ignore_metadata_errors=True)
     except Exception:  # Offline, gated, without a card, with one that is no YAML: then it is not known.
         return None
     license = getattr(card.data, "license", None)

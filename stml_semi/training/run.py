@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 from stml_semi.config import TrainConfig
 from stml_semi.data.batches.live_images import describe_images
 from stml_semi.data.batches.plan import held_out_classes
-from stml_semi.data.claims import claim, terms_of_use
+from stml_semi.data.claims import claim, skipped_files, terms_of_use
 from stml_semi.data.run_tables import cache_tables, describe_excluded, kept_classes
+from stml_semi.models.build import backbone_commit
 from stml_semi.report.write import ReportedRun, write_or_explain
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.run_folder.log import evaluations
@@ -71,7 +72,8 @@ def train(prepared: Prepared, progress: Progress) -> None:
     trainer = Trainer(prepared, tables, Outputs(folder, trackers, progress))
     start = together(trainer.restore) if config.resume else 0
     # Nothing is written or deleted before all input was found good.
-    together(lambda: folder.prepare(config, kept_classes(config, prepared.tables), claim=claim(prepared.tables)))
+    kept, commit = kept_classes(config, prepared.tables), backbone_commit(config)
+    together(lambda: folder.prepare(config, kept, claim=claim(prepared.tables), backbone_commit=commit))
     _announce(prepared, progress)
     session = folder.session(describe_start(processes=distributed.world_size(), first_step=start), gpu_joules)
     with explained(trainer.batches.rows, config.micro_batch_size), session, trackers.started(start):
@@ -91,6 +93,8 @@ def _announce(prepared: Prepared, progress: Progress) -> None:
         progress.note(f"{describe_excluded(tables)}; listed in {folder.overlap}")
     for text in terms_of_use(config):
         progress.note(text)
+    for sentence in skipped_files(tables):
+        progress.note(f"warning: {sentence}")
     if config.sigma != "auto" and len(held_out_classes(config, tables.labeled)):
         progress.note(
             f"warning: --sigma {config.sigma:g} is not used, because labels calibrate the relations; "
@@ -115,7 +119,7 @@ def _export(prepared: Prepared, step: int) -> None:
         size=prepared.views.size,
         pooling=prepared.embedder.pooling.kind,
         claim=folder.claim,
-        origin=find_origin(config),
+        origin=find_origin(config)._replace(commit=folder.backbone_commit),
         inputs=find_inputs(prepared.backbone.processor),
     )
     export_model(prepared.embedder, prepared.backbone.processor, folder.model, card_files(facts))

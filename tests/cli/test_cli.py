@@ -294,3 +294,33 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(monkeypatch, capsys, tmp_pa
     code, _, errors = call(monkeypatch, capsys, "semi", *flags, "--dry-run", "--labeled-loss", "nonsense")
     assert code == 2
     assert "--labeled-loss nonsense" in errors
+
+
+@pytest.mark.parametrize("command", [["data", "list"], ["semi", "--help"]])
+def test_a_full_disk_under_standard_output_is_one_line(command):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "stml_semi", *command], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("No data root")]
+    assert (done.returncode, lines) == (
+        1,
+        ["error: standard output: the disk is full: free some space, then run the same command again"],
+    )
+
+
+def test_who_stops_reading_gets_no_traceback():
+    code = "from stml_semi.cli.terminal import whole_output\nwith whole_output(): print(input())"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, env=environment
+    ) as running:
+        assert running.stdin
+        assert running.stdout
+        assert running.stderr
+        running.stdout.close()
+        running.stdin.write(b"a line\n")
+        running.stdin.close()
+        assert running.stderr.read() == b""
+        assert running.wait() == 1

@@ -100,7 +100,7 @@ def test_processors_without_a_fixed_size_are_refused():
         ViTImageProcessor(do_resize=False),
     ):
         with pytest.raises(
-            ValueError, match=r"--backbone: \w+ does not make RGB pictures of one size: set --image-size"
+            ValueError, match=r"--backbone: .*Processor\) keeps the size or the shape of images.*: set --image-size"
         ):
             view_size(processor)
 

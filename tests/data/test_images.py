@@ -151,7 +151,7 @@ def bad_sources(folder) -> dict[str, ImageSource]:
         return {"bytes": None, "path": str(folder / name)}
 
     return {
-        "neither bytes nor a path": {"bytes": None, "path": None},
+        "no image: neither bytes nor a path": {"bytes": None, "path": None},
         "no such file": path("broken.jpg"),
         "empty file": path("empty.jpg"),
         "not a regular file": path("folder.jpg"),
@@ -189,7 +189,7 @@ def test_jpegs_that_announce_absurd_sizes_are_not_decoded():
     data = bytearray(encode(photo(), "JPEG")["bytes"] or b"")
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
-    with pytest.raises(BadImage, match=r"too large \(65535 x 65535 pixels\)|bomb"):
+    with pytest.raises(BadImage, match=r"too large \(.*(65535 x 65535|4294836225) pixels"):
         read_pixels({"bytes": bytes(data), "path": None})
 
 

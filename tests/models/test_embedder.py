@@ -8,6 +8,7 @@ from torch import nn
 from stml_semi.data.views import normalization, view_size
 from stml_semi.models.backbone import open_backbone
 from stml_semi.models.embedder import Embedder, freeze_unused
+from stml_semi.models.image_size import resize
 from stml_semi.models.pooling import resolve_pooling
 from stml_semi.models.teacher import Teacher
 
@@ -126,7 +127,7 @@ def test_batchnorm_keeps_its_statistics_in_training(make_backbone):
 
 def test_image_size_resamples_position_embeddings(make_backbone):
     for kind in ("vit", "dinov2", "deit", "clip"):
-        model, processor = open_backbone(str(make_backbone(kind)), image_size=48)
+        model, processor = resize(open_backbone(str(make_backbone(kind))), 48)
         assert view_size(processor) == (48, 48)
         assert model.config.image_size == 48
         tokens = model(pixel_values=torch.zeros(1, 3, 48, 48)).last_hidden_state.shape[1]
@@ -143,7 +144,7 @@ def test_what_is_no_image_backbone_is_refused(tmp_path):
     BertModel(
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'bert' does not take images"):
+    with pytest.raises(ValueError, match="does not open 'bert' by itself as a model of single images"):
         open_backbone(str(tmp_path))
 
 

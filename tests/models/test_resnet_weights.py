@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from stml_semi.models.image_size import resize
 from stml_semi.models.resnet_weights import open_resnet50
 from stml_semi.run_folder.recipe import build_config
 from stml_semi.sharing.origin import find_origin
@@ -68,7 +69,7 @@ def test_features_are_those_of_torchvision(reference, tmp_path):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         (tmp_path / f"{name}.pth").unlink()
     save_file(reference.state_dict(), tmp_path / "r.safetensors")
-    model, processor = open_resnet50(str(tmp_path / "r.safetensors"), image_size=64)
+    model, processor = resize(open_resnet50(str(tmp_path / "r.safetensors")), 64)
     with torch.inference_mode():
         torch.testing.assert_close(model(pixel_values=pixels).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
     assert processor.crop_size["height"] == 64

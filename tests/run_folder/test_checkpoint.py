@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from stml_semi.run_folder.checkpoint import (
     read_pool,
     save_checkpoint,
 )
+from stml_semi.run_folder.folder import RunFolder
 from stml_semi.runtime.errors import BadInput
 
 
@@ -171,3 +173,23 @@ def test_a_failed_save_leaves_earlier_checkpoints_and_no_rubbish(tmp_path, monke
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 2, state, None, keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_what_may_not_be_read_is_neither_deleted_nor_no_run(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path, writes=False)
+    for file in (run.config_file, run.log.metrics):
+        file.write_text("")
+    assert run.is_run()
+    checkpoint = save_checkpoint(run.checkpoints, 1, make_state(0), None, keep=1)
+
+    def refuse(self: Path, *args: object, **kwargs: object) -> object:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(BadInput, match="cannot be read .Permission denied.; check the path and its permissions"):
+        RunFolder.open(tmp_path)
+    with pytest.raises(BadInput, match="may not be read; make it readable with chmod") as said:
+        read_module(checkpoint, "embedder.")
+    assert "delete" not in str(said.value)
+    with pytest.raises(BadInput, match="cannot be read .File name too long"):
+        RunFolder("n" * 300, writes=False).is_run()

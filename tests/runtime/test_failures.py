@@ -40,11 +40,22 @@ def test_a_process_that_hangs_is_lost_like_one_that_died():
     [
         (OSError(errno.ENOSPC, "No space left on device"), RunFailed, "free some space"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), RunFailed, "free some space"),
-        (PermissionError(errno.EACCES, "Permission denied"), BadInput, "choose another folder"),
-        (OSError(errno.EROFS, "Read-only file system"), BadInput, "choose another folder"),
+        (PermissionError(errno.EACCES, "Permission denied"), BadInput, "choose another path"),
+        (OSError(errno.EROFS, "Read-only file system"), BadInput, "choose another path"),
         (OSError(errno.EIO, "Input/output error"), OSError, "Input/output"),
     ],
 )
 def test_what_cannot_be_written_is_explained(tmp_path, error, kind, fix):
     with pytest.raises(kind, match=fix), writing("--output", tmp_path):
         raise error
+
+
+def test_only_what_is_about_the_output_is_called_unwritable(tmp_path):
+    with pytest.raises(BadInput, match="choose another path"), writing("--output", tmp_path / "out"):
+        (tmp_path / "no" / "folder").rename(tmp_path / "out")
+    with pytest.raises(BadInput, match="choose another path"), writing("--output", tmp_path / "out"):
+        tmp_path.mkdir()
+    with pytest.raises(FileNotFoundError), writing("--output", tmp_path / "out"):
+        (tmp_path / "data" / "1.png").read_bytes()
+    with pytest.raises(ValueError, match="a fault"), writing("--output", tmp_path / "out"):
+        raise ValueError("a fault")

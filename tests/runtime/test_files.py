@@ -102,3 +102,19 @@ def test_a_scratch_folder_goes_and_so_does_one_that_a_kill_left(tmp_path):
         assert list(tmp_path.iterdir()) == [scratch]
         assert not list(scratch.iterdir())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_or_link_is_written_to_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "through it")
+    assert os.read(reader, 100) == b"through it"
+    os.close(reader)
+    assert pipe.is_fifo()
+    link = tmp_path / "link"
+    link.symlink_to("file")
+    write_text(link, "behind it")
+    assert link.is_symlink()
+    assert (tmp_path / "file").read_text() == "behind it"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]

@@ -128,15 +128,15 @@ def test_no_address_becomes_a_path(server, path):
 @pytest.mark.parametrize(
     ("body", "kind", "status", "said"),
     [
-        (b"no picture", "image/png", 422, "not a picture"),
-        (b"", "image/png", 422, "not a picture"),
+        (b"no picture", "image/png", 422, "not an image"),
+        (b"", "image/png", 422, "empty file; this page takes JPEG"),
         (png()[:60], "image/png", 422, ""),
-        (png(), "text/html", 415, "not a picture"),
-        (png(), "multipart/form-data; boundary=x", 415, "not a picture"),
-        (png(9000, 9000), "image/png", 422, "too large (9000 x 9000 pixels; at most 50 million)"),
+        (png(), "text/html", 415, "not an image"),
+        (png(), "multipart/form-data; boundary=x", 415, "not an image"),
+        (png(9000, 9000), "image/png", 422, "too large (9000 x 9000 pixels take 0.57 GB of memory, at most 0.35)"),
         (png(300, 1), "image/png", 422, "too narrow"),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image/svg+xml", 422, "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image/eps", 422, "not a picture"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image/svg+xml", 422, "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image/eps", 422, "not an image"),
     ],
 )
 def test_what_is_no_picture_is_refused_with_a_reason(server, body, kind, status, said):

@@ -137,7 +137,7 @@ def test_the_browse_page_finds_and_explains_by_keyboard(chromium, site, tmp_path
     (tmp_path / "notes.txt").write_text("no picture")
     page.set_input_files("#file", tmp_path / "notes.txt")
     page.wait_for_selector(".failed")
-    assert "notes.txt: not a picture" in status.inner_text()
+    assert "notes.txt: not an image" in status.inner_text()
     (tmp_path / "large.png").write_bytes(bytes(21 * 2**20))
     page.set_input_files("#file", tmp_path / "large.png")
     status.filter(has_text="at most 20 are taken").wait_for()

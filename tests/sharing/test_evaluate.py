@@ -1,6 +1,7 @@
 """evaluate: what may be asked of it beyond the usual table."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_what_cannot_be_read_or_found_is_counted_and_named(birds, capsys, monkey
     said = " ".join(out.split())
     assert f"warning: {number + 1} unreadable images left out, such as" in said
     assert "warning: 1 class without a readable image: not scored." in said
-    assert "warning: 1 query without an image of the same class to find: not scored." in said
+    assert "warning: 1 query (of single) without an image of the same class to find: not scored." in said
 
 
 def test_nothing_readable_is_one_line(tmp_path, capsys, monkeypatch):
@@ -164,3 +165,23 @@ def test_nothing_readable_is_one_line(tmp_path, capsys, monkeypatch):
     code, out, err = call(monkeypatch, capsys, "evaluate", "--model", "tiny-resnet", "--data", tmp_path / "gone")
     assert (code, out) == (2, "")
     assert "none of its 6 images can be read, such as" in err
+
+
+def test_classes_are_the_same_in_folders_and_lists(monkeypatch, capsys, tmp_path):
+    """A gallery with decomposed letters, as macOS names folders; queries with composed ones and blanks behind."""
+    rows = ["image,label"]
+    for i, name in enumerate(["Zaunkönig", "Grünfink", "Möwe", "Star"]):
+        if name != "Star":
+            write_pictures(tmp_path / "gallery" / unicodedata.normalize("NFD", name), 2, seed=i)
+        write_pictures(tmp_path / f"{i}", 2, seed=10 + i)
+        rows += [f"{file.relative_to(tmp_path)},{name}{' ' * i}" for file in sorted((tmp_path / f"{i}").iterdir())]
+    (tmp_path / "queries.csv").write_text("\n".join(rows), encoding="utf-8")
+    flags = ["evaluate", "--model", "tiny-resnet", "--data", tmp_path / "queries.csv", "--num-workers", 0]
+    flags += ["--gallery", tmp_path / "gallery"]
+    code, out, err = call(monkeypatch, capsys, *flags, "--json")
+    assert code == 0, err
+    line = json.loads(out)
+    assert (line["num_queries"], line["num_unmatched"]) == (6, 2)
+    assert line["unmatched_classes"] == {"Star": 2}
+    code, out, _ = call(monkeypatch, capsys, *flags)
+    assert "warning: 2 queries (of Star) without an image of the same class to find: not scored." in out

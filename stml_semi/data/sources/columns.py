@@ -3,19 +3,19 @@
 Importing this module is cheap: pyarrow and datasets are imported by the functions that need them.
 """
 
-import csv
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stml_semi.data.image_table import ImageTable, image_dataset, paths_dataset
-from stml_semi.data.sources.named_files import data_files
+from stml_semi.data.image_table import ImageTable, paths_dataset
+from stml_semi.data.labels import class_name
 from stml_semi.data.sources.request import SourceRequest, listed
+from stml_semi.runtime.errors import BadInput
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,8 +28,9 @@ LABEL_COLUMNS = (
     *("label", "labels", "class", "class_id", "class_name", "category", "category_id", "target", "fine_label"),
     *("item_id", "product_id", "label_name", "species", "species_id", "identity", "y", "cls"),
 )
-# Parquet files up to this size are read into memory; larger ones become a memory-mapped copy in the cache of datasets.
-_IN_MEMORY_BYTES = 2**30
+_NUMBER = re.compile(r"-?\d+(\.\d+)?|nan", re.IGNORECASE)
+# Paths that are looked for on the disk before a table is taken for a good one.
+_ASKED = 5
 
 
 class Columns(NamedTuple):
@@ -42,91 +43,21 @@ class Columns(NamedTuple):
     """What relative paths start from."""
 
 
-def read_csv(path: Path) -> Columns:
-    from datasets import Value
-    from pyarrow import csv as arrow_csv
-
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file, delimiter=delimiter), [])
-
-    def read(columns: list[str]) -> "Dataset":
-        import pyarrow
-
-        # Everything is text: a class may be called 007 or NA.
-        convert = arrow_csv.ConvertOptions(
-            include_columns=columns,
-            column_types=dict.fromkeys(columns, pyarrow.string()),
-            null_values=[""],
-            strings_can_be_null=True,
-        )
-        parse = arrow_csv.ParseOptions(delimiter=delimiter)
-        return image_dataset(arrow_csv.read_csv(path, parse_options=parse, convert_options=convert))
-
-    return Columns({name: Value("string") for name in names}, read, path.parent)
-
-
-def read_json(path: Path) -> Columns:
-    """One object per line, or one list of objects."""
-    from datasets import Value
-
-    first = next(_records(path), {})
-    features = {k: None if isinstance(v, (list, dict)) else Value("string") for k, v in first.items()}
-
-    def read(columns: list[str]) -> "Dataset":
-        import pyarrow
-
-        values: dict[str, list[str | None]] = {name: [] for name in columns}
-        for record in _records(path):
-            for name, column in values.items():
-                value = record.get(name)
-                column.append(None if value is None else str(value))
-        return image_dataset(pyarrow.table({k: pyarrow.array(v, pyarrow.string()) for k, v in values.items()}))
-
-    return Columns(features, read, path.parent)
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8-sig") as file:
-        start = file.read(1)
-        while start.isspace():
-            start = file.read(1)
-        file.seek(0)
-        records = json.load(file) if start == "[" else (json.loads(line) for line in file if not line.isspace())
-        for number, record in enumerate(records):
-            if not isinstance(record, dict):
-                raise json.JSONDecodeError(f"record {number} is no object of named values", str(record), 0)
-            yield record
-
-
-def read_parquet(path: Path) -> Columns:
-    from datasets import Dataset, Features, NamedSplit
-    from pyarrow import parquet
-
-    def read(columns: list[str]) -> Dataset:
-        if path.stat().st_size > _IN_MEMORY_BYTES:
-            files, split = data_files([path]), NamedSplit("train")
-            dataset = Dataset.from_parquet(files, split=split, columns=columns)  # pyright: ignore[reportArgumentType]
-            assert isinstance(dataset, Dataset)
-            return dataset
-        return image_dataset(parquet.ParquetFile(path).read(columns))
-
-    return Columns(Features.from_arrow_schema(parquet.read_schema(path)), read, path.parent)
-
-
-READERS: dict[str, Callable[[Path], Columns]] = {
-    ".csv": read_csv,
-    ".tsv": read_csv,
-    ".jsonl": read_json,
-    ".json": read_json,
-    ".parquet": read_parquet,
-}
+def check_unique(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """
+    Raises:
+        BadInput: a column that is wanted is there more than once.
+    """
+    for name in wanted:
+        if names.count(name) > 1:
+            raise BadInput(f"{path}: has {names.count(name)} columns called '{name}'; rename all but one")
 
 
 def table_from_columns(request: SourceRequest, columns: Columns) -> ImageTable:
     from datasets import Image, Value
 
-    names = listed(list(columns.features))
+    kinds = {name: _kind(feature) for name, feature in columns.features.items()}
+    names = listed([f"{name} ({kind})" if kind else name for name, kind in kinds.items()])
     if not columns.features:
         raise request.error("is empty; give a table with a column of images")
     image = image_column_of(request, columns.features)
@@ -135,18 +66,22 @@ def table_from_columns(request: SourceRequest, columns: Columns) -> ImageTable:
             " (a csv names its columns in the first line)" if request.spec.lower().endswith((".csv", ".tsv")) else ""
         )
         raise request.error(f"no image column among {names}; name it with {request.flag}-image-column{first}")
+    if not _holds_images(columns.features[image]):
+        what = kinds[image] or columns.features[image].dtype
+        raise request.error(f"column '{image}' holds {what}; an image is a path, or the bytes of a file")
     label = None if request.labels == "ignored" else label_column_of(request, columns.features)
     if label is None and request.labels == "required":
-        raise request.error(f"no label column among {names}; name it with {request.flag}-label-column")
+        what = " (a label is one text or number per image)" if any(kinds.values()) else ""
+        raise request.error(f"no label column among {names}; name it with {request.flag}-label-column{what}")
+    if label and kinds[label]:
+        raise request.error(f"column '{label}' holds {kinds[label]}; a label is one text or number per image")
     dataset = columns.read([image, label] if label else [image])
     texts = dataset.with_format("arrow")
-    if len(dataset) == 0:
-        raise request.error("holds no rows; give a table with a row per image")
     feature = dataset.features[image]
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         paths = texts[:][image].to_pylist()
-        images = paths_dataset([p and os.path.join(columns.folder, p) for p in paths])
-        few = [path for path in images[:5]["image"] if path["path"]]
+        images = paths_dataset(_found(paths, columns.folder))
+        few = [path for path in images[:_ASKED]["image"] if path["path"]]
         if few and not any(os.path.exists(path["path"]) for path in few):
             raise request.error(
                 f"none of the first {len(few)} files in column '{image}' exists, such as {few[0]['path']}; "
@@ -162,19 +97,55 @@ def table_from_columns(request: SourceRequest, columns: Columns) -> ImageTable:
     return ImageTable(request.spec, images, *number_labels(request, label, dataset.features[label], encoded))
 
 
-def image_column_of(request: SourceRequest, features: Mapping[str, Any]) -> str | None:
-    from datasets import Image, Value
+def _found(paths: list[str | None], folder: Path) -> list[str | None]:
+    """Paths that start from a folder. Those of Windows, and blanks around them, are only taken for what they are where
+    no file has such a name."""
+    tidy = [path and path.strip().replace("\\", "/") for path in paths]
+    other = [pair for pair in zip(paths, tidy, strict=True) if pair[0] != pair[1]][:_ASKED]
+    as_written, as_meant = (
+        any(os.path.exists(os.path.join(folder, pair[place] or "")) for pair in other) for place in (0, 1)
+    )
+    return [path and os.path.join(folder, path) for path in (tidy if as_meant and not as_written else paths)]
 
-    texts = [k for k, f in features.items() if isinstance(f, Value) and ("string" in f.dtype or "binary" in f.dtype)]
-    pairs = [k for k, f in features.items() if isinstance(f, dict) and "bytes" in f]
-    return _find(request, "image", request.image_column, features, Image, pairs + texts, IMAGE_COLUMNS)
+
+def image_column_of(request: SourceRequest, features: Mapping[str, Any]) -> str | None:
+    from datasets import Image
+
+    # Texts last: beside encoded images, a path says where they came from.
+    encoded = [k for k, f in features.items() if _holds_images(f) and not _is_text(f)]
+    tiers = [encoded, [k for k, f in features.items() if _is_text(f)]]
+    return _find(request, "image", request.image_column, features, Image, tiers, IMAGE_COLUMNS)
 
 
 def label_column_of(request: SourceRequest, features: Mapping[str, Any]) -> str | None:
     from datasets import ClassLabel, Value
 
     plain = [k for k, f in features.items() if isinstance(f, Value) and "binary" not in f.dtype]
-    return _find(request, "label", request.label_column, features, ClassLabel, plain, LABEL_COLUMNS)
+    return _find(request, "label", request.label_column, features, ClassLabel, [plain], LABEL_COLUMNS)
+
+
+def _is_text(feature: Any) -> bool:
+    return "string" in str(getattr(feature, "dtype", ""))
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether it can: images, their bytes, or paths."""
+    from datasets import Image
+
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return isinstance(feature, Image) or _is_text(feature) or "binary" in str(getattr(feature, "dtype", ""))
+
+
+def _kind(feature: Any) -> str:
+    """What is no text or number, in words; else empty."""
+    from datasets import ClassLabel, Value
+
+    if isinstance(feature, dict):
+        return f"objects of {listed(list(feature))}"
+    if isinstance(feature, (Value, ClassLabel)):
+        return "bytes" if "binary" in feature.dtype else ""
+    return f"{type(feature).__name__.lower()}s"
 
 
 def _find(
@@ -183,17 +154,18 @@ def _find(
     chosen: str | None,
     features: Mapping[str, Any],
     best: type,
-    others: list[str],
+    others: list[list[str]],
     usual: tuple[str, ...],
 ) -> str | None:
-    """The chosen column; else one of the best type, usual names first; else one of the others with a usual name."""
+    """The chosen column; else one of the best type, usual names first; else one with a usual name of the first of the
+    others that has one."""
     if chosen:
         if chosen not in features:
             flag = f"{request.flag}-{kind}-column"
             raise request.error(f"no column '{chosen}'; set {flag} to one of {listed(list(features))}")
         return chosen
     typed = [name for name, feature in features.items() if isinstance(feature, best)]
-    for names in (typed, others):
+    for names in (typed, *others):
         by_name = {name.lower(): name for name in names}
         if found := next((by_name[name] for name in usual if name in by_name), None):
             return found
@@ -209,17 +181,19 @@ class Labeling(NamedTuple):
 
 def number_labels(request: SourceRequest, column: str, feature: Any, encoded: Any) -> Labeling:
     """Contiguous labels in the order of the class names, from a dictionary-encoded column."""
-    names = encoded.dictionary.to_pylist()
+    values = encoded.dictionary.to_pylist()
     if class_names := getattr(feature, "names", None):  # -1 is how a ClassLabel says that there is none.
-        names = [class_names[value] if 0 <= value < len(class_names) else None for value in names]
-    known = [name is not None and name == name and name != "" for name in names]  # NaN differs from itself.
+        values = [class_names[value] if 0 <= value < len(class_names) else None for value in values]
+    names = [class_name(value) for value in values]
+    if all(name is None or _NUMBER.fullmatch(name) for name in names):  # Texts: scripts write a missing number so.
+        names = [None if name is None or name.lower() == "nan" else name for name in names]
     codes = encoded.indices.fill_null(len(names)).to_numpy()
-    missing = int((~np.array([*known, False])[codes]).sum())
+    missing = int(np.array([*(name is None for name in names), True])[codes].sum())
     if missing:
         raise request.error(
             f"{missing} of {len(codes)} rows have no label in column '{column}'; fill them in or drop them"
         )
-    texts = [str(name) for name in names]
-    classes = sorted(set(texts))
+    classes = sorted({name for name in names if name is not None})
     places = {name: i for i, name in enumerate(classes)}
-    return Labeling(np.array([places[text] for text in texts], dtype=np.int64)[codes], tuple(classes))
+    numbers = [-1 if name is None else places[name] for name in names]
+    return Labeling(np.array(numbers, dtype=np.int64)[codes], tuple(classes))

@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -35,6 +36,8 @@ class Listing(NamedTuple):
     """Names of pictures, sorted."""
     folders: list[str]
     """Names of directories, and of links to some, sorted."""
+    skipped: dict[str, int]
+    """Lowercase extension -> number of files that are not read; "" for those without one."""
 
 
 class FolderIndex:
@@ -84,6 +87,14 @@ class FolderIndex:
             if deep:
                 todo += [os.path.join(current, name) for name in reversed(listing.folders)]
 
+    def skipped(self) -> Counter[str]:
+        """Files in all directories that were listed so far, that are not read because of their kind, by extension."""
+        once = {listing.identity: listing for listing in self._seen.values()}
+        total = Counter[str]()
+        for listing in once.values():
+            total.update(listing.skipped)
+        return total
+
     def _listing(self, folder: str) -> Listing:
         if folder not in self._seen:
             status = os.stat(folder)
@@ -97,19 +108,23 @@ class FolderIndex:
 
     def _read(self, folder: str, status: os.stat_result) -> Listing:
         trusted = status.st_mtime_ns < time.time_ns() - _CLOCK_NS
-        files, folders = [], []
+        files, folders, skipped = [], [], Counter[str]()
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
                 if name.startswith("."):
                     continue
-                picture = os.path.splitext(name)[1].lower() in self.extensions
+                extension = os.path.splitext(name)[1].lower()
+                picture = extension in self.extensions
                 # Where a link called like a picture leads is asked when it is read: asking costs a look at each file.
                 if _is_folder(entry, follow=not picture):
                     folders.append(name)
                 elif picture:
                     files.append(name)
-        return Listing(_identity(status), status.st_mtime_ns if trusted else 0, sorted(files), sorted(folders))
+                else:
+                    skipped[extension] += 1
+        changed = status.st_mtime_ns if trusted else 0
+        return Listing(_identity(status), changed, sorted(files), sorted(folders), dict(skipped))
 
     # ------------------------------------------------------------------ what is remembered
 
@@ -141,7 +156,7 @@ def _save(path: Path, listings: dict[str, Listing]) -> None:
     from pyarrow import feather
 
     rows = [(folder, listing) for folder, listing in listings.items() if listing.changed]
-    names = {"files": pyarrow.list_(pyarrow.binary()), "folders": pyarrow.list_(pyarrow.binary())}
+    names = dict.fromkeys(("files", "folders", "skipped"), pyarrow.list_(pyarrow.binary()))
     table = {
         "folder": pyarrow.array([os.fsencode(folder) for folder, _ in rows], pyarrow.binary()),
         "device": pyarrow.array([listing.identity[0] for _, listing in rows], pyarrow.uint64()),
@@ -150,6 +165,8 @@ def _save(path: Path, listings: dict[str, Listing]) -> None:
     }
     for name, kind in names.items():
         table[name] = pyarrow.array([[os.fsencode(n) for n in getattr(listing, name)] for _, listing in rows], kind)
+    counts = [list(listing.skipped.values()) for _, listing in rows]
+    table["num_skipped"] = pyarrow.array(counts, pyarrow.list_(pyarrow.int64()))
     feather.write_feather(pyarrow.table(table), path, compression="lz4")
 
 
@@ -157,13 +174,22 @@ def _load(path: Path) -> dict[str, Listing]:
     from pyarrow import feather
 
     table = feather.read_table(path)
-    columns = [table[name].to_pylist() for name in ("folder", "device", "number", "changed", "files", "folders")]
+    names = ("folder", "device", "number", "changed", "files", "folders", "skipped", "num_skipped")
+    columns = [table[name].to_pylist() for name in names]
     return {
         os.fsdecode(folder): Listing(
-            (device, number), changed, [os.fsdecode(name) for name in files], [os.fsdecode(name) for name in folders]
+            (device, number),
+            changed,
+            _decoded(files),
+            _decoded(folders),
+            dict(zip(_decoded(skipped), counts, strict=True)),
         )
-        for folder, device, number, changed, files, folders in zip(*columns, strict=True)
+        for folder, device, number, changed, files, folders, skipped, counts in zip(*columns, strict=True)
     }
+
+
+def _decoded(names: list[bytes]) -> list[str]:
+    return [os.fsdecode(name) for name in names]
 
 
 def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool:
@@ -193,15 +219,18 @@ class _Progress:
             self._bar().update(0, completed=self.found)
         elif now > 2 * self.said:  # Ever more rarely.
             self.said = now
-            print(f"{self.what}: {self.found:,} pictures after {now:.0f}s", file=sys.stderr)
+            from stml_semi.runtime.terminal_text import visible
+
+            print(f"{visible(self.what)}: {self.found:,} pictures after {now:.0f}s", file=sys.stderr)
 
     def _bar(self) -> Any:
         if self.bar is None:
-            from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+            from stml_semi.runtime.terminal_text import PlainConsole
+
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed:,}"))
-            self.bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+            self.bar = Progress(*columns, TimeElapsedColumn(), console=PlainConsole(stderr=True))
             self.bar.add_task(self.what, total=None)
             self.bar.start()
         return self.bar

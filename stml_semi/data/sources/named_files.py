@@ -46,14 +46,28 @@ def _expanded(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
     if os.path.lexists(folder / part):
         yield from _expanded(folder / part, rest)
     elif part == "**":
-        yield from _expanded(folder, rest)
-        for inside in _visible(folder):
-            if inside.is_dir() and not inside.is_symlink():  # A link may lead back up.
-                yield from _expanded(inside, parts)
+        for inside in _below(folder, {_identity(above) for above in folder.resolve().parents}):
+            yield from _expanded(inside, rest)
     elif glob.has_magic(part):
         for inside in _visible(folder, hidden=part.startswith(".")):
             if fnmatch.fnmatchcase(inside.name, part):
                 yield from _expanded(inside, rest)
+
+
+def _below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """A folder and those below it. Links are followed; a folder that they reach again, or one above, is left out."""
+    if _identity(folder) in seen:
+        return
+    seen.add(_identity(folder))
+    yield folder
+    for inside in _visible(folder):
+        if inside.is_dir():
+            yield from _below(inside, seen)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _visible(folder: Path, *, hidden: bool = False) -> list[Path]:

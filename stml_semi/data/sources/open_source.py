@@ -5,6 +5,7 @@ Importing this module is cheap: pyarrow, datasets and Pillow are imported by the
 
 import contextlib
 import difflib
+import functools
 import itertools
 import os
 import re
@@ -16,15 +17,15 @@ import numpy as np
 
 from stml_semi.data.benchmarks.data_root import find_split, open_archive, queries_of, wrong_counts
 from stml_semi.data.benchmarks.facts import BENCHMARKS
-from stml_semi.data.image_table import ImageTable, paths_dataset
-from stml_semi.data.sources.columns import READERS, Columns, label_column_of, read_parquet, table_from_columns
+from stml_semi.data.image_table import ImageTable
+from stml_semi.data.sources.columns import Columns, label_column_of, table_from_columns
 from stml_semi.data.sources.folders import FolderIndex
-from stml_semi.data.sources.named_files import is_pattern, matching
+from stml_semi.data.sources.image_folder import image_folder
 from stml_semi.data.sources.request import Labels, SourceRequest, checked_parts, listed, shares_of, split_spec
 from stml_semi.data.sources.shards import read_shards, shards_of
+from stml_semi.data.sources.table_files import READERS, read_parquet
+from stml_semi.data.sources.table_shards import first_shards, table_shards_of
 from stml_semi.runtime.errors import BadInput, one_line
-
-_SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
 
 def open_source(
@@ -42,9 +43,12 @@ def open_source(
     folder, a hub id; each may end in `:split` (for a folder, a sub-folder). A folder called like a benchmark is
     `./name`. A comma joins several specs; with weights, as in `a=0.7,b=0.3`, each gives that share of the pool.
 
-    Labels of joined specs: splits of one source (`a:train,a:test`) share their classes by name. Classes of different
-    sources are different, whatever they are called, and get the source's name in front (`birds/robin`): only the user
-    knows whether two lists mean the same thing by "3", and one merged list says so.
+    Files that make up one table are one source: a folder of `train-0.parquet`, `train-1.parquet`, a pattern, or such
+    names joined by commas; see `table_shards`.
+
+    Labels of joined specs: splits and shards of one source (`a:train,a:test`) share their classes by name. Classes of
+    different sources are different, whatever they are called, and get the source's name in front (`birds/robin`): only
+    the user knows whether two lists mean the same thing by "3", and one merged list says so.
 
     Args:
         spec: what the user typed.
@@ -62,7 +66,8 @@ def open_source(
     tables = [open_part(replace(whole, spec=part.spec)) for part in parts]
     if len({table.name for table in tables}) < len(tables):
         raise whole.error("names the same source twice; name each once")
-    table = tables[0] if len(tables) == 1 else _join(spec, tables, [split_spec(part.spec)[0] for part in parts])
+    sources = first_shards([split_spec(part.spec)[0] for part in parts])
+    table = tables[0] if len(tables) == 1 else _join(spec, tables, sources)
     table = replace(table, weights=shares_of(parts))
     if labels == "required" and len(table.classes) < 2:
         raise whole.error(f"only one class, '{''.join(table.classes)}'; a metric compares classes: give at least two")
@@ -76,7 +81,10 @@ def open_part(request: SourceRequest) -> ImageTable:
         BadInput: as `open_source`.
     """
     with request.reading():
-        return _open_part(request)
+        table = _open_part(request)
+    if not len(table):
+        raise request.error("holds no rows; give a table with a row per image")
+    return table
 
 
 def _open_part(request: SourceRequest) -> ImageTable:
@@ -85,8 +93,7 @@ def _open_part(request: SourceRequest) -> ImageTable:
         return _open_benchmark(request, source, split or BENCHMARKS[source].default_split)
     path = Path(source).expanduser()
     if not split and (shards := shards_of(source)):
-        columns = read_shards(shards)
-        return table_from_columns(request, columns)
+        return table_from_columns(request, read_shards(shards))
     if path.is_dir():
         return _open_folder(request, path, split)
     if path.exists():
@@ -94,13 +101,25 @@ def _open_part(request: SourceRequest) -> ImageTable:
             raise request.error(f"a file has no splits; leave ':{split}' out")
         if path.suffix.lower() not in READERS:
             raise request.error(f"'{path.suffix}' is no known table; give a folder or a {', '.join(READERS)} file")
-        columns = READERS[path.suffix.lower()](path)
-        return table_from_columns(request, columns)
-    if is_pattern(source):
-        found = "only what is no shard" if next(matching(source), None) else "nothing"
-        raise request.error(f"the pattern matches {found}; check it, or name a folder or file")
+        return table_from_columns(request, READERS[path.suffix.lower()](path))
+    if tables := table_shards_of(request, source):
+        return _open_table_shards(request, tables)
     dataset = load_hub(request, source, split or "train")
     return table_from_columns(request, Columns(dataset.features, dataset.select_columns, Path()))
+
+
+def _open_table_shards(request: SourceRequest, files: list[Path]) -> ImageTable:
+    """One table in several files; empty ones, as Spark writes them, may be among them."""
+    parquet = functools.partial(read_parquet, table_bytes=sum(file.stat().st_size for file in files))
+    readers = READERS | {".parquet": parquet}
+    tables = [table_from_columns(replace(request, spec=str(f)), readers[f.suffix.lower()](f)) for f in files]
+    labeled = [table.labels is not None for table in tables]
+    if any(labeled) and not all(labeled):
+        raise request.error(
+            f"{tables[labeled.index(False)].name} has no label column, {tables[labeled.index(True)].name} has one; "
+            f"give all files of a table the same columns"
+        )
+    return replace(_join(request.spec, tables, [request.spec] * len(tables)), parts=())
 
 
 def _open_benchmark(request: SourceRequest, name: str, split: str) -> ImageTable:
@@ -185,6 +204,8 @@ def _closest(source: str) -> str:
 def _open_folder(request: SourceRequest, folder: Path, split: str | None) -> ImageTable:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _open_saved(request, folder, split)
+    if not split and (tables := table_shards_of(request, str(folder))):
+        return _open_table_shards(request, tables)
     if split and not (folder / split).is_dir():
         with FolderIndex(folder) as index:
             raise request.error(f"no sub-folder '{split}'; there are {listed([p.name for p in index.folders()])}")
@@ -196,7 +217,7 @@ def _open_folder(request: SourceRequest, folder: Path, split: str | None) -> Ima
                 if label_column_of(request, columns.features):
                     return table_from_columns(request, columns)
     try:
-        return _from_files(request, folder)
+        return image_folder(request, folder)
     except OSError as error:
         raise request.error(f"{error.filename}: {error.strerror}; make the folder readable") from None
 
@@ -215,55 +236,15 @@ def _open_saved(request: SourceRequest, folder: Path, split: str | None) -> Imag
     return table_from_columns(request, Columns(splits[split].features, splits[split].select_columns, Path()))
 
 
-def _from_files(request: SourceRequest, folder: Path) -> ImageTable:
-    """A folder of class folders, or of loose images."""
-    from stml_semi.data.images import readable_extensions
-
-    with FolderIndex(folder) as index:
-        loose = list(index.files(folder, deep=request.labels == "ignored"))
-        classes = [] if request.labels == "ignored" else index.folders()
-        inside = {sub.name: list(index.files(sub, outside=folder)) for sub in classes}
-    inside = {name: files for name, files in inside.items() if files}
-    if request.labels == "ignored":
-        by_class = {"": loose}
-    else:
-        shape = f"one sub-folder per class is needed, as in {folder}/robin/1.jpg and {folder}/wren/2.jpg"
-        splits = bool(inside) and inside.keys() <= _SPLIT_FOLDERS
-        if request.labels == "optional" and (loose or splits or not inside):
-            by_class = {"": loose + list(itertools.chain(*inside.values()))}
-        elif loose:
-            where = "beside the class folders" if inside else "loose in the folder"
-            raise request.error(
-                f"{len(loose)} images lie {where}, such as {Path(loose[0]).name}; {shape}, or a csv file"
-            )
-        elif splits:
-            raise request.error(
-                f"holds splits, not classes; name one of {', '.join(inside)} as in {folder}:{min(inside)}"
-            )
-        else:
-            by_class = inside
-    files = list(itertools.chain(*by_class.values()))
-    if not files:
-        tables = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in READERS)
-        fix = f"the folder holds {tables[0]}: name that file" if tables else "check the path"
-        raise request.error(f"no images at any depth; {fix} (looked for {' '.join(sorted(readable_extensions()))})")
-    if "" in by_class:
-        return ImageTable(request.spec, paths_dataset(files), None, ())
-    classes = tuple(sorted(by_class))
-    labels = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
-    files = list(itertools.chain(*(by_class[name] for name in classes)))
-    return ImageTable(request.spec, paths_dataset(files), labels, classes)
-
-
 def _join(spec: str, tables: list[ImageTable], sources: list[str]) -> ImageTable:
     from datasets import concatenate_datasets
 
     images = concatenate_datasets([table.images for table in tables])
     starts = np.cumsum([0, *map(len, tables)]).tolist()
     parts = tuple((table.name, start) for table, start in zip(tables, starts, strict=False))
-    joined = ImageTable(spec, images, None, (), tables[0].recall_at, parts)
-    known = [table.labels for table in tables if table.labels is not None]
-    if len(known) < len(tables):
+    skipped = tuple(itertools.chain(*(table.skipped for table in tables)))
+    joined = ImageTable(spec, images, None, (), tables[0].recall_at, parts, skipped=skipped)
+    if len(known := [table.labels for table in tables if table.labels is not None]) < len(tables):
         return joined
     one = len(set(sources)) == 1
     names = [

@@ -1,6 +1,5 @@
 """What --unlabeled names: a table, or a stream."""
 
-import glob
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +8,9 @@ from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.columns import image_column_of
 from stml_semi.data.sources.named_files import exists, is_pattern, matching, streamed
 from stml_semi.data.sources.open_source import load_hub, open_part, open_source
+from stml_semi.data.sources.reach import Reach
 from stml_semi.data.sources.request import SourceRequest, checked_parts, listed, shares_of, split_spec
-from stml_semi.data.sources.shards import shards_of
+from stml_semi.data.sources.shards import shards_of, stream_shards
 from stml_semi.data.sources.streams import ImageStream, StreamSource
 from stml_semi.runtime.errors import BadInput
 
@@ -19,6 +19,8 @@ from stml_semi.runtime.errors import BadInput
 _SHARDS_IN_TURN = 4
 _SHARDS_IN_TURN_HUB = 1
 _KINDS = frozenset((".tar", ".parquet", ".jsonl"))
+# Rows that tell what the columns are; the image of the first one may be missing.
+_ROWS_READ = 20
 
 
 def open_unlabeled(
@@ -29,6 +31,7 @@ def open_unlabeled(
     data_root: str | None,
     seed: int,
     label_column: str | None = None,
+    allow_urls: bool = False,
 ) -> ImageTable | ImageStream:
     """The pictures of --unlabeled.
 
@@ -40,6 +43,7 @@ def open_unlabeled(
         data_root: folder of the benchmarks.
         seed: of the order of shards.
         label_column: column of classes that are known; None looks for none.
+        allow_urls: whether the paths of a stream may be web addresses; see `reach`.
 
     Raises:
         BadInput: one line with the flag and the fix.
@@ -62,7 +66,7 @@ def open_unlabeled(
     sources = []
     for request in requests:
         with request.reading():
-            sources.append(_open(request, seed))
+            sources.append(_open(request, seed, allow_urls=allow_urls))
     if not any(isinstance(source, StreamSource) for source in sources):
         raise whole.error(
             "nothing of it can be read as a stream (tar shards, parquet and jsonl files, and hub ids can); leave "
@@ -77,14 +81,13 @@ def open_unlabeled(
     return ImageStream(spec, tuple(sources), weights)
 
 
-def _open(request: SourceRequest, seed: int) -> StreamSource | ImageTable:
-    from datasets import Dataset, Image, load_dataset
+def _open(request: SourceRequest, seed: int, *, allow_urls: bool) -> StreamSource | ImageTable:
+    from datasets import Dataset, Image
 
     source, split = split_spec(request.spec)
     files = [] if split or source in BENCHMARKS else _files(source)
     if files and files[0].suffix.lower() == ".tar":
-        escaped = [glob.escape(str(file)) for file in files]
-        dataset = load_dataset("webdataset", data_files={"train": escaped}, split="train", streaming=True)
+        dataset = stream_shards(files)
     elif files:
         dataset = streamed(files)
     elif source in BENCHMARKS or exists(source) or is_pattern(source):
@@ -92,8 +95,8 @@ def _open(request: SourceRequest, seed: int) -> StreamSource | ImageTable:
     else:
         dataset = load_hub(request, source, split or "train", streaming=True)
     features = dataset.features
-    if features is None:  # Nobody wrote down what the columns are: the first row tells.
-        features = Dataset.from_list(list(dataset.take(1))).features
+    if features is None:  # Nobody wrote down what the columns are: the first rows tell.
+        features = Dataset.from_list(list(dataset.take(_ROWS_READ))).features
     column = image_column_of(request, features)
     if column is None:
         raise request.error(f"no image column among {listed(list(features))}; name it with {request.flag}-image-column")
@@ -103,8 +106,8 @@ def _open(request: SourceRequest, seed: int) -> StreamSource | ImageTable:
     first = next(iter(dataset), None)
     if first is None:
         raise request.error("holds no rows; give a stream of images")
-    folder, in_turn = (files[0].parent, _SHARDS_IN_TURN) if files else (Path(), _SHARDS_IN_TURN_HUB)
-    return StreamSource(request.spec, dataset, column, folder, seed=seed, in_turn=in_turn)
+    folder, in_turn = (files[0].parent, _SHARDS_IN_TURN) if files else (None, _SHARDS_IN_TURN_HUB)
+    return StreamSource(request.spec, dataset, column, Reach(folder, allow_urls), seed=seed, in_turn=in_turn)
 
 
 def _files(source: str) -> list[Path]:

@@ -2,8 +2,6 @@
 are to be read."""
 
 import contextlib
-import csv
-import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -15,6 +13,10 @@ from stml_semi.runtime.errors import BadInput, one_line
 
 Labels = Literal["required", "ignored", "optional"]
 _WEIGHT = re.compile(r"(.+)=(\d+(?:\.\d*)?|\.\d+)")
+
+
+class Damaged(Exception):
+    """What is wrong with a file, and where, in words for the user."""
 
 
 class Part(NamedTuple):
@@ -51,7 +53,7 @@ class SourceRequest:
         from datasets.exceptions import DatasetsError
         from pyarrow import ArrowException
 
-        damaged = (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError, csv.Error, tarfile.TarError)
+        damaged = (OSError, EOFError, UnicodeError, Damaged, tarfile.TarError)
         shown = not datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()
         try:

@@ -6,7 +6,6 @@ starts again in the same order. So where it stands is a small record, from which
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stml_semi.data.image_table import ImageTable
+from stml_semi.data.sources.reach import Reach, fetched
 from stml_semi.runtime.errors import RunFailed, one_line
 
 if TYPE_CHECKING:
@@ -64,18 +64,18 @@ class StreamSource:
     """A source that is read as a stream; it stays open where it stands."""
 
     def __init__(
-        self, name: str, dataset: "IterableDataset", column: str, folder: Path, *, seed: int, in_turn: int
+        self, name: str, dataset: "IterableDataset", column: str, reach: Reach, *, seed: int, in_turn: int
     ) -> None:
         """
         Args:
             name: what the user calls it.
             dataset: with one column.
             column: its name: `{"bytes", "path"}`, bytes or paths.
-            folder: what relative paths start from.
+            reach: what its paths may open.
             seed: of the order of its shards.
             in_turn: how many of those are open at a time.
         """
-        self.name, self.dataset, self.column, self.folder = name, dataset, column, folder
+        self.name, self.dataset, self.column, self.reach = name, dataset, column, reach
         self.seed, self.in_turn = seed, in_turn
         self._cursor: _Cursor | None = None
 
@@ -120,7 +120,7 @@ class StreamSource:
                     if whole:
                         break
                     continue
-                picture = _picture(example[self.column], self.folder)
+                picture = _picture(example[self.column], self.reach)
                 digest.update(picture["bytes"] or str(picture["path"]).encode(errors="surrogateescape"))
                 writer.add(picture)
                 here.row += 1
@@ -181,19 +181,13 @@ class _Writer:
                 self._write()
 
 
-def _picture(value: Any, folder: Path) -> dict[str, Any]:
+def _picture(value: Any, reach: Reach) -> dict[str, Any]:
     """What a table of pictures holds, of what a stream holds."""
     if isinstance(value, bytes):
         return {"bytes": value, "path": None}
-    if isinstance(value, str):
-        value = {"bytes": None, "path": os.path.join(folder, value)}
-    content, path = (value or {}).get("bytes"), (value or {}).get("path")
-    if content is None and path and "://" in path:
-        import fsspec
-
-        with fsspec.open(path, "rb") as file:
-            content = file.read()  # pyright: ignore[reportAttributeAccessIssue]
-    return {"bytes": content, "path": None if content is not None else path}
+    named = {"bytes": None, "path": value} if isinstance(value, str) else value or {}
+    content, path = named.get("bytes"), named.get("path")
+    return {"bytes": content, "path": None} if content is not None or not path else fetched(path, reach)
 
 
 @dataclass(frozen=True)

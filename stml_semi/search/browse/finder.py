@@ -1,26 +1,27 @@
 """What the browse page asks: neighbors of an uploaded picture or of a row, and small pictures of rows."""
 
-import io
+import os
 import threading
-import warnings
 from pathlib import PurePath
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.thumbnails import Thumbnail, thumbnail
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import one_line
 from stml_semi.search.index import Index
-from stml_semi.search.query import Hit, find_rows, indexed_source, nearest_rows, open_indexed, open_model
+from stml_semi.search.query import Hit, indexed_source, nearest_rows, open_indexed, open_model, readable_rows
 
 MAX_BYTES = 20 * 2**20
 """Of an upload."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Uploads that are decoded: what browsers and cameras write."""
-_MAX_PIXELS = 50_000_000
+_MOST_DECODED = 350_000_000
+"""Bytes that an upload may take while it is decoded: 50 million pixels of most kinds."""
+_DECODED_AT_ONCE = min(4, os.cpu_count() or 1)
+"""Images: each may take as much memory as all the rest."""
 _SIDE = 256
 _MOST_BYTES_IN_MEMORY = 2 * 2**30
 
@@ -53,6 +54,7 @@ class Finder:
         self.retriever = open_model(self.index, model)
         self.table = open_indexed(self.index)
         self._lock = threading.Lock()
+        self._decoders = threading.BoundedSemaphore(_DECODED_AT_ONCE)
         info = self.index.info
         small = 4 * info.num_rows * info.num_features <= _MOST_BYTES_IN_MEMORY
         self._parts = list(self.index.parts()) if small else None
@@ -71,23 +73,27 @@ class Finder:
         Raises:
             BadImage: it is of no known format, damaged, or too large.
         """
-        _check(data)
+        try:
+            with self._decoders:
+                picture = read_image({"bytes": data, "path": None}, formats=FORMATS, most=_MOST_DECODED)
+        except BadImage as error:
+            raise BadImage(f"{error}; this page takes {', '.join(FORMATS)}") from None
         with self._lock:
-            picture = read_image({"bytes": data, "path": None})
             return self._nearest(torch.from_numpy(self.retriever.encode([picture])), -1)
 
     def by_row(self, row: int) -> list[ShownHit]:
         """Neighbors of a row of the index, itself left out.
 
         Raises:
-            LookupError: no such row.
+            LookupError: no such row, or its picture could not be read when the index was made.
+            BadInput: the index is damaged.
         """
         with self._lock:
-            try:
-                embedding = find_rows(self.index, [row])[row].embedding
-            except BadInput:
-                raise LookupError(f"the index has no row {row}") from None
-            return self._nearest(embedding[None], row)
+            found = readable_rows(self.index, [row])
+            if row not in found:
+                reason = ": its picture could not be read" if row < self.index.info.num_rows else ""
+                raise LookupError(f"the index has no row {row}{reason}")
+            return self._nearest(found[row].embedding[None], row)
 
     def thumbnail(self, row: int) -> Thumbnail:
         """A row's image, made small.
@@ -100,9 +106,10 @@ class Finder:
         try:
             with self._lock:
                 source = indexed_source(self.index, self.table, row)
-            return thumbnail(source, _SIDE)
-        except BadImage as error:
-            raise LookupError(f"the picture of row {row} cannot be read ({error})") from None
+            with self._decoders:
+                return thumbnail(source, _SIDE)
+        except (BadImage, OSError) as error:  # OSError: a table whose file is gone.
+            raise LookupError(f"the picture of row {row} cannot be read ({one_line(error)})") from None
 
     def _nearest(self, query: Tensor, own: int) -> list[ShownHit]:
         parts = self.index.parts() if self._parts is None else self._parts
@@ -112,20 +119,3 @@ class Finder:
 
 def _shown(hit: Hit) -> ShownHit:
     return ShownHit(hit.row, "/".join(PurePath(hit.image).parts[-2:]), hit.similarity)
-
-
-def _check(data: bytes) -> None:
-    """Looks at the header alone: a small file may unpack to a huge picture.
-
-    Raises:
-        BadImage: not one of FORMATS, or too many pixels.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-        except Exception:  # Decoders raise nearly everything on damaged files.
-            raise BadImage(f"not a picture ({', '.join(FORMATS)})") from None
-    if width * height > _MAX_PIXELS:
-        raise BadImage(f"too large ({width} x {height} pixels; at most {_MAX_PIXELS // 10**6} million)")

@@ -43,6 +43,7 @@ const show = (hit, place) => {
   const image = entry.querySelector("img");
   image.src = `/picture/${hit.row}`;
   image.alt = `neighbor ${place + 1}: ${hit.name}`;
+  image.addEventListener("error", () => { image.alt += " (its picture cannot be read)"; });
   entry.querySelector("strong").textContent = `${place + 1} · cosine ${hit.similarity.toFixed(3)}`;
   entry.querySelector("span").textContent = `${hit.name}, row ${hit.row}`;
   const button = entry.querySelector("button");

@@ -5,23 +5,31 @@ to date. What it serves is a fixed list: no part of an address ever becomes a pa
 cannot use it: their requests are known by Host (DNS rebinding), Origin and Sec-Fetch-Site, and are refused.
 """
 
+import contextlib
+import io
 import ipaddress
-import json
 import re
 import socket
 import socketserver
+import traceback
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from stml_semi.data.images import BadImage
 from stml_semi.runtime.errors import BadInput
-from stml_semi.runtime.templates import PAGE_STYLE, read_asset, render
-from stml_semi.search.browse.finder import FORMATS, MAX_BYTES, Finder, ShownHit
+from stml_semi.search.browse.answers import Answer, fixed_pages, json_answer, neighbors_answer
+from stml_semi.search.browse.connections import Arriving, Room
+from stml_semi.search.browse.finder import FORMATS, MAX_BYTES, Finder
 
-_SECONDS = 30
-"""For a request to arrive: a slow one does not hold its thread forever."""
+_SECONDS = 30.0
+"""For a whole request to arrive, and for its answer to be taken."""
+_CONNECTIONS = 256
+"""At once: a thread each."""
+_UPLOADED_BYTES = 256 * 2**20
+"""Of all uploads that are there in part or in full."""
+_PART = 2**16
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob: data:; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -31,14 +39,6 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _ROW = re.compile(r"/(picture|row)/(\d{1,12})", re.ASCII)
-
-
-class Answer(NamedTuple):
-    """What goes back."""
-
-    body: bytes
-    kind: str
-    status: HTTPStatus = HTTPStatus.OK
 
 
 class Refused(Exception):
@@ -53,6 +53,9 @@ class PageServer(ThreadingHTTPServer):
     """Serves one index until it is shut down."""
 
     daemon_threads = True
+    request_queue_size = _CONNECTIONS
+    """Of the system: where it is full, clients try again only after a second."""
+    seconds = _SECONDS
 
     def __init__(self, finder: Finder, host: str, port: int) -> None:
         """
@@ -66,13 +69,23 @@ class PageServer(ThreadingHTTPServer):
         """
         self.finder, self.host = finder, host
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.pages = _pages(finder)
+        self.pages = fixed_pages(finder)
+        self.places, self.uploads = Room(_CONNECTIONS), Room(_UPLOADED_BYTES)
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
         """Without the name look-up of the base class, which may take seconds and is not needed."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.host, self.server_address[1]
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether there is a place for a new connection."""
+        return self.places.take(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Gives back the place of a connection, however it ended."""
+        self.places.leave(request)
+        super().shutdown_request(request)
 
     @property
     def url(self) -> str:
@@ -122,14 +135,29 @@ def is_loopback(host: str) -> bool:
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer  # pyright: ignore[reportIncompatibleVariableOverride]
     server_version, sys_version = "stml-semi", ""
-    timeout = _SECONDS
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(Arriving(self.connection, self.server.seconds))
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # Whoever hangs up wants no answer.
+            super().handle()
 
     def _respond(self) -> None:
         allow = ""
         try:
             answer = self._answer()
         except Refused as error:
-            answer, allow = _json({"error": str(error)}, error.status), error.allow
+            answer, allow = json_answer({"error": str(error)}, error.status), error.allow
+        except BadInput as error:  # Of an index that was damaged since it was opened.
+            answer = json_answer({"error": self._without_folder(str(error))}, HTTPStatus.INTERNAL_SERVER_ERROR)
+        except Exception:
+            traceback.print_exc()
+            text = "this request failed; the terminal where the page was started shows why"
+            answer = json_answer({"error": text}, HTTPStatus.INTERNAL_SERVER_ERROR)
+        self.connection.settimeout(self.server.seconds)  # For all of what is sent, not for each part.
         self.send_response(answer.status)
         for name, value in _HEADERS.items():
             self.send_header(name, value)
@@ -148,17 +176,21 @@ class _Handler(BaseHTTPRequestHandler):
         self._check_sender(path)
         if path == "/search":
             self._check_method("POST")
-            return _neighbors(self._search())
+            return self._search()
         known = _ROW.fullmatch(path)
         if not known and path not in self.server.pages:
             raise Refused(HTTPStatus.NOT_FOUND, "there is no such page")
         self._check_method("GET", "HEAD")
         if not known:
             return self.server.pages[path]
+        with self.server.places.working(self.connection):
+            return self._of_row(known[1], int(known[2]))
+
+    def _of_row(self, what: str, row: int) -> Answer:
         try:
-            if known[1] == "row":
-                return _neighbors(self.server.finder.by_row(int(known[2])))
-            return Answer(*self.server.finder.thumbnail(int(known[2])))
+            if what == "row":
+                return neighbors_answer(self.server.finder.by_row(row))
+            return Answer(*self.server.finder.thumbnail(row))
         except LookupError as error:
             raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
 
@@ -179,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.METHOD_NOT_ALLOWED, f"{self.command} is not allowed here, only {allow}", allow=allow
             )
 
-    def _search(self) -> list[ShownHit]:
+    def _search(self) -> Answer:
         kind = self.headers.get_content_type()
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"\d{1,15}", length, re.ASCII):
@@ -190,61 +222,48 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the file has {int(length) / 2**20:.0f} MiB; at most {MAX_BYTES // 2**20} are taken",
             )
-        data = self._read(int(length))
-        if not kind.startswith("image/"):
-            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"not a picture ({', '.join(FORMATS)})")
+        places, uploads = self.server.places, self.server.uploads
         try:
-            return self.server.finder.by_picture(data)
+            data = self._read(int(length))
+            if not kind.startswith("image/"):
+                raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"not an image ({', '.join(FORMATS)})")
+            with places.working(self.connection), uploads.working(self.connection):
+                return neighbors_answer(self.server.finder.by_picture(data))
         except BadImage as error:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+        finally:
+            uploads.leave(self.connection)
 
     def _read(self, length: int) -> bytes:
+        data = bytearray()
         try:
-            data = self.rfile.read(length)
-        except OSError:  # The sender was too slow, or is gone.
-            data = b""
-        if len(data) < length:
-            raise Refused(HTTPStatus.BAD_REQUEST, "the file did not arrive whole")
-        return data
+            while left := length - len(data):
+                if not self.server.uploads.take(self.connection, min(left, _PART)):
+                    self._discard(left)
+                    raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many files arrive at once; try again")
+                if not (part := self.rfile.read(min(left, _PART))):
+                    raise ConnectionAbortedError
+                data += part
+        except TimeoutError:
+            text = f"the file did not arrive within {self.server.seconds:g} seconds"
+            raise Refused(HTTPStatus.REQUEST_TIMEOUT, text) from None
+        except ConnectionError:
+            raise Refused(HTTPStatus.BAD_REQUEST, "the file did not arrive whole") from None
+        return bytes(data)
 
     def _discard(self, length: int) -> None:
         """Browsers read an answer only after they have sent a file; what is far too large is cut off all the same."""
         left = min(length, 10 * MAX_BYTES)
         try:
-            while left > 0 and (part := self.rfile.read(min(left, 2**16))):
+            while left > 0 and (part := self.rfile.read(min(left, _PART))):
                 left -= len(part)
         except OSError:  # The sender was too slow, or is gone: it gets the same answer.
             return
 
+    def _without_folder(self, message: str) -> str:
+        """A message without where the index is: the page need not tell how the disk is laid out."""
+        folder = self.server.finder.index.folder
+        return message.replace(str(folder), folder.name) if folder.is_absolute() else message
+
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: the terminal belongs to whoever started the page."""
-
-
-def _neighbors(hits: list[ShownHit]) -> Answer:
-    return _json({"hits": [hit._asdict() for hit in hits]})
-
-
-def _json(values: object, status: HTTPStatus = HTTPStatus.OK) -> Answer:
-    return Answer(json.dumps(values).encode(), "application/json", status)
-
-
-def _pages(finder: Finder) -> dict[str, Answer]:
-    """Everything that is served beside answers, in memory from the start."""
-    page = render(
-        "search/browse/page.html",
-        {
-            "title": finder.title,
-            "kind": "browse",
-            "k": finder.k,
-            "has_pictures": finder.table is not None,
-            "max_bytes": MAX_BYTES,
-            "formats": ", ".join(FORMATS),
-            "num_rows": finder.index.info.num_rows,
-        },
-    )
-    style = read_asset(PAGE_STYLE) + read_asset("search/browse/style.css")
-    return {
-        "/": Answer(page.encode(), "text/html; charset=utf-8"),
-        "/style.css": Answer(style, "text/css; charset=utf-8"),
-        "/script.js": Answer(read_asset("search/browse/script.js"), "text/javascript; charset=utf-8"),
-    }

@@ -125,6 +125,8 @@ def _source(values: dict[str, Any], name: str, tables: dict[str, ImageTable | Im
     if table.labels is not None and np.bincount(table.labels).min() < 2:
         alone = [table.classes[i] for i in np.flatnonzero(np.bincount(table.labels) < 2)]
         yield Finding("advice", flag(name), f"{len(alone)} classes have one picture only, such as {alone[0]}")
+    for sentence in table.skipped:
+        yield Finding("advice", flag(name), sentence)
     yield from _readable(flag(name), table)
     tables[name] = table
 

@@ -9,7 +9,7 @@ import torch
 from stml_semi.config import TrainConfig
 from stml_semi.data.batches.live_images import describe_images, num_live
 from stml_semi.data.batches.plan import FEWEST_PAIRS, held_out_classes
-from stml_semi.data.claims import claim
+from stml_semi.data.claims import claim, skipped_files
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.run_tables import Tables, describe_excluded
 from stml_semi.data.sources.streams import ImageStream
@@ -29,6 +29,8 @@ def dry_run(config: TrainConfig) -> dict[str, str]:
     if prepared.tables.excluded or prepared.tables.classes_compared:
         later = " (near-duplicates are found when the run starts)" if prepared.tables.classes_compared else ""
         plan["overlap"] = describe_excluded(prepared.tables) + later
+    if skipped := skipped_files(prepared.tables):
+        plan["skipped"] = "\n".join(skipped)
     prepared.accelerator.end_training()
     return plan
 

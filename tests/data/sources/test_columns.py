@@ -131,7 +131,7 @@ def test_bytes_and_categories_of_other_tools(tmp_path, kind):
 
 def test_large_parquet_files_are_memory_mapped_and_never_stale(tmp_path, monkeypatch, capfd):
     datasets.enable_progress_bars()
-    monkeypatch.setattr("stml_semi.data.sources.columns._IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("stml_semi.data.sources.table_files._IN_MEMORY_BYTES", 0)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     for values in ([1, 2], [3, 4]):
         frame = pd.DataFrame({"image": [encoded(value) for value in values], "label": ["a", "b"]})
@@ -209,11 +209,6 @@ def test_tables_that_cannot_be_read(tmp_path):
     text = refusal(open_labeled, tmp_path / "a.xlsx")
     assert "'.xlsx' is no known table; give a folder or a .csv, .tsv, .jsonl, .json, .parquet file" in text
     assert "a file has no splits; leave ':train' out" in refusal(open_labeled, f"{header}:train")
-
-
-def test_lists_in_the_label_column_are_refused(tmp_path):
-    pq.write_table(pa.table({"image": [encoded(1)], "label": [[1, 2]]}), tmp_path / "t.parquet")
-    assert "no label column among image, label" in refusal(open_labeled, tmp_path / "t.parquet")
 
 
 def test_long_lists_keep_their_order_and_pickle_small(tmp_path):

@@ -1,6 +1,7 @@
 """Folders of pictures, with and without classes, as what --labeled and --unlabeled take."""
 
 import json
+import unicodedata
 
 import numpy as np
 from helpers.source_helpers import level, open_labeled, open_unlabeled, refusal, save, write_csv
@@ -99,8 +100,9 @@ def test_empty_folders_say_what_was_looked_for(tmp_path):
         assert "no images at any depth; check the path" in text
         assert ".jpg" in text
         assert ".webp" in text
-    write_csv(tmp_path / "list.csv", ("path",))
-    assert "the folder holds list.csv: name that file" in refusal(open_unlabeled, tmp_path)
+    (tmp_path / "data").mkdir()
+    write_csv(tmp_path / "data/list.csv", ("path",))
+    assert "the folder holds data/list.csv: name that file or its folder" in refusal(open_unlabeled, tmp_path)
 
 
 def test_one_class_is_not_enough(tmp_path):
@@ -108,3 +110,12 @@ def test_one_class_is_not_enough(tmp_path):
     assert "only one class, 'wren'; a metric compares classes: give at least two" in refusal(
         open_labeled, tmp_path / "birds"
     )
+
+
+def test_names_of_folders_are_compared_in_one_form(tmp_path):
+    for i, name in enumerate([unicodedata.normalize("NFD", "Möwe"), unicodedata.normalize("NFC", "Möwe"), "1.0", "1 "]):
+        save(tmp_path / "pics" / name / "x.png", i)
+    table = open_labeled(tmp_path / "pics")
+    assert table.classes == ("1", unicodedata.normalize("NFC", "Möwe"))
+    assert table.labels is not None
+    assert {level(table, row): label for row, label in enumerate(table.labels)} == {0: 1, 1: 1, 2: 0, 3: 0}

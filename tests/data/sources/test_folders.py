@@ -64,6 +64,18 @@ def test_a_folder_is_listed_once_and_then_only_where_it_changed(birds, listed):
     assert sorted(listed) == ["robin", "wren"]
 
 
+def test_what_is_skipped_is_remembered_with_the_rest(birds, listed):
+    for name in ("a.HEIC", "b.heic", "c\udce9.p\udce9", "d"):
+        (birds / "robin" / name).touch()
+    age(birds)
+    listed.clear()
+    for _ in range(2):
+        with FolderIndex(birds) as opened:
+            assert len(list(opened.files(birds))) == 7
+            assert opened.skipped() == {".heic": 2, ".p\udce9": 1, "": 1}
+    assert len(listed) == 5  # Once each.
+
+
 def test_another_folder_of_the_same_name_and_age_is_another_folder(birds):
     assert len(index(birds)) == 7
     birds.rename(birds.with_name("old"))

@@ -22,7 +22,7 @@ from stml_semi.runtime.errors import BadInput
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
-    monkeypatch.setattr("stml_semi.data.sources.columns._IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("stml_semi.data.sources.table_files._IN_MEMORY_BYTES", 0)
 
 
 @pytest.fixture(params=["[x]", "x*", "scans [2024]", "a,b=0.5"])

@@ -41,7 +41,7 @@ def test_a_folder_a_pattern_and_a_file(shards):
 def test_labels_that_are_missing_and_damage_are_told(shards, tmp_path):
     miniature.write_shard(tmp_path / "plain.tar", [(0, i) for i in range(4)], with_labels=False)
     assert len(open_source(f"{tmp_path}/plain.tar", flag="--unlabeled", labels="ignored")) == 4
-    with pytest.raises(ValueError, match=r"--labeled .*plain.tar: no label column among jpg"):
+    with pytest.raises(ValueError, match=r"--labeled .*plain.tar: no label column among image .images., jpg"):
         open_source(f"{tmp_path}/plain.tar", flag="--labeled", labels="required")
     (tmp_path / "torn.tar").write_bytes(b"no tar" * 1000)
     with pytest.raises(ValueError, match=r"--unlabeled .*torn.tar: cannot be read, check the file: ") as caught:

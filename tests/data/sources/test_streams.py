@@ -45,10 +45,10 @@ def write_stream(place: Path, kind: str) -> Path:
             rows = [{"label": shard, "image": {"bytes": picture, "path": None}} for picture in pictures]
             parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=3)
         else:
-            (place / f"pictures-{shard}").mkdir()
+            (folder / f".images-{shard}").mkdir()
             for i, picture in enumerate(pictures):
-                (place / f"pictures-{shard}" / f"{i}.jpg").write_bytes(picture)
-            lines = [{"words": ["a", "b"], "file_name": f"../pictures-{shard}/{i}.jpg"} for i in range(size)]
+                (folder / f".images-{shard}" / f"{i}.jpg").write_bytes(picture)
+            lines = [{"words": ["a", "b"], "file_name": f".images-{shard}/{i}.jpg"} for i in range(size)]
             file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
