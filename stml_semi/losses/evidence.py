@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, Integer
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from stml_semi.losses.neighborhoods import expanded_lengths, overlap_with
 
@@ -20,7 +21,7 @@ DIMENSIONS = 128
 # Self-training needs that, or affinities of a half keep everything at half a distance.
 _SHARPNESS = 2.0
 _RIDGE, _ROUNDS = 1e-2, 30
-_CHUNK = 128
+_CHUNK, _ROWS = 128, 2**16
 
 
 class Whitening(NamedTuple):
@@ -32,8 +33,8 @@ class Whitening(NamedTuple):
 
     def __call__(self, embeddings: Float[Tensor, "n d"]) -> Float32[Tensor, "n k"]:
         """Where embeddings lie on the directions, at unit length."""
-        unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
-        return torch.nn.functional.normalize((unit - self.mean) @ self.directions, dim=1)
+        units = (normalize(part.float(), dim=1) for part in embeddings.split(_ROWS))
+        return torch.cat([normalize((unit - self.mean) @ self.directions, dim=1) for unit in units])
 
 
 def whitening(embeddings: Float[Tensor, "n d"], dimensions: int) -> Whitening:
@@ -44,9 +45,15 @@ def whitening(embeddings: Float[Tensor, "n d"], dimensions: int) -> Whitening:
         dimensions: most directions that are kept.
     """
     rows, width = embeddings.shape
-    unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
-    mean = unit.mean(0)
-    values, vectors = torch.linalg.eigh((unit - mean).T @ (unit - mean) / rows)
+    # Sums over parts: a copy of all in float64 would be the largest thing in memory.
+    mean = embeddings.new_zeros(width, dtype=torch.float64)
+    second = embeddings.new_zeros(width, width, dtype=torch.float64)
+    for part in embeddings.split(_ROWS):
+        mean = mean + normalize(part.double(), dim=1).sum(0) / rows
+    for part in embeddings.split(_ROWS):
+        centered = normalize(part.double(), dim=1) - mean
+        second = second + centered.T @ centered / rows
+    values, vectors = torch.linalg.eigh(second)
     kept = max(min(dimensions, rows // 3, width), 1)
     values, vectors = values[-kept:].clamp_min(0), vectors[:, -kept:]
     scaled = vectors / (values + 1e-2 * values.mean()).sqrt().clamp_min(1e-12)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stml_semi.data.batches.pool import Calibrated, PoolTable
+from stml_semi.data.batches.pool import Calibrated, KnownImages, PoolTable
 from stml_semi.losses.evidence import Weights
 from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.files import flush, sha256
@@ -70,11 +70,14 @@ def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable
         if table is not None:
             files[_POOL] = {
                 "rows": torch.from_numpy(table.rows),
-                "neighbors": torch.from_numpy(table.neighbors),
-                "compared": torch.from_numpy(table.compared),
+                "neighbors": torch.from_numpy(table.neighbors.astype(np.int32)),
+                "compared": torch.from_numpy(table.compared.astype(np.int32)),
             }
             if table.calibrated is not None:
                 files[_POOL] |= {"unit": table.calibrated.unit, "similarity": table.calibrated.similarity}
+            if (known := table.known) is not None:
+                files[_POOL] |= {"known_rows": torch.from_numpy(known.rows)}
+                files[_POOL] |= {"known_embeddings": known.embeddings, "known_basis": known.basis}
         for name, content in files.items():
             save_file(
                 {key: value.detach().cpu().contiguous().clone() for key, value in content.items()}, temporary / name
@@ -184,7 +187,10 @@ def _pool_table(summary: dict[str, Any], pool: dict[str, Tensor]) -> PoolTable:
     calibrated, facts = None, summary.get("pool_calibration")  # Older checkpoints have none.
     if facts is not None:
         calibrated = Calibrated(Weights(**facts["weights"]), facts["trust"], pool["unit"], pool["similarity"])
-    return PoolTable(refresh, rows, neighbors, compared, sigma, calibrated, summary["pool_stream"])
+    known = None
+    if "known_rows" in pool:
+        known = KnownImages(pool["known_rows"].numpy(), pool["known_embeddings"], pool["known_basis"])
+    return PoolTable(refresh, rows, neighbors, compared, sigma, calibrated, summary["pool_stream"], known)
 
 
 def _calibration(calibrated: Calibrated) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """A refresh of the pool: the teacher embeds it, and its images' neighborhoods are found."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stml_semi.config import TrainConfig
-from stml_semi.data.batches.plan import Rows, held_out_classes
-from stml_semi.data.batches.pool import Calibrated, Neighborhoods, PoolTable
+from stml_semi.data.batches.live_images import Live
+from stml_semi.data.batches.plan import Rows, held_out_classes, parts_of_all
+from stml_semi.data.batches.pool import Calibrated, KnownImages, Neighborhoods, PoolTable
 from stml_semi.data.image_table import ImageTable
 from stml_semi.losses.evidence import DIMENSIONS, Surroundings, Weights, Whitening, whitening
 from stml_semi.losses.neighborhoods import expanded_lengths, rerank
@@ -21,18 +21,15 @@ from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import RunFailed
 from stml_semi.training.bad_images import BadImages
 from stml_semi.training.calibration import calibrate, judge, search
+from stml_semi.training.known_images import Readable, compress, first_look, renew
 from stml_semi.training.outputs import Progress
 
 # Below this trust the run says so, once.
 _LITTLE = 0.1
 
 
-class _Readable(NamedTuple):
-    """Images of a table that could be read."""
-
-    rows: Rows
-    embeddings: Tensor
-    """(N, auxiliary_dim): the teacher's g."""
+# Images that are embedded together at the first look at a table.
+_PART = 16384
 
 
 class NeighborhoodFinder:
@@ -61,42 +58,56 @@ class NeighborhoodFinder:
         self.held_out = held_out_classes(config, labeled)
         self._warned = False
 
-    def __call__(self, table: ImageTable, rows: Rows, refresh: int, last: PoolTable | None = None) -> Neighborhoods:
+    def __call__(self, live: Live, refresh: int, last: PoolTable | None = None) -> Neighborhoods:
         """Neighborhoods within the pool.
 
         Args:
-            table: unlabeled images.
-            rows: (P,) candidates for the pool.
+            live: candidates for the pool.
             refresh: how many refreshes came before.
-            last: the pool before, whose calibration stays.
+            last: the pool before, whose calibration and knowledge of a larger table stay.
 
         Raises:
             RunFailed: fewer images are left than a batch draws.
         """
-        self.progress.note(f"refreshing the neighbors of {len(rows)} unlabeled images")
-        rows, embeddings = self._embed(table, rows)
+        known = None if live.renewed is None else self._know(live, live.renewed, last)
+        if known is None:
+            self.progress.note(f"refreshing the neighbors of {len(live.rows):,} unlabeled images")
+            rows, embeddings = self._embed(live.table, live.rows)
+        else:
+            rows, embeddings = known.rows, known.embeddings
         if self.config.relevance < 1 and self.labeled is not None:
-            domain = self._embed(self.labeled, np.arange(len(self.labeled))).embeddings
+            domain = _as_known(self._embed(self.labeled, np.arange(len(self.labeled))).embeddings, known)
             kept = most_relevant(embeddings, domain, share=self.config.relevance)
             rows, embeddings = rows[kept.cpu().numpy()], embeddings[kept]
         needed = self.config.unlabeled_batch_size
         if len(rows) < needed:
             raise RunFailed.on_all(f"--unlabeled: {len(rows)} images of the pool can be used, a batch draws {needed}")
-        return self._calibrated(rows, embeddings, refresh, last) or find_neighborhoods(
-            self.config, rows, embeddings, refresh
-        )
+        found = self._calibrated(Readable(rows, embeddings), known, refresh, last)
+        found = found or find_neighborhoods(self.config, rows, embeddings.float(), refresh)
+        return found._replace(known=known)
 
-    def _calibrated(self, rows: Rows, embeddings: Tensor, refresh: int, last: PoolTable | None) -> Neighborhoods | None:
+    def _know(self, live: Live, renewed: Rows, last: PoolTable | None) -> KnownImages:
+        """All of a table that is larger than a refresh: embedded at first, later a part of it anew."""
+        if last is None or last.known is None:
+            self.progress.note(f"embedding {len(live.rows):,} unlabeled images, once")
+            parts = parts_of_all(self.config.seed, len(live.rows), _PART)
+            return first_look(parts, lambda rows: self._embed(live.table, rows), self.progress.note)
+        self.progress.note(f"renewing {len(renewed):,} of {len(live.rows):,} unlabeled images")
+        return renew(last.known, self._embed(live.table, renewed))
+
+    def _calibrated(
+        self, pool: Readable, known: KnownImages | None, refresh: int, last: PoolTable | None
+    ) -> Neighborhoods | None:
         """Neighborhoods of whitened embeddings, if labels can say how right these are."""
-        if not len(self.held_out) or len(rows) < 2 or (last is not None and last.calibrated is None):
+        if not len(self.held_out) or len(pool.rows) < 2 or (last is not None and last.calibrated is None):
             return None
-        whiten = whitening(embeddings, DIMENSIONS)
-        unit = whiten(embeddings)
-        known = None if last is None else last.calibrated
-        weights = self._measure(unit, whiten) if known is None else known.weights
+        whiten = whitening(pool.embeddings, DIMENSIONS)
+        unit = whiten(pool.embeddings)
+        before = None if last is None else last.calibrated
+        weights = self._measure(unit, whiten, known) if before is None else before.weights
         if weights is None:
             return None
-        found = find_neighborhoods(self.config, rows, unit, refresh)
+        found = find_neighborhoods(self.config, pool.rows, unit, refresh)
         assert found.similarity is not None
         trust = judge(self.config, weights, Surroundings(unit, found.compared, found.similarity))
         if trust < _LITTLE and not self._warned:
@@ -107,21 +118,27 @@ class NeighborhoodFinder:
             )
         return found._replace(calibrated=Calibrated(weights, trust, unit, found.similarity))
 
-    def _measure(self, unit: Tensor, whiten: Whitening) -> Weights | None:
+    def _measure(self, unit: Tensor, whiten: Whitening, known: KnownImages | None) -> Weights | None:
         """What the labeled classes that the warm-up left out say; None if too few of their images can be read."""
         table = self.labeled
         assert table is not None
         assert table.labels is not None
-        known = self._embed(table, np.flatnonzero(np.isin(table.labels, self.held_out)))
-        if not len(known.rows):
+        held_out = self._embed(table, np.flatnonzero(np.isin(table.labels, self.held_out)))
+        if not len(held_out.rows):
             return None
-        labels = torch.from_numpy(table.labels[known.rows]).to(unit.device)
-        return calibrate(self.config, unit, whiten(known.embeddings), labels, seed=self.config.seed)
+        labels = torch.from_numpy(table.labels[held_out.rows]).to(unit.device)
+        embeddings = whiten(_as_known(held_out.embeddings, known))
+        return calibrate(self.config, unit, embeddings, labels, seed=self.config.seed)
 
-    def _embed(self, table: ImageTable, rows: Rows) -> _Readable:
+    def _embed(self, table: ImageTable, rows: Rows) -> Readable:
         embedded = self.encoder(table, lambda pixels: self.teacher(pixels).g, rows)
         self.bad_images.list(embedded.bad)
-        return _Readable(rows[embedded.readable], embedded.embeddings[torch.from_numpy(embedded.readable)])
+        return Readable(rows[embedded.readable], embedded.embeddings[torch.from_numpy(embedded.readable)])
+
+
+def _as_known(embeddings: Tensor, known: KnownImages | None) -> Tensor:
+    """Other embeddings, such as labeled images have, as those of the pool are."""
+    return embeddings if known is None else compress(embeddings, known.basis)
 
 
 def find_neighborhoods(config: TrainConfig, rows: Rows, embeddings: Tensor, refresh: int) -> Neighborhoods:
@@ -163,6 +180,9 @@ def most_relevant(embeddings: Tensor, domain: Tensor, *, share: float) -> Tensor
     Returns:
         (ceil(share x P),) rising positions of the images whose nearest labeled image is nearest, by cosine.
     """
-    nearest = nearest_neighbors(domain, 1, queries=embeddings).similarities[:, 0]
+    total = len(embeddings)
+    own = distributed.share(total, rank=distributed.rank(), world_size=distributed.world_size())
+    found = nearest_neighbors(domain, 1, queries=embeddings[own]).similarities[:, 0]
+    nearest = distributed.gather(found, total)
     kept = nearest.argsort(descending=True, stable=True)[: math.ceil(share * len(embeddings))]
     return kept.sort().values

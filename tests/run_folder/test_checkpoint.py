@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from stml_semi.data.batches.pool import Calibrated, PoolTable
+from stml_semi.data.batches.pool import Calibrated, KnownImages, PoolTable
 from stml_semi.losses.evidence import Weights
 from stml_semi.run_folder.checkpoint import (
     TrainState,
@@ -94,6 +94,19 @@ def test_what_relations_are_calibrated_with_is_kept_bit_by_bit(tmp_path):
         assert table.calibrated[:2] == (weights, 0.7 / 3)
         assert torch.equal(table.calibrated.unit, unit)
         assert torch.equal(table.calibrated.similarity, similarity)
+
+
+def test_what_is_known_of_a_larger_table_is_kept_bit_by_bit(tmp_path):
+    state = make_state(0)
+    known = KnownImages(np.array([4, 5, 7, 9]), torch.randn(4, 2).half(), torch.randn(3, 2))
+    path = save_checkpoint(tmp_path, 12, state, TABLE._replace(known=known), keep=2)
+    for table in (load_checkpoint(path, state).table, read_pool(path)):
+        assert table is not None
+        assert table.known is not None
+        np.testing.assert_array_equal(table.known.rows, known.rows)
+        assert table.known.embeddings.dtype == torch.float16
+        assert torch.equal(table.known.embeddings, known.embeddings)
+        assert torch.equal(table.known.basis, known.basis)
 
 
 def test_the_pool_of_a_checkpoint_from_before_calibration_is_read(tmp_path):

@@ -17,7 +17,8 @@ from stml_semi.training.run import run
 
 @pytest.fixture
 def train(make_backbone, tmp_path) -> Callable[..., Path]:
-    """Eight labeled classes, two on labels alone; the pool is renewed at steps 2, 5 and 8, other images each time."""
+    """Eight labeled classes, two steps on labels alone; 40 of 48 unlabeled images are renewed at a refresh, other ones
+    each time, before the steps 3, 6 and 9."""
     for name in "abcdefgh":
         write_pictures(tmp_path / "labeled" / name, 5, seed=ord(name))
     for number in range(12):
@@ -85,11 +86,11 @@ def test_a_calibrated_step_asks_the_teacher_nothing(train, tmp_path, monkeypatch
 
     monkeypatch.setattr(Teacher, "forward", count)
     train(tmp_path / "run")
-    # Three pools of 40 of the 48 images, and the five images of the two held-out classes, once.
-    assert sum(seen) == 3 * 40 + 2 * 5
+    # All 48 images and the five images of two held-out classes once, then 40 images twice.
+    assert sum(seen) == 48 + 2 * 5 + 2 * 40
     seen.clear()
     train(tmp_path / "batch", relations="batch")
-    assert sum(seen) == 3 * 40 + 8 * 10 * 2
+    assert sum(seen) == 48 + 2 * 40 + 8 * 10 * 2
 
 
 def test_a_sigma_that_is_not_used_is_told(train, tmp_path, capsys):

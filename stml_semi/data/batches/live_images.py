@@ -33,6 +33,8 @@ class Live(NamedTuple):
     """None of tables, which can be read again at any time."""
     excluded: tuple[ExcludedImage, ...] = ()
     """Images of a stream that the run is scored on."""
+    renewed: Rows | None = None
+    """(R,) rising: those that this refresh embeds; the others were embedded before. None: all."""
 
 
 class LiveImages(Protocol):
@@ -68,7 +70,7 @@ def live_images(
     Args:
         source: a table, or what is read as a stream.
         seed: of the run.
-        pool_size: most pictures that are live.
+        pool_size: most images that a refresh embeds; of a stream or a mixture, that are live.
         folder: for the live pictures of streams.
         evaluated: images that a stream must not give to the pool; of a table they were taken out before.
     """
@@ -78,14 +80,16 @@ def live_images(
 
 
 class LiveTable:
-    """A table that is all here; a mixture keeps its weights in every pool."""
+    """A table that is all here, and all live; of a mixture so much that it keeps its weights in every pool."""
 
     def __init__(self, table: ImageTable, *, seed: int, pool_size: int) -> None:
         self.table, self.seed, self.pool_size = table, seed, pool_size
 
     def draw(self, refresh: int, last: StreamRecord | None) -> Live:
         if not self.table.weights:
-            return Live(self.table, pool_rows(self.seed, refresh, len(self.table), self.pool_size), None)
+            total = len(self.table)
+            renewed = None if total <= self.pool_size else pool_rows(self.seed, refresh, total, self.pool_size)
+            return Live(self.table, np.arange(total), None, renewed=renewed)
         given = [share.given for share in shares(self.table, self.pool_size)]
         return Live(self.table, mixed_rows(self.seed, refresh, self.table.starts, given), None)
 
@@ -238,7 +242,7 @@ def num_live(source: ImageTable | ImageStream, pool_size: int) -> int:
         BadInput: a source of a mixture gives none.
     """
     if isinstance(source, ImageTable) and not source.weights:
-        return min(pool_size, len(source))
+        return len(source)
     return sum(share.given for share in shares(source, pool_size))
 
 

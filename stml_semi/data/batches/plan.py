@@ -91,13 +91,19 @@ class UnlabeledPlan(NamedTuple):
 
 
 def pool_rows(seed: int, refresh: int, num_images: int, pool_size: int) -> Rows:
-    """Rows that are live after the given refresh, (P,), rising: the next `pool_size` of a random order of all images.
+    """Rows of the given refresh, (P,), rising: the next `pool_size` of a random order of all images.
 
     A source that is not larger than the pool is all of it, always.
     """
     if num_images <= pool_size:
         return np.arange(num_images)
     return np.sort(_turn(seed, _POOL, num_images, pool_size, refresh))
+
+
+def parts_of_all(seed: int, num_images: int, size: int) -> list[Rows]:
+    """All rows in parts of about equal size, at most `size`: each a random sample, rising."""
+    order = _order(seed, _POOL, 0, num_images)
+    return [np.sort(part) for part in np.array_split(order, -(-num_images // size))]
 
 
 def quotas(sizes: Sequence[int | None], weights: Sequence[float], pool_size: int) -> list[int]:

@@ -27,6 +27,17 @@ class Calibrated(NamedTuple):
     """(P,) mean cosine with the neighborhood."""
 
 
+class KnownImages(NamedTuple):
+    """What is known of a table that is larger than what a refresh embeds."""
+
+    rows: Rows
+    """(M,) rising: those that could be read."""
+    embeddings: Tensor
+    """(M, d) float16: the teacher's g, some as of an earlier refresh."""
+    basis: Tensor
+    """(auxiliary_dim, d): the directions of g that are kept."""
+
+
 class Neighborhoods(NamedTuple):
     """What the trainer found out about candidates for the pool."""
 
@@ -42,11 +53,12 @@ class Neighborhoods(NamedTuple):
     """(P,) mean cosine with the neighborhood; None without neighbors."""
     calibrated: Calibrated | None = None
     """What relations are made of; None without labels that could measure them."""
+    known: KnownImages | None = None
+    """None where a refresh embeds all."""
 
 
-FindNeighbors = Callable[[ImageTable, Rows, int, "PoolTable | None"], Neighborhoods]
-"""(table, candidate rows, refresh, the pool before) -> neighborhoods: calls the trainer, since samplers never run a
-model."""
+FindNeighbors = Callable[[Live, int, "PoolTable | None"], Neighborhoods]
+"""(candidates, refresh, the pool before) -> neighborhoods: calls the trainer, since samplers never run a model."""
 
 
 class PoolRelations(NamedTuple):
@@ -74,10 +86,11 @@ class PoolTable(NamedTuple):
     calibrated: Calibrated | None = None
     stream: StreamRecord | None = None
     """Where the pictures of a stream are; None of a table."""
+    known: KnownImages | None = None
 
 
 class UnlabeledPool:
-    """Keeps `pool_size` unlabeled images live and knows each one's nearest neighbors."""
+    """Keeps unlabeled images live and knows each one's nearest neighbors."""
 
     def __init__(
         self,
@@ -144,10 +157,10 @@ class UnlabeledPool:
         if self.table is None or not self.is_valid(step):
             self._drawn = self.live.draw(refresh, None if self.table is None else self.table.stream)
             self.excluded.extend(self._drawn.excluded)
-            found = find_neighbors(self._drawn.table, self._drawn.rows, refresh, self.table)
+            found = find_neighbors(self._drawn, refresh, self.table)
             drawn, compared = (part.cpu().numpy() for part in (found.neighbors, found.compared))
             self.table = PoolTable(
-                refresh, found.rows, drawn, compared, found.sigma, found.calibrated, self._drawn.record
+                refresh, found.rows, drawn, compared, found.sigma, found.calibrated, self._drawn.record, found.known
             )
         elif self._drawn is None:  # The run goes on, and its table was restored.
             self._drawn = self.live.again(refresh, self.table.stream)

@@ -173,7 +173,7 @@ def neighborhoods(rows):
 
 def test_the_pool_says_how_alike_images_are():
     pool = unlabeled_pool(num_neighbors=1, queries_per_batch=20)
-    plan = pool.plan(5, lambda table, rows, refresh, last: neighborhoods(rows))
+    plan = pool.plan(5, lambda live, refresh, last: neighborhoods(live.renewed))
     index = torch.from_numpy(plan.batch(0, 7))
     overlap = pool.relations(index, num_views=1).overlap
     assert overlap is not None
@@ -200,7 +200,7 @@ def test_calibrated_relations_are_the_probabilities_of_the_pool():
     unit = torch.nn.functional.normalize(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), dim=1)
     near = (torch.arange(40)[:, None] + torch.arange(4)) % 40
     calibrated = Calibrated(Weights(-1.0, 2.0, 3.0), 0.4, unit, torch.linspace(0, 0.5, 40))
-    pool.plan(5, lambda table, rows, refresh, last: neighborhoods(rows)._replace(calibrated=calibrated))
+    pool.plan(5, lambda live, refresh, last: neighborhoods(live.renewed)._replace(calibrated=calibrated))
     assert pool.table is not None
     rows, stranger = pool.table.rows, np.setdiff1d(np.arange(100), pool.table.rows)[0]
     index = torch.tensor([rows[3], rows[4], stranger, rows[3]])
@@ -221,9 +221,9 @@ def test_calibrated_relations_are_the_probabilities_of_the_pool():
 def test_the_next_refresh_is_given_the_last_pool():
     pool, given = unlabeled_pool(), []
 
-    def neighbors(table, rows, refresh, last):
+    def neighbors(live, refresh, last):
         given.append(last)
-        return neighborhoods(rows)
+        return neighborhoods(live.renewed)
 
     pool.plan(5, neighbors)
     first = pool.table
@@ -234,9 +234,9 @@ def test_the_next_refresh_is_given_the_last_pool():
 def test_pool_is_refreshed_when_due_and_only_then():
     asked = []
 
-    def neighbors(table, rows, refresh, last):
-        asked.append((rows, refresh))
-        return neighborhoods(rows)
+    def neighbors(live, refresh, last):
+        asked.append((live.renewed, refresh))
+        return neighborhoods(live.renewed)
 
     pool = unlabeled_pool()
     assert [pool.next_refresh(step) for step in (0, 4, 5, 14, 15)] == [5, 5, 15, 15, 25]
@@ -251,7 +251,7 @@ def test_pool_is_refreshed_when_due_and_only_then():
 
 def test_restored_pool_does_not_ask_again():
     first = unlabeled_pool()
-    plan = first.plan(7, lambda table, rows, refresh, last: neighborhoods(rows))
+    plan = first.plan(7, lambda live, refresh, last: neighborhoods(live.renewed))
     second = unlabeled_pool()
     second.table = first.table
     again = second.plan(9, lambda *_: pytest.fail("the table is still valid"))
