@@ -191,7 +191,8 @@ class TrainConfig(BaseModel):
     refresh_every: Optimization[Count] = 100
     """Steps between refreshes of the unlabeled pool and its neighbor table."""
     pool_size: Optimization[Count] = 16384
-    """Unlabeled images that are live between two refreshes; a smaller source is used whole."""
+    """Unlabeled images that a refresh embeds. Of a larger table the others stay as they were embedded before; of a
+    stream, or a mixture with weights, these alone are live."""
 
     micro_batch_size: Hardware[Adjustable[Count | None]] = None
     """Most images in one forward part, per process: bounds memory, changes no result. Default: the whole batch at

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from stml_semi.config import TrainConfig
 from stml_semi.data.batches.plan import Rows
 from stml_semi.data.batches.pool import KnownImages
+from stml_semi.losses.evidence import DIMENSIONS as WHITENED
 from stml_semi.runtime.errors import RunFailed
 
-DIMENSIONS = 256
-"""Leading directions of g that are remembered: 512 bytes an image."""
+DIMENSIONS = 192
+"""Leading directions of g that are remembered: 768 bytes an image. In half precision there could be more of them, but
+rounding, which depends on how a batch is divided, would then change who is whose neighbor."""
 # Seconds between lines about the first look.
 _PATIENCE = 20.0
 
@@ -34,9 +37,19 @@ class Readable(NamedTuple):
 Embed = Callable[[Rows], Readable]
 
 
+def checkpoint_bytes(config: TrainConfig) -> int:
+    """Of one image of such a table: its embedding, whitened and not, and its neighborhood."""
+    remembered = 4 * min(DIMENSIONS, config.auxiliary_dim)
+    whitened = 4 * min(WHITENED, config.auxiliary_dim) + 4 if config.calibrates else 0
+    pooled = config.relations == "pool"
+    neighborhood = max(config.pool_neighbors, config.num_neighbors) if pooled else config.num_neighbors
+    drawn = max((neighborhood - 1) // 2, config.num_neighbors - 1) if pooled else neighborhood - 1
+    return 2 * 8 + remembered + whitened + 4 * (drawn + neighborhood * pooled)
+
+
 def compress(embeddings: Tensor, basis: Tensor) -> Tensor:
-    """(N, auxiliary_dim) of any length -> (N, d) float16 of about unit length."""
-    return (normalize(embeddings.float(), dim=1) @ basis).half()
+    """(N, auxiliary_dim) of any length -> (N, d) float32 of about unit length."""
+    return normalize(embeddings.float(), dim=1) @ basis
 
 
 def first_look(parts: list[Rows], embed: Embed, note: Callable[[str], None]) -> KnownImages:

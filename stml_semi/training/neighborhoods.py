@@ -83,7 +83,7 @@ class NeighborhoodFinder:
         if len(rows) < needed:
             raise RunFailed.on_all(f"--unlabeled: {len(rows)} images of the pool can be used, a batch draws {needed}")
         found = self._calibrated(Readable(rows, embeddings), known, refresh, last)
-        found = found or find_neighborhoods(self.config, rows, embeddings.float(), refresh)
+        found = found or find_neighborhoods(self.config, rows, embeddings, refresh)
         return found._replace(known=known)
 
     def _know(self, live: Live, renewed: Rows, last: PoolTable | None) -> KnownImages:

@@ -246,6 +246,15 @@ def num_live(source: ImageTable | ImageStream, pool_size: int) -> int:
     return sum(share.given for share in shares(source, pool_size))
 
 
+def num_embedded(source: ImageTable | ImageStream, pool_size: int) -> int:
+    """Images that a refresh embeds; the first one embeds all that are live.
+
+    Raises:
+        BadInput: a source of a mixture gives none.
+    """
+    return min(pool_size, num_live(source, pool_size))
+
+
 def describe_images(source: ImageTable | ImageStream, pool_size: int) -> str:
     """How many pictures there are, and what a mixture's sources give, in words."""
     if isinstance(source, ImageTable) and not source.weights:

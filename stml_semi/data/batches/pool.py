@@ -33,7 +33,7 @@ class KnownImages(NamedTuple):
     rows: Rows
     """(M,) rising: those that could be read."""
     embeddings: Tensor
-    """(M, d) float16: the teacher's g, some as of an earlier refresh."""
+    """(M, d) float32: the teacher's g, some as of an earlier refresh."""
     basis: Tensor
     """(auxiliary_dim, d): the directions of g that are kept."""
 

@@ -18,6 +18,7 @@ from stml_semi.data.workers import resolve_num_workers
 from stml_semi.models.embedder import Embedder
 from stml_semi.runtime.errors import RunFailed
 from stml_semi.runtime.machine import cores, memory_bytes
+from stml_semi.training.known_images import checkpoint_bytes
 from stml_semi.training.preflight.dry_run import estimate_memory
 
 Level = Literal["ok", "advice", "broken"]
@@ -51,14 +52,14 @@ def room(free: int, need: int, what: str) -> Finding:
     return Finding("ok", "disk", text)
 
 
-def disk(config: TrainConfig, embedder: Embedder) -> Finding:
-    """Checkpoints hold student, teacher and two moments, and the best student if classes are kept for validation; while
-    one is written, the oldest is still there."""
+def disk(config: TrainConfig, embedder: Embedder, num_known: int) -> Finding:
+    """Checkpoints hold student, teacher and two moments, the best student if classes are kept for validation, and what
+    is known of unlabeled images; while one is written, the oldest is still there."""
     place = existing(str(config.output_dir))
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
     total = sum(p.numel() for p in embedder.parameters())
     kept = 2 * (total + trained) + (total if config.validation_classes else 0)
-    need = 4 * ((config.keep_checkpoints + 1) * kept + total)
+    need = (config.keep_checkpoints + 1) * (4 * kept + num_known * checkpoint_bytes(config)) + 4 * total
     return room(shutil.disk_usage(place).free, need, "checkpoints and model of this run")
 
 

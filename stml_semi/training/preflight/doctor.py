@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from stml_semi.config import TrainConfig, command_of, flag
-from stml_semi.data.batches.live_images import describe_images
+from stml_semi.data.batches.live_images import describe_images, num_live
 from stml_semi.data.batches.plan import held_out_classes
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, read_image
@@ -174,13 +174,16 @@ def _run(values: dict[str, Any]) -> Iterator[Finding]:
     size = view_size(backbone.processor)
     plan = describe_run(config, tables, embedder, size)
     yield Finding("ok", "--backbone", plan["model"])
+    if "pool" in plan:
+        yield Finding("ok", "pool", plan["pool"])
     if "relations" in plan:
         unmeasured = config.calibrates and not len(held_out_classes(config, tables.labeled))
         yield Finding("advice" if unmeasured else "ok", "relations", plan["relations"])
     trained = () if tables.labeled is None else tables.labeled.classes
     unseen = tables.evaluation is not None and set(trained).isdisjoint(tables.evaluation.classes)
     yield Finding("ok" if unseen else "advice", "evaluation", plan["evaluation"])
-    yield disk(config, embedder)
+    live = 0 if tables.unlabeled is None else num_live(tables.unlabeled, config.live_images)
+    yield disk(config, embedder, live if live > config.live_images else 0)
     yield from memory(config, embedder, size, plan["memory"])
     tried = [table for table in (tables.unlabeled, tables.labeled) if isinstance(table, ImageTable)]
     if tried:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from stml_semi.config import TrainConfig
-from stml_semi.data.batches.live_images import describe_images, num_live
+from stml_semi.data.batches.live_images import describe_images, num_embedded, num_live
 from stml_semi.data.batches.plan import FEWEST_PAIRS, held_out_classes
 from stml_semi.data.claims import claim, skipped_files
 from stml_semi.data.image_table import ImageTable
@@ -15,6 +15,7 @@ from stml_semi.data.run_tables import Tables, describe_excluded
 from stml_semi.data.sources.streams import ImageStream
 from stml_semi.models.embedder import Embedder
 from stml_semi.runtime import distributed
+from stml_semi.training.known_images import checkpoint_bytes
 from stml_semi.training.setup import setup
 
 
@@ -100,17 +101,29 @@ def _unlabeled(config: TrainConfig, source: ImageTable | ImageStream, labeled: I
     refreshes = math.ceil(steps / config.refresh_every)
     images = len(source) if isinstance(source, ImageTable) else live * max(refreshes, 1)
     domain = len(labeled) if labeled is not None and config.relevance < 1 else 0
-    times = f"{refreshes} time{'s' * (refreshes != 1)}"
-    passes = refreshes * (live + domain) + _num_measuring(config, labeled)
+    renewed = num_embedded(source, config.live_images)
+    passes = refreshes * (renewed + domain) + _num_measuring(config, labeled) + (live - renewed) * (refreshes > 0)
     return {
         "unlabeled": f"{describe_images(source, config.live_images)}; {config.unlabeled_batch_size} a step, "
         f"{config.queries_per_batch} queries x {config.num_neighbors} neighbors, {config.num_views} views each; "
         f"{steps * config.unlabeled_batch_size / images:.1f} passes"
         + ("" if isinstance(source, ImageTable) else f" over the {images:,} that {refreshes} refreshes read at most"),
-        "pool": f"{live:,} images live, embedded and ranked {times} (every {config.refresh_every} steps): "
+        "pool": f"{live:,} images live, {_renewal(config, live, renewed, refreshes)}: "
         f"{passes:,} teacher forward passes per {steps * config.unlabeled_batch_size:,} unlabeled training images",
         "relations": _relations(config, labeled),
     }
+
+
+def _renewal(config: TrainConfig, live: int, renewed: int, refreshes: int) -> str:
+    """How often the pool's images are embedded, and what it takes to remember them."""
+    every = f"(every {config.refresh_every} steps)"
+    if renewed == live:
+        return f"embedded and ranked {refreshes} time{'s' * (refreshes != 1)} {every}"
+    bytes_each = checkpoint_bytes(config)
+    return (
+        f"embedded once, then {renewed:,} anew at each of {max(refreshes - 1, 0)} refreshes {every}, all ranked; they "
+        f"take {live * bytes_each / 2**30:.2f} GiB of memory and of every checkpoint ({bytes_each:,} bytes an image)"
+    )
 
 
 def _relations(config: TrainConfig, labeled: ImageTable | None) -> str:
