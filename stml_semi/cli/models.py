@@ -85,7 +85,7 @@ def export(
         among("--weights", weights, "student", "teacher")
         among("--format", format, "safetensors", "onnx")
         quiet_libraries()
-        from stml_semi.run_folder.log import weights_name
+        from stml_semi.run_folder.log import Choice
         from stml_semi.sharing.card import Dtype
         from stml_semi.sharing.export_run import export_run
 
@@ -99,7 +99,7 @@ def export(
             onnx=format == "onnx",
         )
     print_outcome(
-        f"{made.folder}: the {weights_name(made.weights, made.alpha)} after {made.step} steps",
+        f"{made.folder}: the {Choice(made.weights, made.step, made.alpha).name} after {made.step} steps",
         {**made._asdict(), "folder": output},
         as_json,
     )

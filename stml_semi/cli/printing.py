@@ -30,9 +30,7 @@ def print_result(result: Result) -> None:
     candidates, choice = candidate_rows(log), exported(log)
     step = 0 if choice is None else choice.step
     if candidates:
-        title = (
-            f"{candidates[0]['data']}: {candidates[0]['num_queries']} queries; the exported model was chosen on these"
-        )
+        title = f"{candidates[0]['data']}: {candidates[0]['num_queries']} queries; these chose the exported model (*)"
         print_scores(title, {candidate_name(line): line for line in candidates})
     tested = [line for line in result.lines if not is_validation(line)]
     for data, lines in itertools.groupby(tested, key=lambda line: line["data"]):

@@ -97,16 +97,14 @@ def candidate_rows(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def candidate_name(line: dict[str, Any]) -> str:
-    """What tables call a candidate."""
-    return weights_name(line["candidate"], line["alpha"]) + " (exported)" * line["exported"]
+    """What tables call a candidate; a star marks the one that is exported."""
+    return weights_name(line["candidate"], line["alpha"]) + " *" * line["exported"]
 
 
 def result_name(line: dict[str, Any]) -> str:
     """What tables of results call the model of an evaluation."""
-    if line["model"] == "student":
-        return "trained"
-    name = weights_name(line["model"], line.get("alpha"))
-    return name if line["model"] == "frozen" else f"trained ({name})"
+    known = {"frozen": "frozen backbone", "student": "trained"}
+    return known.get(line["model"], f"trained ({line['model']})")
 
 
 def score_keys(line: dict[str, Any]) -> list[str]:
@@ -130,15 +128,16 @@ class Choice(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the weights, for people."""
-        return weights_name(self.model, self.alpha)
+        """In a sentence, after "the"."""
+        name = weights_name(self.model, self.alpha)
+        return f"interpolated model ({name})" if self.model == "interpolated" else name
 
 
 def weights_name(model: Served, alpha: float | None) -> str:
-    """What tables and sentences call the weights of a candidate."""
+    """What tables call the weights of a candidate."""
     if model == "interpolated":
         assert alpha is not None
-        return f"{alpha:.0%} student, {1 - alpha:.0%} frozen"
+        return f"{alpha:.0%} student + {1 - alpha:.0%} frozen"
     return "frozen backbone" if model == "frozen" else model
 
 

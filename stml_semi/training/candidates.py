@@ -116,16 +116,14 @@ def describe(chosen: Candidate, student: Candidate) -> str:
     step = student.choice.step
     if chosen is student:
         return (
-            f"the student of step {step} did best on the validation classes: it is exported (the teacher, the frozen "
-            f"backbone and weights in between were not better by more than chance)"
+            f"the student of step {step} did best of all evaluated steps on the validation classes and is exported; "
+            f"the teacher, the frozen backbone and weights in between were not better by more than chance"
         )
-    name = f"the {chosen.choice.name}" if chosen.choice.model != "interpolated" else f"weights of {chosen.choice.name}"
     own, other = (100 * one.scored.means["map@r"] for one in (chosen, student))
     low, high = 100 * chosen.gain.low, 100 * chosen.gain.high
-    verb = "are" if chosen.choice.model == "interpolated" else "is"
     return (
-        f"{name} did better on the validation classes than the student of step {step} and {verb} exported: MAP@R "
-        f"{own:.1f} vs. {other:.1f}, difference {low:+.1f} to {high:+.1f} with 95% confidence"
+        f"the {chosen.choice.name} did better on the validation classes than the student of step {step} and is "
+        f"exported: MAP@R {own:.1f} vs. {other:.1f}, 95% interval of the difference {low:+.1f} to {high:+.1f}"
     )
 
 

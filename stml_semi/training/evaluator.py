@@ -9,7 +9,7 @@ from stml_semi.models.embedder import Embedder
 from stml_semi.models.evaluation import EmbeddedTable, Encode, Scored, TableEncoder, score
 from stml_semi.models.teacher import Teacher
 from stml_semi.report.neighbor_sheet import draw, find
-from stml_semi.run_folder.log import Choice, Served, weights_name
+from stml_semi.run_folder.log import Choice, Served
 from stml_semi.training.bad_images import BadImages
 from stml_semi.training.outputs import Outputs
 
@@ -70,7 +70,7 @@ class Evaluator:
     ) -> float | None:
         if table is None:
             return None
-        embedded, scored = self._embed(table, weights_name(model, more.get("alpha")), encode, embedder)
+        embedded, scored = self._embed(table, Choice(model, step, more.get("alpha")).name, encode, embedder)
         split = {"split": "validation"} if table is self.tables.validation else {}
         self.outputs.log({"step": step, "data": table.name, "model": model, **more, **split, **scored.means})
         if self.outputs.trackers.show_pictures and model != "teacher":
