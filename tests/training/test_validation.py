@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.pictures import write_pictures
+from helpers.real_runs import KANJI, lines
+from helpers.real_runs import train as train_for_real
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -203,6 +205,13 @@ def test_interpolated_weights_that_do_better_are_exported_and_tested_once(train,
     for name in names:
         torch.testing.assert_close(model[name], (start[name] + second[f"backbone.{name}"]) / 2)
 
+    # Head f as well, between its start, which is orthogonal, and the student's.
+    head = read_module(folder.checkpoints / "step-3", f"{BEST}start_f.")["weight"]
+    torch.testing.assert_close(head @ head.T, torch.eye(16))
+    served = load_file(folder.model / "2_Dense" / "model.safetensors")["linear.weight"][:, :16]
+    assert not second["head_f.weight"].equal(head)
+    torch.testing.assert_close(served, (head + second["head_f.weight"]) / 2)
+
     # `export`, the card, the table and the report say the same.
     again = export_run(str(folder.path), str(tmp_path / "again"))
     assert again[1:] == ("interpolated", 2, 0.5)
@@ -275,6 +284,23 @@ def test_a_run_without_validation_classes_says_what_it_did_not_check(train, caps
     assert "not checked: whether the frozen backbone, the teacher or weights" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_same(tmp_path):
+    steps = ("--max-steps", "8", "--validation-classes", "0.3", "--eval-every", "8", "--learning-rate", "1e-4")
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        done = train_for_real(folder, *KANJI, *steps, processes=processes)
+        assert done.returncode == 0, done.stderr
+        found.append(lines(folder, "candidate"))
+    one, two = found
+    assert len(one) == 6
+    assert [(line["candidate"], line["exported"]) for line in one] == [
+        (line["candidate"], line["exported"]) for line in two
+    ]
+    assert [line["map@r"] for line in one] == pytest.approx([line["map@r"] for line in two], abs=2e-3)
 
 
 def test_differences_within_chance_go_to_the_student():
