@@ -16,6 +16,7 @@ from stml_semi import load
 from stml_semi.cli.printing import print_result
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.metrics import QueryScores
+from stml_semi.models.adaptation import merged
 from stml_semi.models.backbone import open_backbone
 from stml_semi.models.evaluation import Scored, TableScores
 from stml_semi.report.headline import headlines
@@ -24,6 +25,7 @@ from stml_semi.run_folder.checkpoint import TEACHER as TEACHER_PREFIX
 from stml_semi.run_folder.log import Choice, exported, exported_step, is_final_test
 from stml_semi.run_folder.recipe import build_config
 from stml_semi.sharing.export_run import export_run
+from stml_semi.sharing.trained import open_trained
 from stml_semi.training import evaluator
 from stml_semi.training.candidates import Candidate, best_of, compare
 from stml_semi.training.resolve import resolve
@@ -233,6 +235,19 @@ def test_interpolated_weights_that_do_better_are_exported_and_tested_once(train,
     assert "MAP@R +10.0 vs. student, +10.0 to +10.0" in page
     assert "unless another model of the table is better by more than chance" in page
     assert page.count("MAP@R, trained") == 1
+
+
+def test_low_rank_updates_are_interpolated_and_merged(train, tmp_path, make_backbone):
+    folder = train([0.5, 0.7, 0.6], INTERPOLATED, backbone=str(make_backbone("vit")), lora_rank=2).folder
+    assert export_run(str(folder.path), str(tmp_path / "again")).alpha == 0.5
+    places = (make_backbone("vit"), folder.model, tmp_path / "again")
+    before, model, again = (open_backbone(str(place)).model.state_dict() for place in places)
+    trained = open_trained(folder.config(), folder.checkpoints / "step-2", "student")
+    after = merged(trained.embedder.backbone).state_dict()
+    for name, value in model.items():
+        assert again[name].equal(value)
+        torch.testing.assert_close(value, (before[name] + after[name]) / 2)
+    assert not all(before[name].equal(value) for name, value in model.items())
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
