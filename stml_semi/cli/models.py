@@ -99,7 +99,8 @@ def export(
             onnx=format == "onnx",
         )
     print_outcome(
-        f"{made.folder}: the {Choice(made.weights, made.step, made.alpha).name} after {made.step} steps",
+        f"{made.folder}: the {Choice(made.weights, made.step, made.alpha).name}"
+        + f" after {made.step} steps" * (made.weights != "frozen"),
         {**made._asdict(), "folder": output},
         as_json,
     )
