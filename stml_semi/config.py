@@ -80,7 +80,8 @@ class TrainConfig(BaseModel):
     test_classes.json of the run."""
     validation_classes: Data[Annotated[float, Field(gt=0, lt=1)] | None] = None
     """Share of the classes of --labeled to keep out of training and to choose by: of all evaluated steps, the one with
-    the best MAP@R on them is exported. What is tested on is then looked at once, at the end."""
+    the best MAP@R on them is exported, or if clearly better the teacher, the frozen backbone or weights in between.
+    What is tested on is then looked at once, at the end."""
     labeled_image_column: Data[str | None] = None
     """Column of --labeled that holds the images or their paths. Default: found by type and name."""
     labeled_label_column: Data[str | None] = None

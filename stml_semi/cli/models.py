@@ -67,7 +67,9 @@ def evaluate(
 def export(
     run: Annotated[str, typer.Argument(help="A run folder, finished or not.", metavar="RUN")],
     output: Annotated[str, typer.Option(help="Folder of the model; an older model there is replaced.")],
-    weights: Annotated[str, typer.Option(help="student, or teacher: its moving average.")] = "student",
+    weights: Annotated[
+        str, typer.Option(help="student (or what validation classes chose), or teacher: its moving average.")
+    ] = "student",
     license: Annotated[str | None, typer.Option(help="For the card. Default: the base model's, if known.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the stored weights: float32; bfloat16 or float16 for half.")] = (
         "float32"
@@ -83,6 +85,7 @@ def export(
         among("--weights", weights, "student", "teacher")
         among("--format", format, "safetensors", "onnx")
         quiet_libraries()
+        from stml_semi.run_folder.log import Choice
         from stml_semi.sharing.card import Dtype
         from stml_semi.sharing.export_run import export_run
 
@@ -96,7 +99,10 @@ def export(
             onnx=format == "onnx",
         )
     print_outcome(
-        f"{made.folder}: the {made.weights} after {made.step} steps", {**made._asdict(), "folder": output}, as_json
+        f"{made.folder}: the {Choice(made.weights, made.step, made.alpha).name}"
+        + f" after {made.step} steps" * (made.weights != "frozen"),
+        {**made._asdict(), "folder": output},
+        as_json,
     )
 
 

@@ -9,28 +9,36 @@ from rich.table import Table
 from rich.text import Text
 
 from stml_semi.metrics import score_title
-from stml_semi.run_folder.log import exported_step, is_validation, score_keys
+from stml_semi.run_folder.log import (
+    candidate_name,
+    candidate_rows,
+    exported,
+    is_validation,
+    result_name,
+    score_keys,
+)
 from stml_semi.runtime.terminal_text import PlainConsole, visible
 from stml_semi.search.query import Answer
 from stml_semi.training.preflight.costs import Finding
 from stml_semi.training.run import Result
 
-_SHOWN = {"frozen": "frozen backbone", "student": "trained", "teacher": "trained (teacher)"}
-
 
 def print_result(result: Result) -> None:
-    """Frozen beside trained, from the first and last evaluation of a run, or with validation from the chosen step."""
+    """Frozen beside trained, from the first and last evaluation of a run; with validation all candidates."""
     console = PlainConsole(soft_wrap=True)
-    folder = result.folder.path
-    step = exported_step(result.lines) or 0
-    by_data = itertools.groupby(sorted(result.lines, key=is_validation, reverse=True), key=lambda line: line["data"])
-    for data, lines in by_data:
+    folder, log = result.folder.path, result.folder.log.lines()
+    candidates, choice = candidate_rows(log), exported(log)
+    step = 0 if choice is None else choice.step
+    if candidates:
+        title = f"{candidates[0]['data']}: {candidates[0]['num_queries']} queries; these chose the exported model (*)"
+        print_scores(title, {candidate_name(line): line for line in candidates})
+    tested = [line for line in result.lines if not is_validation(line)]
+    for data, lines in itertools.groupby(tested, key=lambda line: line["data"]):
         last = {line["model"]: line for line in lines if line["step"] <= step}
         line = next(iter(last.values()))
-        claim = f"step {step} was chosen on these" if is_validation(line) else result.claim
-        title = "; ".join([f"{data}: {line['num_queries']} queries", *([claim] if claim else [])])
-        print_scores(title, {_SHOWN[model]: scores for model, scores in last.items()})
-    if not any(not is_validation(line) for line in result.lines):
+        title = "; ".join([f"{data}: {line['num_queries']} queries", *([result.claim] if result.claim else [])])
+        print_scores(title, {result_name(line): line for line in last.values()})
+    if not tested:
         console.print(
             "No evaluation: name labeled images of other classes with --eval, or keep half of them with --test-classes "
             "0.5, to see recall and MAP@R."

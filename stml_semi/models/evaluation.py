@@ -179,12 +179,20 @@ def count_left_out(table: ImageTable, readable: NDArray[np.bool_], scores: Query
     }
 
 
-def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> dict[str, float]:
-    """Retrieval metrics of an embedded table, and counts of what they leave out; see `count_left_out`.
+class Scored(NamedTuple):
+    """Scores of a model on a table."""
+
+    means: dict[str, float]
+    """Retrieval metrics, and counts of what they leave out; see `count_left_out`."""
+    queries: TableScores
+
+
+def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> Scored:
+    """Scores an embedded table.
 
     Raises:
         BadInput: no labels, no image that can be read, or no two images of one class.
     """
     found = score_queries(table, embedded, recall_at)
     means = summarize(found.scores, recall_at=recall_at, num_gallery=found.num_gallery)
-    return means | count_left_out(table, embedded.readable, found.scores)
+    return Scored(means | count_left_out(table, embedded.readable, found.scores), found)

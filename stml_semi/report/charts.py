@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stml_semi.report.retrieval.projection import Projected
+from stml_semi.run_folder.log import candidate_rows, evaluations
 from stml_semi.sharing.card_curves import thin
 
 if TYPE_CHECKING:
@@ -93,15 +94,29 @@ def training_charts(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Chart]:
 
 def score_charts(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Chart]:
     """Recall@1 and MAP@R over the steps, by evaluation pictures; a run starts from its frozen backbone."""
-    names = list(dict.fromkeys(line["data"] for lines in runs for line in lines if "model" in line))
+    runs = [evaluations(lines) for lines in runs]
+    names = list(dict.fromkeys(line["data"] for lines in runs for line in lines))
     charts = []
     for name in names:
         where = f" on {name}" if len(names) > 1 else ""
-        evaluated = [[line for line in lines if line.get("data") == name] for lines in runs]
+        evaluated = [[line for line in lines if line["data"] == name] for lines in runs]
         for title, key in (("Recall@1", "recall@1"), ("MAP@R", "map@r")):
             if curves := _score_curves(evaluated, key):
                 charts.append(draw(f"{title}{where}, %", curves, marker="o"))
     return charts
+
+
+def candidate_charts(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Chart]:
+    """MAP@R on the validation classes of weights between the frozen backbone and the student."""
+    curves = []
+    for place, lines in enumerate(runs):
+        mixed = [line for line in candidate_rows(lines) if line["alpha"] is not None]
+        if mixed:
+            shares = [100 * line["alpha"] for line in mixed]
+            name = letter(place) if len(runs) > 1 else "MAP@R"
+            curves.append(Curve(name, shares, [100 * line["map@r"] for line in mixed], place, 0))
+    title = "MAP@R on validation classes between frozen (0) and student (100), %"
+    return [draw(title, curves, marker="o", axis="share of the student's weights, %")] if curves else []
 
 
 def _score_curves(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> list[Curve]:
@@ -122,8 +137,8 @@ def letter(place: int) -> str:
     return chr(ord("A") + place) + (str(round_number + 1) if round_number else "")
 
 
-def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None) -> Chart:
-    """One chart."""
+def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None, axis: str = "step") -> Chart:
+    """One chart. axis: what `Curve.steps` are."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -134,12 +149,12 @@ def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None) -> C
             color = _SERIES[curve.color % len(_SERIES)]
             line = _DASHES[curve.dash % len(_DASHES)]
             axes.plot(curve.steps, curve.values, line, color=color, marker=marker, markersize=4, label=curve.name)
-        axes.set_xlabel("step")
+        axes.set_xlabel(axis)
         if len(curves) > 1:
             figure.legend(loc="outside upper right", ncols=min(len(curves), 4))
         svg = page_svg(figure)
     words = [
-        f"{c.name} from {c.values[0]:.3g} at step {c.steps[0]:.0f} to {c.values[-1]:.3g} at step {c.steps[-1]:.0f}"
+        f"{c.name} from {c.values[0]:.3g} at {axis} {c.steps[0]:.0f} to {c.values[-1]:.3g} at {axis} {c.steps[-1]:.0f}"
         for c in curves
     ]
     return Chart(title, svg, f"{title}: {'; '.join(words)}.")

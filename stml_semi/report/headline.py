@@ -6,11 +6,19 @@ from typing import Any, NamedTuple
 
 from stml_semi.metrics import Interval
 from stml_semi.report.retrieval.view import Assessed, RetrievalView
-from stml_semi.run_folder.log import exported_step, is_validation, score_keys
+from stml_semi.run_folder.log import (
+    Choice,
+    candidate_name,
+    candidate_rows,
+    exported,
+    is_validation,
+    result_name,
+    score_keys,
+)
 
 # Precision may differ a little from the run's (bf16 there, float32 here); more than this is another model.
 _SAME = 0.005
-_MODELS = {"frozen": "frozen backbone", "student": "trained", "teacher": "trained (teacher)"}
+_ORDER = ("frozen", "interpolated", "student", "teacher")
 
 
 class Cell(NamedTuple):
@@ -30,6 +38,9 @@ class Row(NamedTuple):
     cells: list[Cell]
     gain: list[Cell]
     """Over the frozen backbone; empty for that itself."""
+    exported: bool
+    note: str = ""
+    """How a candidate compares with the student."""
 
 
 class Headline(NamedTuple):
@@ -45,7 +56,12 @@ class Headline(NamedTuple):
     runs: list[int]
     """Which runs were scored on them."""
     chose: bool
-    """Whether they chose the exported step: then they are not what a run is tested on."""
+    """Whether they chose the exported model: then they are not what a run is tested on."""
+
+    @property
+    def compared(self) -> bool:
+        """Whether the student was compared with other candidates."""
+        return any(row.note for row in self.rows)
 
 
 def headlines(runs: Sequence[Sequence[dict[str, Any]]], retrieval: Sequence[RetrievalView]) -> list[Headline]:
@@ -55,14 +71,18 @@ def headlines(runs: Sequence[Sequence[dict[str, Any]]], retrieval: Sequence[Retr
         runs: lines of metrics.jsonl, run by run.
         retrieval: of the runs' models; only those that looked at all pictures lend their intervals.
     """
-    steps = [exported_step(lines) or 0 for lines in runs]
-    evaluations = [
-        [line for line in lines if line.get("model") in _MODELS and line["step"] <= step]
-        for lines, step in zip(runs, steps, strict=True)
-    ]
-    lines = sorted(itertools.chain(*evaluations), key=is_validation)  # What is tested on comes first.
+    choices = [exported(lines) or Choice("student", 0) for lines in runs]
+    shown = [_shown(lines, choice) for lines, choice in zip(runs, choices, strict=True)]
+    lines = sorted(itertools.chain(*shown), key=is_validation)  # What is tested on comes first.
     names = list(dict.fromkeys(line["data"] for line in lines))
-    return [_headline(name, evaluations, next((g for g in retrieval if g.name == name), None)) for name in names]
+    return [_headline(name, shown, choices, next((g for g in retrieval if g.name == name), None)) for name in names]
+
+
+def _shown(lines: Sequence[dict[str, Any]], choice: Choice) -> list[dict[str, Any]]:
+    """The lines of a run that its tables show: candidates take the place of what validation scored before."""
+    candidates = candidate_rows(lines)
+    evaluated = [line for line in lines if "model" in line and line["step"] <= choice.step]
+    return [line for line in evaluated if not (candidates and is_validation(line))] + candidates
 
 
 def percent(interval: Interval) -> Cell:
@@ -75,16 +95,17 @@ def _minus(number: str) -> str:
     return number.replace("-", "\N{MINUS SIGN}")
 
 
-def _headline(name: str, evaluations: Sequence[Sequence[dict[str, Any]]], view: RetrievalView | None) -> Headline:
-    last = [{line["model"]: line for line in lines if line["data"] == name} for lines in evaluations]
-    first = next(line for models in last for line in models.values())
+def _headline(
+    name: str, shown: Sequence[Sequence[dict[str, Any]]], choices: Sequence[Choice], view: RetrievalView | None
+) -> Headline:
+    by_run = [_newest([line for line in lines if line["data"] == name]) for lines in shown]
+    first = next(line for lines in by_run for line in lines)
     columns = score_keys(first)
-    best = {key: max(line.get(key, 0.0) for models in last for line in models.values()) for key in columns}
+    best = {key: max(line.get(key, 0.0) for lines in by_run for line in lines) for key in columns}
     rows = [
-        _row(place, model, models, columns, best, _assessed(view, place, model))
-        for place, models in enumerate(last)
-        for model in _MODELS
-        if model in models
+        _row(place, line, lines, columns, best, choices[place], view)
+        for place, lines in enumerate(by_run)
+        for line in lines
     ]
     return Headline(
         name,
@@ -98,15 +119,27 @@ def _headline(name: str, evaluations: Sequence[Sequence[dict[str, Any]]], view: 
     )
 
 
+def _newest(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last line of each model, in the order of the table; candidates as they are."""
+    if any("candidate" in line for line in lines):
+        return list(lines)
+    last = {line["model"]: line for line in lines}
+    return [last[model] for model in _ORDER if model in last]
+
+
 def _row(
     place: int,
-    model: str,
-    models: dict[str, dict[str, Any]],
+    line: dict[str, Any],
+    lines: Sequence[dict[str, Any]],
     columns: list[str],
     best: dict[str, float],
-    assessed: Assessed | None,
+    choice: Choice,
+    view: RetrievalView | None,
 ) -> Row:
-    line, frozen = models[model], models.get("frozen")
+    model = line["candidate"] if "candidate" in line else line["model"]
+    is_exported = line["exported"] if "candidate" in line else model == choice.model
+    assessed = _assessed(view, place, model, is_exported)
+    frozen = next((other for other in lines if "frozen" in (other.get("model"), other.get("candidate"))), None)
     cells, gain = [], []
     for key in columns:
         value = line.get(key, float("nan"))
@@ -116,15 +149,21 @@ def _row(
         if model != "frozen" and frozen is not None:
             more = assessed.gain.get(key) if assessed and assessed.gain and known else None
             gain.append(Cell(_minus(f"{100 * (value - frozen[key]):+.1f}"), percent(more).interval if more else ""))
-    return Row(place, _MODELS[model], line["step"], cells, gain)
+    name = candidate_name(line) if "candidate" in line else result_name(line)
+    return Row(place, name, line.get("weights_step", line["step"]), cells, gain, is_exported, _compared(line))
 
 
-def _assessed(view: RetrievalView | None, place: int, model: str) -> Assessed | None:
-    """What is known of a model; the teacher is not exported, so it knows nothing of that."""
+def _compared(line: dict[str, Any]) -> str:
+    if line.get("candidate", "student") == "student":
+        return ""
+    mean, low, high = (_minus(f"{100 * value:+.1f}") for value in line["gain"])
+    return f"MAP@R {mean} vs. student, {low} to {high}"
+
+
+def _assessed(view: RetrievalView | None, place: int, model: str, is_exported: bool) -> Assessed | None:
+    """What is known of a model; of those of a run that are not exported, nothing is."""
     if view is None or not view.complete:
         return None
-    if model == "student":
-        return next((known for known in view.models if known.run == place), None)
     if model == "frozen":
         return next((known for known in view.models if known.run is None), None)
-    return None
+    return next((known for known in view.models if known.run == place), None) if is_exported else None

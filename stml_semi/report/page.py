@@ -11,7 +11,7 @@ from stml_semi.config import Mark, TrainConfig, fields_that, flag
 from stml_semi.data.run_tables import Tables
 from stml_semi.data.workers import resolve_num_workers
 from stml_semi.metrics import score_title
-from stml_semi.report.charts import letter, score_charts, training_charts
+from stml_semi.report.charts import candidate_charts, letter, score_charts, training_charts
 from stml_semi.report.headline import headlines, percent
 from stml_semi.report.pictures import Pictures
 from stml_semi.report.retrieval.sample import frozen_backbone
@@ -20,6 +20,7 @@ from stml_semi.report.unlabeled.affinities import affinity_charts
 from stml_semi.report.unlabeled.pool_sample import DUPLICATE
 from stml_semi.report.unlabeled.pool_view import PoolView, view_pool
 from stml_semi.run_folder.folder import RunFolder
+from stml_semi.run_folder.log import exported
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.files import write_text
 from stml_semi.runtime.templates import render
@@ -91,7 +92,7 @@ def write_page(runs: Sequence[ReportedRun], target: Path, *, device: torch.devic
             "many": len(runs) > 1,
             "notes": notes,
             "headlines": headlines(lines, retrieval),
-            "charts": score_charts(lines) + training_charts(lines) + affinity_charts(lines),
+            "charts": score_charts(lines) + candidate_charts(lines) + training_charts(lines) + affinity_charts(lines),
             "retrieval": retrieval,
             "settings": _settings([run.config for run in runs]),
             "pictures": pictures.uris,
@@ -143,7 +144,9 @@ def _models(
             name = f"frozen {run.config.backbone}" if many else "frozen backbone"
             frozen.append(Model(name, frozen_backbone(run.config, device), None))
         if run.folder.model.is_dir():
-            name = f"trained: run {letter(place)}" if many else "trained"
+            choice = exported(run.folder.log.lines())
+            kind = "trained" if choice is None or choice.model != "frozen" else "exported frozen backbone"
+            name = f"{kind}: run {letter(place)}" if many else kind
             trained.append(Model(name, load(run.folder.model, device=device), place, starts[key]))
         else:
             notes.append(f"{run.folder.path} has no model yet: it has not finished, so its neighbors are not shown.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from stml_semi.data.batches.loading import BadImageEntry
 from stml_semi.runtime.files import append_json_lines, flush, read_json_lines, write_json_lines
@@ -68,8 +68,21 @@ def is_validation(line: dict[str, Any]) -> bool:
 
 
 def is_final_test(line: dict[str, Any]) -> bool:
-    """Whether a line, of a run with validation classes, is the one test of the student that they chose."""
-    return line.get("model") == "student" and not is_validation(line)
+    """Whether a line, of a run with validation classes, is the one test of the model that they chose."""
+    return line.get("model") not in (None, "frozen") and not is_validation(line)
+
+
+def is_of_the_end(line: dict[str, Any]) -> bool:
+    """Whether a line is of those that a run with validation classes writes when all steps are done."""
+    return is_candidate(line) or is_final_test(line)
+
+
+def is_candidate(line: dict[str, Any]) -> bool:
+    """Whether a line scores, at the end of a run with validation classes, a model that could be exported.
+
+    Its alpha is the share of the student's weights: 1 of the student, 0 of the frozen backbone, None of the teacher.
+    """
+    return "candidate" in line
 
 
 def evaluations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -77,17 +90,88 @@ def evaluations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in lines if "model" in line]
 
 
+def candidate_rows(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The candidates' lines in the order in which they are shown: from frozen to trained, then the teacher."""
+    found = [line for line in lines if is_candidate(line)]
+    return sorted(found, key=lambda line: (line["alpha"] is None, line["alpha"]))
+
+
+def candidate_name(line: dict[str, Any]) -> str:
+    """What tables call a candidate; a star marks the one that is exported."""
+    return weights_name(line["candidate"], line["alpha"]) + " *" * line["exported"]
+
+
+def result_name(line: dict[str, Any]) -> str:
+    """What tables of results call the model of an evaluation."""
+    known = {"frozen": "frozen backbone", "student": "trained"}
+    return known.get(line["model"], f"trained ({line['model']})")
+
+
 def score_keys(line: dict[str, Any]) -> list[str]:
     """The scores that an evaluation line holds, in the order in which they are shown."""
     return [*(key for key in line if key.startswith("recall@")), "r_precision", "map@r"]
 
 
-def exported_step(lines: Sequence[dict[str, Any]]) -> int | None:
-    """The step whose student is exported, as far as metrics.jsonl goes: the best one, or the last without validation.
+Served = Literal["student", "teacher", "interpolated", "frozen"]
+"""What can be exported: interpolated weights lie between those of the student and those before training, frozen is the
+backbone before training, without a head."""
 
-    None if nothing is logged yet.
+
+class Choice(NamedTuple):
+    """The model that a run exports."""
+
+    model: Served
+    step: int
+    """Steps that its weights have taken; 0 of the frozen backbone."""
+    alpha: float | None = None
+    """Share of the student's weights in interpolated ones."""
+
+    @property
+    def name(self) -> str:
+        """In a sentence, after "the"."""
+        name = weights_name(self.model, self.alpha)
+        return f"interpolated model ({name})" if self.model == "interpolated" else name
+
+
+def weights_name(model: Served, alpha: float | None) -> str:
+    """What tables call the weights of a candidate."""
+    if model == "interpolated":
+        assert alpha is not None
+        return f"{alpha:.0%} student + {1 - alpha:.0%} frozen"
+    return "frozen backbone" if model == "frozen" else model
+
+
+def exported(lines: Sequence[dict[str, Any]]) -> Choice | None:
+    """The model that is exported, as far as metrics.jsonl goes.
+
+    That which the candidates' lines say; before the end the student that is best on the validation classes so far;
+    without validation the last student. None if nothing is logged yet.
     """
+    if chosen := next(filter(_is_chosen, lines), None):
+        return _choice(chosen)
     scores = {line["step"]: line["map@r"] for line in lines if is_validation(line) and line["model"] == "student"}
     if scores:
-        return max(scores, key=lambda step: (scores[step], -step))
-    return max((line["step"] for line in lines), default=None)
+        return Choice("student", max(scores, key=lambda step: (scores[step], -step)))
+    last = max((line["step"] for line in lines), default=None)
+    return None if last is None else Choice("student", last)
+
+
+def decided(lines: Sequence[dict[str, Any]], step: int) -> Choice | None:
+    """What validation chose at the end of a run, if the end was after `step` steps: else a choice is still to come."""
+    chosen = next((line for line in lines if _is_chosen(line) and line["step"] == step), None)
+    return None if chosen is None else _choice(chosen)
+
+
+def _is_chosen(line: dict[str, Any]) -> bool:
+    return is_candidate(line) and line["exported"]
+
+
+def _choice(line: dict[str, Any]) -> Choice:
+    model = line["candidate"]
+    return Choice(model, line["weights_step"], line["alpha"] if model == "interpolated" else None)
+
+
+def exported_step(lines: Sequence[dict[str, Any]]) -> int | None:
+    """Steps that the exported weights have taken; see `exported`."""
+    choice = exported(lines)
+    return None if choice is None else choice.step

@@ -13,14 +13,13 @@ from stml_semi.data.benchmarks.facts import BENCHMARKS, benchmark_of
 from stml_semi.data.sources.request import specs_of
 from stml_semi.metrics import score_title
 from stml_semi.models.model_files import parse_name
-from stml_semi.run_folder.log import is_validation, score_keys
+from stml_semi.run_folder.log import Served, exported, is_validation, score_keys, weights_name
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.templates import render
 from stml_semi.sharing.card_curves import FILE as CURVES
 from stml_semi.sharing.card_curves import draw_curves
 from stml_semi.sharing.inputs import Inputs
 from stml_semi.sharing.origin import Origin
-from stml_semi.sharing.trained import Weights
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -30,7 +29,6 @@ PLACE = "path/to/this/folder"
 _TAGS = ["image-retrieval", "metric-learning", "sentence-transformers", "generated_from_trainer"]
 _METHODS = {"semi": ["semi-supervised", "stml"], "unsup": ["self-supervised", "stml"], "sup": ["supervised"]}
 _COMMAND_WIDTH = 84  # What a card shows without scrolling.
-_ROWS = {"frozen": "frozen backbone, before training", "student": "student", "teacher": "teacher"}
 _POOLING = {
     "cls": "the class token",
     "mean": "the mean over the patches",
@@ -43,7 +41,15 @@ _TRAINING = {
     "unsup": "unlabeled images alone, by self-taught relations (STML)",
 }
 _STORED = ", stored as {}: half the size, computed with in float32"
-_CHOSEN = ": the step was chosen on {:g}% of the labeled classes, kept out of training"
+_CHOSEN = ": the {} was chosen on {:g}% of the labeled classes, kept out of training"
+_WEIGHTS: dict[Served, str] = {
+    "student": "the **student**",
+    "teacher": "the **teacher**, an exponential moving average of the trained weights",
+    "interpolated": "**{alpha:.0%} of the student's and {rest:.0%} of those before training**, averaged ([WiSE-FT]"
+    "(https://arxiv.org/abs/2109.01903)), which did better on other classes than the student",
+    "frozen": "the **frozen backbone**, without a head: it did better on classes kept out of training than the models "
+    "of this training",
+}
 
 
 class CardFacts(NamedTuple):
@@ -52,7 +58,7 @@ class CardFacts(NamedTuple):
     config: TrainConfig
     lines: Sequence[dict[str, Any]]
     """Lines of metrics.jsonl: evaluations, and losses for the curves."""
-    weights: Weights
+    weights: Served
     step: int
     """Steps that the weights have taken."""
     size: tuple[int, int]
@@ -68,6 +74,10 @@ class CardFacts(NamedTuple):
     """What may be handed to it."""
     onnx: bool = False
     """Whether embedder.onnx lies beside the card."""
+    alpha: float | None = None
+    """Share of the student's weights in interpolated ones."""
+    width: int | None = None
+    """Of an embedding, if it is not the configuration's: a frozen backbone has no head."""
 
 
 def card_files(facts: CardFacts) -> dict[str, bytes]:
@@ -76,7 +86,8 @@ def card_files(facts: CardFacts) -> dict[str, bytes]:
     Raises:
         BadInput: the metadata are not what the hub accepts (a license that is no identifier).
     """
-    curves = draw_curves([line for line in facts.lines if line.get("step", 0) <= facts.step])
+    seen = [line for line in facts.lines if line.get("step", 0) <= facts.step]
+    curves = draw_curves(seen) if facts.step else None
     card = _card(facts, curves=curves is not None)
     check_card(card)
     files = {
@@ -197,7 +208,10 @@ def _card(facts: CardFacts, *, curves: bool) -> str:
     base = f"[{origin.base_model}](https://huggingface.co/{origin.base_model})" if origin.base_model else None
     if base and origin.commit:
         base += f" at commit {origin.commit}"
-    kept = config.validation_classes if facts.weights == "student" else None
+    choice = exported(facts.lines)
+    # Of a run that validation chose a student of, the teacher is what somebody asked `export` for.
+    chosen = facts.weights != "teacher" or (choice is not None and choice.model == "teacher")
+    kept = config.validation_classes if chosen else None
     values = {
         "metadata": _metadata(facts),
         "config": config,
@@ -209,22 +223,28 @@ def _card(facts: CardFacts, *, curves: bool) -> str:
         "size": facts.size,
         "training": _TRAINING[config.command],
         "weights": facts.weights,
-        "average": ", an exponential moving average of the trained weights" * (facts.weights == "teacher"),
+        "width": facts.width or config.embedding_dim,
+        "about": _WEIGHTS[facts.weights].format(alpha=facts.alpha, rest=1 - (facts.alpha or 0)),
         "steps": f"{facts.step} of {config.max_steps}" if facts.step != config.max_steps else str(facts.step),
         "stored": _STORED.format(facts.dtype) * (facts.dtype != "float32"),
         "data": _data(config),
         "results": lines,
         "keys": score_keys(lines[0]) if lines else [],
-        "rows": _ROWS,
+        "rows": {line["model"]: _row(line) for line in lines},
         "evaluation": _without_folders(lines[0]["data"]) if lines else "",
         "claim": f" {facts.claim[:1].upper()}{facts.claim[1:]}." * bool(facts.claim),
-        "chosen": _CHOSEN.format(100 * kept) if kept else "",
+        "chosen": _CHOSEN.format("step" if facts.weights == "student" else "model", 100 * kept) if kept else "",
         "command": command_line(config),
         "inputs": facts.inputs,
         "onnx": facts.onnx,
         "curves": CURVES if curves else None,
     }
     return render("sharing/card.md", values, filters={"score_title": score_title}, escape=False)
+
+
+def _row(line: dict[str, Any]) -> str:
+    name = weights_name(line["model"], line.get("alpha"))
+    return f"{name}, before training" if line["model"] == "frozen" else name
 
 
 def _data(config: TrainConfig) -> list[str]:

@@ -9,6 +9,7 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.views import view_size
 from stml_semi.run_folder.checkpoint import list_checkpoints
 from stml_semi.run_folder.folder import RunFolder
+from stml_semi.run_folder.log import Served
 from stml_semi.run_folder.recipe import build_config
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.failures import writing
@@ -24,8 +25,10 @@ class Exported(NamedTuple):
     """What was written."""
 
     folder: Path
-    weights: Weights
+    weights: Served
     step: int
+    alpha: float | None = None
+    """Share of the student's weights in interpolated ones."""
 
 
 def export_run(
@@ -37,12 +40,12 @@ def export_run(
     dtype: Dtype = "float32",
     onnx: bool = False,
 ) -> Exported:
-    """Writes the student or the teacher of a run's newest checkpoint as a model folder, with its card.
+    """Writes a model of a run's newest checkpoint as a model folder, with its card.
 
     Args:
         run: a run folder, finished or not.
         output: new or empty, or a model folder, which is replaced.
-        weights: which of the two.
+        weights: student (if the run has validation classes: what these chose) or teacher.
         license: for the card; default: what the run was told, else the base model's.
         dtype: of the stored weights.
         onnx: write embedder.onnx (always float32) beside the usual files.
@@ -63,17 +66,21 @@ def export_run(
     found = list_checkpoints(folder.checkpoints)
     if not found:
         raise BadInput(f"{run}: has no checkpoint to export; --resume the run, or take {folder.model} if it is there")
-    trained = open_trained(config, found[-1], weights)
-    if not trained.step:
+    lines = folder.log.lines()
+    trained = open_trained(config, found[-1], weights, lines)
+    choice = trained.choice
+    if choice.model == "student" and not choice.step:
         raise BadInput(
             f"{run}: no step was scored on the validation classes before {found[-1].name}, so none is chosen: --resume "
             f"the run, or take --weights teacher"
         )
     facts = CardFacts(
         config,
-        folder.log.lines(),
-        weights=weights,
-        step=trained.step,
+        lines,
+        weights=choice.model,
+        alpha=choice.alpha,
+        step=choice.step,
+        width=trained.embedder.head_f.out_features,
         size=view_size(trained.backbone.processor),
         pooling=trained.embedder.pooling.kind,
         claim=folder.claim,
@@ -88,7 +95,7 @@ def export_run(
             export_onnx(target)
             card = card_files(facts._replace(onnx=True))["README.md"]  # Told of only when it is there.
             (target / "README.md").write_bytes(card)
-    return Exported(target, weights, trained.step)
+    return Exported(target, *choice)
 
 
 def _may_replace(target: Path, folder: RunFolder) -> bool:

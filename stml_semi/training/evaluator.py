@@ -6,9 +6,10 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.run_tables import Tables
 from stml_semi.models.embedder import Embedder
-from stml_semi.models.evaluation import EmbeddedTable, Encode, TableEncoder, score
+from stml_semi.models.evaluation import EmbeddedTable, Encode, Scored, TableEncoder, score
 from stml_semi.models.teacher import Teacher
 from stml_semi.report.neighbor_sheet import draw, find
+from stml_semi.run_folder.log import Choice, Served
 from stml_semi.training.bad_images import BadImages
 from stml_semi.training.outputs import Outputs
 
@@ -40,28 +41,50 @@ class Evaluator:
         self._score(table, step, "teacher", lambda pixels: teacher(pixels).f, embedder)
         return map_at_r
 
-    def test(self, step: int, embedder: Embedder) -> None:
-        """Scores the student that validation chose, of step `step`, on the test images."""
-        self._score(self.tables.evaluation, step, "student", lambda pixels: embedder(pixels).f, embedder)
+    def test(self, choice: Choice, embedder: Embedder) -> None:
+        """Scores the model that validation chose on the test images."""
+        alpha = {} if choice.alpha is None else {"alpha": choice.alpha}
+        table, model = self.tables.evaluation, choice.model
+        self._score(table, choice.step, model, lambda pixels: embedder(pixels).f, embedder, **alpha)
+
+    def score_candidate(self, name: str, embedder: Embedder, *, features: bool) -> Scored:
+        """Scores a model on the validation images without logging it.
+
+        Args:
+            name: of its weights.
+            embedder: the model.
+            features: take the backbone's own features and not those of head f.
+        """
+        assert self.tables.validation is not None
+        encode = embedder.features if features else lambda pixels: embedder(pixels).f
+        return self._embed(self.tables.validation, name, encode, embedder)[1]
+
+    @property
+    def validation_name(self) -> str:
+        """What the validation images are called in the log."""
+        assert self.tables.validation is not None
+        return self.tables.validation.name
 
     def _score(
-        self, table: ImageTable | None, step: int, model: str, encode: Encode, embedder: Embedder
+        self, table: ImageTable | None, step: int, model: Served, encode: Encode, embedder: Embedder, **more: float
     ) -> float | None:
         if table is None:
             return None
-        what = "frozen backbone" if model == "frozen" else model
-        self.outputs.progress.note(f"evaluating the {what} on {table.name}")
+        embedded, scored = self._embed(table, Choice(model, step, more.get("alpha")).name, encode, embedder)
+        split = {"split": "validation"} if table is self.tables.validation else {}
+        self.outputs.log({"step": step, "data": table.name, "model": model, **more, **split, **scored.means})
+        if self.outputs.trackers.show_pictures and model != "teacher":
+            self._show(step, model, table, embedded)
+        return scored.means["map@r"]
+
+    def _embed(self, table: ImageTable, name: str, encode: Encode, embedder: Embedder) -> tuple[EmbeddedTable, Scored]:
+        self.outputs.progress.note(f"evaluating the {name} on {table.name}")
         training = embedder.training
         embedder.eval()
         embedded = self.encoder(table, encode)
         embedder.train(training)
         self.bad_images.list(embedded.bad)
-        scores = score(table, embedded, self.tables.recall_at)
-        split = {"split": "validation"} if table is self.tables.validation else {}
-        self.outputs.log({"step": step, "data": table.name, "model": model, **split, **scores})
-        if self.outputs.trackers.show_pictures and model != "teacher":
-            self._show(step, model, table, embedded)
-        return scores["map@r"]
+        return embedded, score(table, embedded, self.tables.recall_at)
 
     def _show(self, step: int, model: str, table: ImageTable, embedded: EmbeddedTable) -> None:
         """Some queries with what is nearest to them, the same ones at every evaluation."""

@@ -11,7 +11,7 @@ from stml_semi.data.run_tables import cache_tables, describe_excluded, kept_clas
 from stml_semi.models.build import backbone_commit
 from stml_semi.report.write import ReportedRun, write_or_explain
 from stml_semi.run_folder.folder import RunFolder
-from stml_semi.run_folder.log import evaluations
+from stml_semi.run_folder.log import Choice, evaluations
 from stml_semi.runtime import distributed
 from stml_semi.runtime.distributed import together
 from stml_semi.runtime.errors import BadInput
@@ -77,10 +77,10 @@ def train(prepared: Prepared, progress: Progress) -> None:
     _announce(prepared, progress)
     session = folder.session(describe_start(processes=distributed.world_size(), first_step=start), gpu_joules)
     with explained(trainer.batches.rows, config.micro_batch_size), session, trackers.started(start):
-        step = trainer.train(start)
+        choice = trainer.train(start)
         if accelerator.is_main_process:
             progress.note(f"exporting the model to {folder.model}")
-            _export(prepared, step)
+            _export(prepared, choice)
         accelerator.wait_for_everyone()
 
 
@@ -109,13 +109,15 @@ def _announce(prepared: Prepared, progress: Progress) -> None:
         )
 
 
-def _export(prepared: Prepared, step: int) -> None:
+def _export(prepared: Prepared, choice: Choice) -> None:
     config, folder = prepared.config, prepared.folder
     facts = CardFacts(
         config,
         folder.log.lines(),
-        weights="student",
-        step=step,
+        weights=choice.model,
+        alpha=choice.alpha,
+        step=choice.step,
+        width=prepared.embedder.head_f.out_features,
         size=prepared.views.size,
         pooling=prepared.embedder.pooling.kind,
         claim=folder.claim,

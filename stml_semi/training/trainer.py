@@ -15,11 +15,12 @@ from stml_semi.models.evaluation import TableEncoder
 from stml_semi.models.keyed_noise import row_keys
 from stml_semi.models.teacher import Teacher
 from stml_semi.run_folder.checkpoint import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
-from stml_semi.run_folder.log import is_final_test
+from stml_semi.run_folder.log import Choice, is_of_the_end
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput, Interrupted, StopSignal
 from stml_semi.training.bad_images import BadImages
 from stml_semi.training.best_student import BestStudent
+from stml_semi.training.candidates import Candidates, not_checked
 from stml_semi.training.evaluator import Evaluator
 from stml_semi.training.health import FiniteWatch, report_non_finite
 from stml_semi.training.neighborhoods import NeighborhoodFinder
@@ -76,14 +77,14 @@ class Trainer:
         optimizer = make_optimizer(config, self.embedder, self.proxies)
         self.model, self.optimizer = self.accelerator.prepare(self.embedder, optimizer)
 
-    def train(self, start: int = 0) -> int:
+    def train(self, start: int = 0) -> Choice:
         """Runs from step `start` (from `restore`) to max_steps. The embedder is then the one to export.
 
-        Returns the step that the embedder is of: the last one, or the one that validation chose.
+        Returns what the embedder is: the last student, or what validation chose.
         """
         if start:
-            # What validation chose is tested anew in the end.
-            self.folder.log.rewind(start, but=None if self.best is None else is_final_test)
+            # Validation chooses, and what it chose is tested, anew in the end.
+            self.folder.log.rewind(start, but=None if self.best is None else is_of_the_end)
         else:
             self.folder.log.rewind(-1)
             self.evaluator.evaluate_frozen(self.embedder)
@@ -94,12 +95,13 @@ class Trainer:
             if self.pool is not None:
                 self.pool.live.close()
         if self.best is None:
-            return self.config.max_steps
-        step = int(self.best.step)
-        self.progress.note(f"the student of step {step} did best on the validation classes: it is exported")
-        self.embedder.load_state_dict(self.best.model.state_dict())
-        self.evaluator.test(step, self.embedder)
-        return step
+            self.progress.note(not_checked(self.config))
+            return Choice("student", self.config.max_steps)
+        candidates = Candidates(self.best, self.teacher, self.embedder, self.config.max_steps)
+        choice = candidates.choose(self.evaluator).choice
+        if choice.model != "frozen":  # That was tested before training.
+            self.evaluator.test(choice, self.embedder)
+        return choice
 
     def _loop(self, start: int, stop: StopSignal) -> None:
         config = self.config

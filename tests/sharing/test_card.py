@@ -19,7 +19,6 @@ from stml_semi.sharing import origin
 from stml_semi.sharing.card import (
     CardFacts,
     Origin,
-    Weights,
     card_files,
     check_card,
     command_line,
@@ -27,6 +26,7 @@ from stml_semi.sharing.card import (
 )
 from stml_semi.sharing.card_curves import draw_curves
 from stml_semi.sharing.origin import find_origin, license_of
+from stml_semi.sharing.trained import Weights
 
 SCORES = {"recall@1": 0.5, "recall@2": 0.6, "r_precision": 0.4, "map@r": 0.3, "num_queries": 1200, "num_gallery": 1200}
 

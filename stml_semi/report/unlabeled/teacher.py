@@ -95,4 +95,4 @@ def open_last_pool(
     except (OSError, RunFailed) as error:
         raise BadInput(str(error)) from None
     embedder = trained.embedder.to(device)
-    return LastPool(trained.step, pool, live, embedder, trained.backbone.processor, device, num_workers)
+    return LastPool(trained.choice.step, pool, live, embedder, trained.backbone.processor, device, num_workers)

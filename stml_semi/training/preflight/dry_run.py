@@ -72,7 +72,8 @@ def describe_run(config: TrainConfig, tables: Tables, embedder: Embedder, size: 
     if validation is not None:
         lines["validation"] = (
             f"{len(validation):,} images of {len(validation.classes)} classes ({validation.name}) every "
-            f"{config.eval_every} steps and after training: the best of these steps is exported"
+            f"{config.eval_every} steps and after training: the best of these steps is exported, or if clearly better "
+            f"the teacher, the frozen backbone or weights in between"
         )
     lines["processes"] = f"{distributed.world_size()}, precision {config.mixed_precision}"
     return lines
