@@ -15,7 +15,7 @@ from stml_semi.run_folder.lock import NAME as LOCK_FILE
 from stml_semi.run_folder.lock import FolderLock
 from stml_semi.run_folder.log import RunLog
 from stml_semi.run_folder.recipe import read_config, read_recipe
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.files import append_json_lines, read_json_lines, write_json_lines, write_text
 
 # What a run writes, and what --overwrite therefore may delete; the configuration, by which a run is known, goes last.
@@ -156,7 +156,7 @@ class RunFolder:
         """
         for kind, classes in kept.items():
             path = self._kept_classes(kind)
-            if classes != (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []):
+            if classes != _read_json(path, [], "bring the file back, or start another run"):
                 raise BadInput(
                     f"--resume: --labeled has other classes than when {path} was written, so trained ones would be "
                     f"evaluated on; bring the old ones back, or start another run"
@@ -242,8 +242,13 @@ class RunFolder:
         self._write_facts(sessions=[*earlier, {**about, "seconds": seconds, "gpu_joules": used}])
 
     def _facts(self) -> dict[str, Any]:
-        known = json.loads(self._facts_file.read_text(encoding="utf-8")) if self._facts_file.is_file() else {}
-        return {"claim": "", "backbone_commit": None, "sessions": []} | known
+        fix = "bring it back, or delete it: the run then forgets its claim about the evaluated classes and its sessions"
+        known = _read_json(self._facts_file, {}, fix)
+        facts = {"claim": "", "backbone_commit": None, "sessions": []} | known
+        claim, sessions = facts["claim"], facts["sessions"]
+        if not (isinstance(claim, str) and isinstance(sessions, list) and all(isinstance(s, dict) for s in sessions)):
+            raise BadInput(f"{self._facts_file}: is damaged; {fix}")
+        return facts
 
     def _write_facts(self, **changed: Any) -> None:
         if self.writes:
@@ -267,3 +272,20 @@ class RunFolder:
         if not self.overlap.is_file():
             return None
         return [ExcludedImage(**line) for line in read_json_lines(self.overlap)]
+
+
+def _read_json(path: Path, default: Any, fix: str) -> Any:
+    """What a file holds, of the kind of `default`; this if there is no file.
+
+    Raises:
+        BadInput: it is damaged.
+    """
+    if not path.is_file():
+        return default
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path}: is damaged ({one_line(error)}); {fix}") from None
+    if not isinstance(found, type(default)):
+        raise BadInput(f"{path}: is damaged; {fix}")
+    return found
