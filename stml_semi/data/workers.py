@@ -1,5 +1,6 @@
 """Decoding processes: how many there are, and what comes back from them."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -46,7 +47,7 @@ def decode_ahead(
         num_workers=num_workers,
         pin_memory=pin_memory,
         collate_fn=_as_is,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_prepare_worker,
     )
     for item in loader:
         if isinstance(item, _Failure):
@@ -74,8 +75,10 @@ class _Guarded(Dataset[T | _Failure], Generic[T]):
             return _Failure(str(error))
 
 
-def _ignore_signals(worker: int) -> None:
-    """A signal to the whole process group (torchrun, Slurm) must not end the workers of a run that will save."""
+def _prepare_worker(worker: int) -> None:
+    # What a worker inherits is not its to clean up: an ONNX session, say, waits for its threads, which are not here.
+    gc.freeze()
+    # A signal to the whole process group (torchrun, Slurm) must not end the workers of a run that will save.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 

@@ -102,13 +102,16 @@ def compare(scored: Sequence[tuple[Choice, Scored]]) -> list[Candidate]:
 
 
 def best_of(found: Sequence[Candidate]) -> Candidate:
-    """The first candidate, unless others are better by more than chance: then the best of those.
+    """The first candidate, unless another is better by more than chance: then the best of all.
+
+    Weights near to the student's differ from it little but surely, others much but less surely: once it is known that
+    the student can be beaten, the largest score is the best guess.
 
     Better by more than chance means that the 95% interval of the difference in MAP@R, from a bootstrap over the
     validation classes, is above 0. A fixed margin would be too small for five classes and too large for five hundred.
     """
-    better = [one for one in found if one.gain.low > 0]
-    return max(better, key=lambda one: one.gain.mean) if better else found[0]
+    beaten = any(one.gain.low > 0 for one in found)
+    return max(found, key=lambda one: one.gain.mean) if beaten else found[0]
 
 
 def describe(chosen: Candidate, student: Candidate) -> str:

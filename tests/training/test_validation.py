@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from stml_semi import load
 from stml_semi.cli.printing import print_result
 from stml_semi.data.sources.open_source import open_source
-from stml_semi.metrics import QueryScores
+from stml_semi.metrics import Interval, QueryScores
 from stml_semi.models.adaptation import merged
 from stml_semi.models.backbone import open_backbone
 from stml_semi.models.evaluation import Scored, TableScores
@@ -335,3 +336,11 @@ def test_differences_within_chance_go_to_the_student():
     better = found(0.3, 0.3, 0.1, 0.1, 0.3, -0.02)
     assert better.choice.model == "frozen"
     assert 0 < better.gain.low < better.gain.mean < better.gain.high
+
+
+def test_once_the_student_is_beaten_the_best_of_all_is_exported():
+    nothing: Any = None
+    gains = [Interval(0, 0, 0), Interval(0.1, 0.05, 0.15), Interval(0.3, -0.1, 0.7)]
+    student, near, far = [Candidate(Choice("student", 5), nothing, gain) for gain in gains]
+    assert best_of([student, near, far]) is far
+    assert best_of([student, far]) is student
