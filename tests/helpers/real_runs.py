@@ -1,10 +1,12 @@
 """Whole runs in real processes, for the tests that need them."""
 
+import getpass
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,16 +36,21 @@ def start(
 ) -> subprocess.Popen[str]:
     """Starts a training; the report would take a fifth of the time of such short ones."""
     unless = () if report else ("--no-report",)
-    flags = tuple(str(_some_kanji(folder.parent)) if flag == _SOME else flag for flag in flags)
+    flags = tuple(str(_some_kanji()) if flag == _SOME else flag for flag in flags)
     return cli(command, *flags, *unless, "--output-dir", str(folder), processes=processes)
 
 
-def _some_kanji(folder: Path) -> Path:
-    """600 images, twice as many as a refresh embeds: the first look at all 10,560 would take longer than such runs."""
-    file = folder / "some-kanji.parquet"
+def _some_kanji() -> Path:
+    """600 images, twice as many as a refresh embeds: the first look at all 10,560 would take longer than such runs.
+
+    In one place, for a run that goes on takes the same sources.
+    """
+    file = Path(tempfile.gettempdir()) / f"stml-semi-tests-{getpass.getuser()}" / "some-kanji.parquet"
     if not file.exists():
-        pq.write_table(pq.read_table(EMBEDDED / "kanji_more.parquet").slice(0, 600), file.with_suffix(".new"))
-        file.with_suffix(".new").replace(file)
+        file.parent.mkdir(exist_ok=True)
+        own = file.with_suffix(f".{os.getpid()}")
+        pq.write_table(pq.read_table(EMBEDDED / "kanji_more.parquet").slice(0, 600), own)
+        own.replace(file)
     return file
 
 

@@ -97,7 +97,7 @@ def test_bad_pictures_are_replaced_and_listed_once(tmp_path):
 def test_one_kind_of_pictures_alone(tmp_path, command):
     unused = KANJI.index("--unlabeled" if command == "sup" else "--labeled")
     flags = [*KANJI[:unused], *KANJI[unused + 2 :]]
-    done = train(tmp_path / "run", *flags, "--max-steps", "4", command=command)
+    done = train(tmp_path / "run", *flags, "--backbone", "tiny-resnet", "--max-steps", "4", command=command)
     assert done.returncode == 0, done.stderr
     for line in lines(tmp_path / "run"):
         assert (line["labeled_loss"] > 0) == (command == "sup")
