@@ -65,14 +65,14 @@ def table_from_columns(request: SourceRequest, columns: Columns) -> ImageTable:
         first = (
             " (a csv names its columns in the first line)" if request.spec.lower().endswith((".csv", ".tsv")) else ""
         )
-        raise request.error(f"no image column among {names}; name it with {request.flag}-image-column{first}")
+        raise request.error(f"no image column among {names}; name it with {request.column_flag('image')}{first}")
     if not _holds_images(columns.features[image]):
         what = kinds[image] or columns.features[image].dtype
         raise request.error(f"column '{image}' holds {what}; an image is a path, or the bytes of a file")
     label = None if request.labels == "ignored" else label_column_of(request, columns.features)
     if label is None and request.labels == "required":
         what = " (a label is one text or number per image)" if any(kinds.values()) else ""
-        raise request.error(f"no label column among {names}; name it with {request.flag}-label-column{what}")
+        raise request.error(f"no label column among {names}; name it with {request.column_flag('label')}{what}")
     if label and kinds[label]:
         raise request.error(f"column '{label}' holds {kinds[label]}; a label is one text or number per image")
     dataset = columns.read([image, label] if label else [image])
@@ -161,7 +161,7 @@ def _find(
     others that has one."""
     if chosen:
         if chosen not in features:
-            flag = f"{request.flag}-{kind}-column"
+            flag = request.column_flag(kind)
             raise request.error(f"no column '{chosen}'; set {flag} to one of {listed(list(features))}")
         return chosen
     typed = [name for name, feature in features.items() if isinstance(feature, best)]

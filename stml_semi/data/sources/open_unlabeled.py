@@ -99,7 +99,9 @@ def _open(request: SourceRequest, seed: int, *, allow_urls: bool) -> StreamSourc
         features = Dataset.from_list(list(dataset.take(_ROWS_READ))).features
     column = image_column_of(request, features)
     if column is None:
-        raise request.error(f"no image column among {listed(list(features))}; name it with {request.flag}-image-column")
+        raise request.error(
+            f"no image column among {listed(list(features))}; name it with {request.column_flag('image')}"
+        )
     dataset = dataset.select_columns([column])
     if isinstance(features[column], Image):
         dataset = dataset.cast_column(column, Image(decode=False))

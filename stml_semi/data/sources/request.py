@@ -12,6 +12,7 @@ from stml_semi.data.sources.named_files import exists, matching
 from stml_semi.runtime.errors import BadInput, one_line
 
 Labels = Literal["required", "ignored", "optional"]
+_OF_TRAINING = ("--labeled", "--unlabeled", "--eval")
 _WEIGHT = re.compile(r"(.+)=(\d+(?:\.\d*)?|\.\d+)")
 
 
@@ -41,6 +42,10 @@ class SourceRequest:
 
     def error(self, problem: str) -> BadInput:
         return BadInput(f"{self.flag} {self.spec}: {problem}")
+
+    def column_flag(self, kind: str) -> str:
+        """What names a column of the source: a training has several sources, other commands one kind of them."""
+        return f"{self.flag if self.flag in _OF_TRAINING else '-'}-{kind}-column"
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
