@@ -172,7 +172,7 @@ class TrainConfig(BaseModel):
     """How strongly the unlabeled term pulls; its meaning is set by --balance. Where labels calibrate the relations, it
     is multiplied by how right these are (trust in metrics.jsonl)."""
     label_warmup_steps: Objective[CountOrZero | None] = None
-    """First steps on labels alone; a fifth of the classes joins after them. Default: 30% of max_steps; unsup has
+    """First steps on labels alone; a fifth of the classes joins after them. Default: 10% of max_steps; unsup has
     none."""
 
     learning_rate: Optimization[Positive] = 1e-4
@@ -254,7 +254,7 @@ class TrainConfig(BaseModel):
         if self.labeled is None:
             return 0
         if self.label_warmup_steps is None:
-            return round(0.3 * self.max_steps)
+            return round(0.1 * self.max_steps)
         return self.label_warmup_steps
 
     @property

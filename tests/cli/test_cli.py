@@ -282,13 +282,13 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(monkeypatch, capsys, tmp_pa
     code, output, errors = call(monkeypatch, capsys, "semi", *flags, "--dry-run")
     assert code == 0, errors
     text = " ".join(output.split())
-    assert "100, 30 of them on labels alone" in text
+    assert "100, 10 of them on labels alone" in text
     assert "64 a step, 16 classes x 4; 14.5 passes" in text
-    assert "120 a step, 24 queries x 5 neighbors, 2 views each; 0.8 passes" in text
+    assert "120 a step, 24 queries x 5 neighbors, 2 views each; 1.0 passes" in text
     assert "304 images a step by the student, none by the teacher" in text
     # One refresh: 10,560 images and the 88 that measure.
     assert "10,560 images live, embedded and ranked 1 time (every 100 steps): 10,648 teacher forward passes" in text
-    assert "calibrated on 88 images of 4 labeled classes, which join training at step 30" in text
+    assert "calibrated on 88 images of 4 labeled classes, which join training at step 10" in text
     assert "classes never trained on" in text
     assert not folder.exists()
     code, _, errors = call(monkeypatch, capsys, "semi", *flags, "--dry-run", "--labeled-loss", "nonsense")
