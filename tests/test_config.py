@@ -86,7 +86,7 @@ def test_unknown_recipe_key_names_the_file(tmp_path):
 
 
 def test_warmup_default_belongs_to_semi_and_sup():
-    assert build_config({"labeled": "a", "unlabeled": "b", "max_steps": 500}).warmup_steps == 150
+    assert build_config({"labeled": "a", "unlabeled": "b", "max_steps": 500}).warmup_steps == 50
     assert build_config({"unlabeled": "b", "max_steps": 500}).warmup_steps == 0
     assert build_config({"labeled": "a", "unlabeled": "b", "label_warmup_steps": 7}).warmup_steps == 7
 

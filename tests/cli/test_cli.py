@@ -121,7 +121,20 @@ def test_train_evaluate_and_load_as_a_user_does(folders):
         "semi",
         *("--labeled", "labeled", "--unlabeled", "loose", "--eval", "labeled", "--output-dir", "run"),
         *map(str, SMALL),
-        *("--max-steps", "6", "--log-every", "2", "--eval-every", "3", "--save-every", "3", "--refresh-every", "2"),
+        *(
+            "--max-steps",
+            "6",
+            "--label-warmup-steps",
+            "2",
+            "--log-every",
+            "2",
+            "--eval-every",
+            "3",
+            "--save-every",
+            "3",
+            "--refresh-every",
+            "2",
+        ),
     ]
     done = subprocess.run(command, cwd=folders, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
