@@ -255,9 +255,16 @@ def view_size(processor: Any, *, flag: str = "--backbone") -> tuple[int, int]:
 
 
 def made_sizes(processor: Any) -> set[tuple[int, ...]]:
-    """Channels, height and width of what the processor makes of images of three shapes."""
+    """Channels, height and width of what the processor makes of images of three shapes.
+
+    Raises:
+        ValueError: it makes no images (NaFlex processors make patches). Whatever else the processor raises.
+    """
     sizes = ((300, 300), (400, 300), (200, 500))
-    return {tuple(eval_view(Image.new("RGB", size), processor).shape) for size in sizes}
+    made = {tuple(eval_view(Image.new("RGB", size), processor).shape) for size in sizes}
+    if any(len(shape) != 3 for shape in made):
+        raise ValueError("it makes no image of channels, height and width")
+    return made
 
 
 def normalization(processor: Any) -> Normalization:

@@ -95,6 +95,7 @@ def _dense(folder: Path) -> nn.Linear:
     if not str(read_object(folder / "config.json").get("activation_function")).endswith("Identity"):
         raise BadInput(f"its head is not linear{_ELSEWHERE}")
     try:
+        (folder / "model.safetensors").open("rb").close()  # safetensors says "no such file" of one it may not read.
         weights = load_file(folder / "model.safetensors")
         width, features = weights["linear.weight"].shape
         dense = nn.Linear(features, width, bias="linear.bias" in weights)

@@ -13,12 +13,14 @@ from transformers import (
     ConvNextImageProcessor,
     DINOv3ViTImageProcessor,
     EfficientNetImageProcessor,
+    Siglip2ImageProcessor,
     SiglipImageProcessor,
     TimmWrapperImageProcessor,
     ViTImageProcessor,
 )
 
 from stml_semi.data.views import augment, eval_view, eval_views, normalization, view_rng, view_size
+from stml_semi.runtime.errors import BadInput
 
 _TIMM: dict[str, Any] = {
     "input_size": [3, 96, 96],
@@ -111,3 +113,8 @@ def test_processors_that_do_more_to_colors_are_refused():
 
     with pytest.raises(ValueError, match="--backbone: function does more to colors"):
         normalization(squares)
+
+
+def test_a_processor_that_makes_patches_is_refused():
+    with pytest.raises(BadInput, match="it makes no image of channels, height and width"):
+        view_size(Siglip2ImageProcessor())

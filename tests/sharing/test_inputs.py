@@ -17,8 +17,8 @@ from stml_semi.sharing.inputs import Inputs, find_inputs
 from stml_semi.sharing.origin import Origin
 
 ALL_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
-WRONG_BY_PATH = {"rgba.png", "rgba.webp", "la.png", "palette.png", "gray16.png"}
-WRONG_OPENED = {"turned.jpg", "gray16.png"}
+WRONG_BY_PATH = {"rgba.png", "rgba.webp", "la.png", "palette.png", "gray16.png", "turned.webp"}
+WRONG_OPENED = {"turned.jpg", "turned.png", "turned.webp", "gray16.png"}
 
 
 def write_images(folder: Path) -> list[Path]:
@@ -45,6 +45,8 @@ def write_images(folder: Path) -> list[Path]:
     turned = Image.Exif()
     turned[0x0112] = 6
     image.save(folder / "turned.jpg", exif=turned, quality=95)
+    image.save(folder / "turned.png", exif=turned)
+    image.save(folder / "turned.webp", exif=turned, lossless=True)
     return sorted(folder.iterdir())
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,3 +217,16 @@ MODULES = {
 def test_torn_or_strange_modules_are_one_line(export, harm):
     harm(export)
     refused(export)
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, HEAD])
+def test_weights_that_may_not_be_read_are_said_so(export, monkeypatch, file):
+    opened = Path.open
+
+    def denied(path, *arguments, **options):
+        if path == export / file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert "Permission denied" in refused(export)
