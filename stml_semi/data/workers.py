@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from stml_semi.runtime import distributed
@@ -48,6 +49,8 @@ def decode_ahead(
         pin_memory=pin_memory,
         collate_fn=_as_is,
         worker_init_fn=_prepare_worker,
+        # Or it would draw a seed for its workers, who use none, from the generator that others count on.
+        generator=torch.Generator(),
     )
     for item in loader:
         if isinstance(item, _Failure):

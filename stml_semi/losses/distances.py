@@ -8,6 +8,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stml_semi.runtime.exact import exact_float32
+
 # Squared distances come from a matrix product, whose float32 rounding is about this share of the squared norms.
 # Anything below is noise around zero: it counts as zero, and carries no gradient.
 _RESOLUTION = 1e-6
@@ -29,6 +31,7 @@ class _SquaredDistances(torch.autograd.Function):
     """As autograd would derive, but with one matrix product in the backward pass, not two: distances are symmetric."""
 
     @staticmethod
+    @exact_float32()
     def forward(ctx: Any, x: Float32[Tensor, "n d"]) -> Float32[Tensor, "n n"]:
         squared = x @ x.T
         norms = squared.diagonal().clone()
@@ -40,6 +43,7 @@ class _SquaredDistances(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @exact_float32()
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Float32[Tensor, "n n"]
     ) -> Float32[Tensor, "n d"]:

@@ -16,6 +16,7 @@ from stml_semi.data.workers import decode_ahead
 from stml_semi.metrics import QueryScores, query_scores, summarize
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.exact import exact_float32
 from stml_semi.runtime.finite import check_lengths
 
 Encode = Callable[[Tensor], Tensor]
@@ -32,6 +33,7 @@ class EmbeddedTable(NamedTuple):
     bad: list[BadImageEntry]
 
 
+@exact_float32()
 @torch.inference_mode()
 def embed_table(
     table: ImageTable,

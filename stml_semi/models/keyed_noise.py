@@ -81,8 +81,9 @@ class KeyedNoise(TorchFunctionMode):
     def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0:
             return input
-        keep = (self._uniform(input.shape, input.device) >= p).to(input.dtype) / (1 - p)
-        return input.mul_(keep) if inplace else input * keep
+        keep = self._uniform(input.shape, input.device) >= p
+        # Divided afterwards: in bfloat16 the factor 1 / (1 - p) itself would be rounded.
+        return input.mul_(keep).div_(1 - p) if inplace else input * keep / (1 - p)
 
     def _attention(
         self,

@@ -20,6 +20,7 @@ from stml_semi.models.pooling import pool_output, resolve_pooling
 from stml_semi.models.trial import try_backbone
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.runtime.errors import BadInput, one_line
+from stml_semi.runtime.exact import exact_float32
 from stml_semi.runtime.finite import check_lengths, check_weights
 from stml_semi.sharing.modules import Modules, read_modules
 
@@ -56,6 +57,7 @@ class Retriever(nn.Module):
         pooled = self.pool(self.backbone(pixel_values=pixels))
         return (pooled if self.dense is None else self.dense(pooled)).float()
 
+    @exact_float32()
     @torch.inference_mode()
     def encode(
         self,

@@ -10,16 +10,16 @@ from stml_semi.models.embedder import Embedder
 
 
 def make_optimizer(config: TrainConfig, embedder: Embedder, proxies: list[torch.nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW in one fused pass; biases, norms and proxies are not decayed, proxies learn `proxy_lr_scale` faster.
+    """AdamW in one fused pass; only the weights of layers are decayed; proxies learn `proxy_lr_scale` faster.
 
     Raises:
         BadInput: --layer-decay for a backbone without a list of blocks.
     """
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    scales = _layer_scales(config, embedder)
+    scales, decayed = _layer_scales(config, embedder), decayed_parameters(embedder)
     for name, parameter in embedder.named_parameters():
         if parameter.requires_grad:
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            decay = config.weight_decay if name in decayed else 0.0
             groups.setdefault((scales.get(name, 1.0), decay), []).append(parameter)
     if proxies:
         groups.setdefault((config.proxy_lr_scale, 0.0), []).extend(proxies)
@@ -30,6 +30,20 @@ def make_optimizer(config: TrainConfig, embedder: Embedder, proxies: list[torch.
     for group in rates:
         group["peak_lr"] = group["lr"]
     return torch.optim.AdamW(rates, fused=True)
+
+
+def decayed_parameters(model: torch.nn.Module) -> set[str]:
+    """Names of the weights of products and convolutions: what weight decay is for.
+
+    Not of biases, norms, class and register tokens, embeddings of positions: they are no weights, or vectors.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if not isinstance(module, torch.nn.Embedding)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name.endswith("weight") and parameter.numel() > max(parameter.shape, default=1)
+    }
 
 
 def _layer_scales(config: TrainConfig, embedder: Embedder) -> dict[str, float]:

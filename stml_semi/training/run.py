@@ -15,6 +15,7 @@ from stml_semi.run_folder.log import Choice, evaluations
 from stml_semi.runtime import distributed
 from stml_semi.runtime.distributed import together
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.exact import exact_float32
 from stml_semi.runtime.failures import explained
 from stml_semi.runtime.machine import describe_start, gpu_joules
 from stml_semi.sharing.card import CardFacts, card_files
@@ -41,6 +42,7 @@ class Result(NamedTuple):
     """Why the finished model was not uploaded."""
 
 
+@exact_float32()
 def run(config: TrainConfig) -> Result:
     """Trains as configured and leaves a run folder.
 

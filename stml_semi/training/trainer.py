@@ -109,16 +109,8 @@ class Trainer:
         self.step_log.restart()
         batches = self.batches.start(start)
         for step in range(start, config.max_steps):
-            batch = next(batches)
-            set_learning_rate(self.optimizer, config, step)
-            torch.manual_seed(config.seed * 1_000_003 + step)  # For losses that draw: alike in all processes.
-            terms = self._forward(batch, step)
-            self.finite.check(terms, step)
-            self.accelerator.backward(terms.surrogate)
-            self._finish_gradients(batch)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.teacher.update(self.embedder)
+            batch = next(batches).to(self.device)
+            terms = self._step(batch, step)
             self._bad.extend(batch.bad)
             self.step_log.count(batch)
             self._after(step + 1, terms, stop)
@@ -147,10 +139,22 @@ class Trainer:
 
     # ------------------------------------------------------------------ one step
 
+    def _step(self, batch: Batch, step: int) -> Terms:
+        set_learning_rate(self.optimizer, self.config, step)
+        torch.manual_seed(self.config.seed * 1_000_003 + step)  # For losses that draw: alike in all processes.
+        terms = self._forward(batch, step)
+        self.finite.check(terms, step)
+        self.accelerator.backward(terms.surrogate)
+        self._finish_gradients(batch)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.teacher.update(self.embedder)
+        return terms
+
     def _forward(self, batch: Batch, step: int) -> Terms:
         """The objective on the global batch: every process computes the same numbers."""
-        views = batch.unlabeled_pixels.to(self.device, non_blocking=True)
-        pixels = torch.cat([batch.labeled_pixels.to(self.device, non_blocking=True), views.flatten(0, 1)])
+        views = batch.unlabeled_pixels
+        pixels = torch.cat([batch.labeled_pixels, views.flatten(0, 1)])
         # One forward: two through DistributedDataParallel would not be one step.
         student = self.model(pixels, self._noise_keys(batch, step))
         num_labeled = len(batch.labeled_pixels)
@@ -159,9 +163,9 @@ class Trainer:
         if self.tables.labeled is not None:
             size = self.config.labeled_batch_size
             f = distributed.gather(student.f[:num_labeled].float(), size)
-            labeled = Labeled(f, distributed.gather(batch.labels.to(self.device), size))
+            labeled = Labeled(f, distributed.gather(batch.labels, size))
         if self.pool is not None and step >= self.config.warmup_steps:
-            index = distributed.gather(batch.image_index.to(self.device), self.config.unlabeled_batch_size)
+            index = distributed.gather(batch.image_index, self.config.unlabeled_batch_size)
             relations = self.pool.relations(index, num_views=self.config.num_views)
             target = None
             if relations.affinity is None:
@@ -180,7 +184,8 @@ class Trainer:
         terms = self.objective(labeled, unlabeled)
         if unlabeled is None:
             # The auxiliary head has to take part in the backward pass, or DistributedDataParallel would wait for it.
-            terms = terms._replace(surrogate=terms.surrogate + 0 * student.g.sum())
+            # Its values do not count, not even where they are not finite.
+            terms = terms._replace(surrogate=terms.surrogate + (0 * student.g).nan_to_num().sum())
         return terms
 
     def _finish_gradients(self, batch: Batch) -> None:
@@ -215,7 +220,8 @@ class Trainer:
 
     def _stop_if_not_finite(self, step: int, *, check_weights: bool = False) -> None:
         """Ends a run that diverged, after saving what there is to inspect: the state, and the bad batch's images."""
-        broken = self.finite.broken()
+        # One process may see what the others do not, and all have to stop together.
+        broken = {name: at for found in distributed.gather_objects(self.finite.broken()) for name, at in found.items()}
         if check_weights and not all(bool(parameter.isfinite().all()) for parameter in self.embedder.parameters()):
             broken = broken or {"surrogate": step - 1}
         if not broken:

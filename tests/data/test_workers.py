@@ -3,6 +3,8 @@
 import gc
 import os
 
+import pytest
+import torch
 from torch.utils.data import Dataset
 
 from stml_semi.data.workers import decode_ahead
@@ -42,3 +44,11 @@ def test_a_worker_leaves_what_it_inherits_alone():
     with os.fdopen(read) as file:
         assert file.read().split() == [str(os.getpid())]
     assert workers.isdisjoint({os.getpid()})
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_reading_leaves_the_global_generator_alone(num_workers):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert len(list(decode_ahead(Collects(), num_workers=num_workers))) == 2
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stml_semi.losses.proxy import LabeledLoss, labeled_losses
+from stml_semi.losses.proxy import LabeledLoss, ProxyAnchor, labeled_losses
 
 
 @pytest.mark.parametrize("name", sorted(labeled_losses()))
@@ -26,6 +26,25 @@ def test_the_losses_that_the_documentation_names_are_there():
 def test_proxy_anchor_has_the_settings_of_its_paper():
     loss = LabeledLoss("proxy_anchor", num_classes=5, embedding_dim=4).loss
     assert (loss.margin, loss.alpha) == (0.1, 32)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 0, 1, 2], [3, 3, 3, 3, 3, 3]])
+def test_proxy_anchor_equals_the_library_s(labels):
+    from pytorch_metric_learning.losses import ProxyAnchorLoss
+
+    torch.manual_seed(0)
+    theirs = ProxyAnchorLoss(num_classes=5, embedding_size=16, margin=0.1, alpha=32)
+    torch.manual_seed(0)
+    ours = ProxyAnchor(5, 16)
+    assert torch.equal(ours.proxies, theirs.proxies)
+    gradients = []
+    for loss in (ours, theirs):
+        x = (3 * torch.randn(6, 16, generator=torch.Generator().manual_seed(1))).requires_grad_()
+        value = loss(x, torch.tensor(labels))
+        value.backward()
+        assert x.grad is not None
+        gradients.append((value.detach(), x.grad, loss.proxies.grad))
+    torch.testing.assert_close(*gradients)
 
 
 def test_float32_under_autocast():

@@ -12,7 +12,7 @@ from stml_semi.models.embedder import Embedder
 from stml_semi.models.keyed_noise import row_keys
 from stml_semi.models.pooling import resolve_pooling
 from stml_semi.models.teacher import Teacher
-from stml_semi.training.optimizer import make_optimizer
+from stml_semi.training.optimizer import decayed_parameters, make_optimizer
 
 VITS = ["vit", "deit", "dinov2", "dinov3", "clip", "siglip"]
 BLOCKS = dict.fromkeys([*VITS, "swin", "resnet", "convnext"], 2) | {"timm": 4}
@@ -178,3 +178,15 @@ def test_compiled_steps_give_the_same_numbers_and_names(make_backbone):
     for (name, a), (_, b) in zip(plain.named_parameters(), compiled.named_parameters(), strict=True):
         if a.grad is not None:
             torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", [*VITS, "swin", "resnet", "convnext"])
+def test_weight_decay_is_for_weights_alone(make_backbone, kind):
+    embedder = embedder_of(opened(make_backbone(kind)))
+    decayed = decayed_parameters(embedder)
+    kept = {name for name, parameter in embedder.named_parameters() if parameter.ndim > 1} - decayed
+    assert all(name.endswith("weight") for name in decayed)
+    assert {"head_f.weight", "head_g.weight"} <= decayed
+    # Tokens, positions and tables of relative positions; a probe that pools is a token.
+    assert all(any(word in name for word in ("token", "position", "embedding", "probe")) for name in kept)
+    assert kept or kind in ("resnet", "convnext")

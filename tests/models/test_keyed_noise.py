@@ -32,6 +32,15 @@ def test_dropout_keeps_its_rate_and_mean():
     assert dropped.mean().item() == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_the_scale_of_dropout_is_not_rounded(inplace):
+    def dropped(dtype):
+        with KeyedNoise(row_keys(0, 0, torch.arange(4))):
+            return nn.functional.dropout(torch.full((4, 300), 3.0, dtype=dtype), 0.1, inplace=inplace)
+
+    assert torch.equal(dropped(torch.bfloat16), dropped(torch.float32).bfloat16())
+
+
 RANDOM = {
     "vit": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
     "dinov2": {"hidden_dropout_prob": 0.1, "drop_path_rate": 0.3},

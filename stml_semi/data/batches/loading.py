@@ -40,6 +40,11 @@ class Batch(NamedTuple):
     """(U,) int64: row of the unlabeled source, the identity shared by views."""
     bad: list[BadImageEntry]
 
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device. From pinned memory the copies are made while the host goes on."""
+        labeled, labels, unlabeled, index = (part.to(device, non_blocking=True) for part in self[:4])
+        return Batch(labeled, labels, unlabeled, index, self.bad)
+
 
 class ViewSettings(NamedTuple):
     """How training views are made."""
@@ -79,7 +84,7 @@ class Steps(Dataset[Batch]):
             assert table.labels is not None
             rows = plan.rows(self.views.seed, step)
             first = 0  # Positions count over the whole global batch: labeled rows first, unlabeled ones after them.
-            pictures, used = self._pictures(table, rows, self.labeled_share, step, first, 1, bad)
+            pictures, used = self._pictures(table, rows, self.labeled_share, step, first, 1, bad, by_class=True)
             labeled_pixels = pictures[:, 0]
             labels = torch.from_numpy(table.labels[used])
         if self.unlabeled:
@@ -101,6 +106,8 @@ class Steps(Dataset[Batch]):
         first: int,
         num_views: int,
         bad: list[BadImageEntry],
+        *,
+        by_class: bool = False,
     ) -> tuple[Tensor, Rows]:
         """Views (n, num_views, 3, H, W) of a share of rows, and the rows that were really used, (n,)."""
         preset, size, _, seed = self.views
@@ -109,7 +116,7 @@ class Steps(Dataset[Batch]):
         used = own.copy()
         for i, row in enumerate(own):
             rngs = partial(_view_rngs, seed, step, first + share.start + i, num_views)
-            used[i], picture = _read_or_replace(table, int(row), self._enough(rngs), bad)
+            used[i], picture = _read_or_replace(table, int(row), by_class, self._enough(rngs), bad)
             for view, rng in enumerate(rngs()):
                 pixels[i, view] = augment(picture, preset=preset, size=size, rng=rng)
         return pixels, used
@@ -142,13 +149,15 @@ def plan_size(labeled: tuple[ImageTable, LabeledPlan] | None) -> int:
     return labeled[1].classes_per_batch * labeled[1].images_per_class if labeled else 0
 
 
-def _read_or_replace(table: ImageTable, row: int, enough: Enough, bad: list[BadImageEntry]) -> tuple[int, Tensor]:
-    """The picture of a row; if it cannot be read, the next readable one of its class, else of the source.
+def _read_or_replace(
+    table: ImageTable, row: int, by_class: bool, enough: Enough, bad: list[BadImageEntry]
+) -> tuple[int, Tensor]:
+    """The picture of a row; if it cannot be read, the next readable one of the source, of its class if there is one.
 
-    Large ones may come smaller, as long as that is enough.
+    Large ones may come smaller, as long as that is enough. What labels an unlabeled source may have is not asked.
     The replacement depends on the row alone: it is the same in every process and in a resumed run.
     """
-    for candidate in itertools.chain([row], _stand_ins(table, row)):
+    for candidate in itertools.chain([row], _stand_ins(table, row, by_class)):
         try:
             return candidate, read_pixels(table.source(candidate), enough=enough)
         except BadImage as error:
@@ -159,10 +168,10 @@ def _read_or_replace(table: ImageTable, row: int, enough: Enough, bad: list[BadI
     )
 
 
-def _stand_ins(table: ImageTable, row: int) -> Iterator[int]:
-    """Rows that may take the place of `row`, in cyclic order from it on: those of its class first."""
+def _stand_ins(table: ImageTable, row: int, by_class: bool) -> Iterator[int]:
+    """Rows that may take the place of `row`, in cyclic order from it on: those of its class first, if asked for."""
     others = np.roll(np.arange(len(table)), -row)[1:]
-    if table.labels is not None:
+    if by_class and table.labels is not None:
         alike = table.labels[others] == table.labels[row]
         others = np.concatenate([others[alike][: _MOST_REPLACEMENTS // 2], others[~alike]])
     yield from others[:_MOST_REPLACEMENTS].tolist()

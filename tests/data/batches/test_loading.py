@@ -93,6 +93,14 @@ def test_a_bad_picture_is_replaced_by_the_next_of_its_class(tables):
         assert batch.labels.bincount().tolist() == [2, 2, 2]
 
 
+def test_the_stand_in_of_an_unlabeled_picture_does_not_depend_on_labels(tables):
+    labeled, _ = tables
+    Path(labeled.describe(4)).write_bytes(b"")  # The last of its class: the next of the source is of another one.
+    views = VIEWS._replace(num_views=1)
+    batch = one_batch_of(np.arange(3, 15), labeled, views)[0]
+    assert sorted(batch.image_index.tolist()) == [3, 5, *range(5, 15)]
+
+
 def test_a_class_without_readable_pictures_lends_its_place_to_others(tables):
     labeled, _ = tables
     for row in range(5):
