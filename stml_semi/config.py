@@ -202,6 +202,9 @@ class TrainConfig(BaseModel):
     """Compute the inside of each block again in the backward pass: less memory, more time, the same results."""
     compile: Hardware[Adjustable[bool]] = False
     """Compile the model with torch.compile: the first steps take minutes, the others are faster."""
+    deterministic: Hardware[Adjustable[bool]] = False
+    """Use only algorithms of a GPU that give the same bits each time: slower, a resumed run repeats what an undisturbed
+    one does. A CPU does so anyway."""
     mixed_precision: Hardware[Adjustable[Precision | None]] = None
     """Precision of the backbone; distances and losses stay in float32. Default: what accelerate is configured
     to use."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from stml_semi.cli import data, doctor, models, search, train
-from stml_semi.cli.terminal import print_any_name, whole_output
+from stml_semi.cli.terminal import leaves_at_once, print_any_name, whole_output
 
 app = typer.Typer(
     name="stml-semi",
@@ -38,5 +38,5 @@ def main() -> None:
         del arguments[arguments.index("--resume") + 1]  # What --resume means anyway.
     program = Path(sys.argv[0]).name
     print_any_name()
-    with whole_output():
+    with leaves_at_once(), whole_output():
         app(arguments, prog_name="python -m stml_semi" if program == "__main__.py" else program)

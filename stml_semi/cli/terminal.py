@@ -1,5 +1,6 @@
 """How commands end: bad input in one line, results in a sentence or as JSON, and only once."""
 
+import atexit
 import contextlib
 import errno
 import io
@@ -49,6 +50,25 @@ def whole_output() -> Iterator[None]:
         if full:
             stop("standard output: the disk is full: free some space, then run the same command again", 1)
         sys.exit(1)  # Nobody reads any more (head).
+
+
+@contextlib.contextmanager
+def leaves_at_once() -> Iterator[None]:
+    """One of several processes is gone when its command has ended.
+
+    Threads of libraries that are still alive now and then abort a process on its way out, and the launcher then ends
+    the others, of which the first may be writing its report.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        atexit._run_exitfuncs()  # Trackers send their last lines, temporary folders go.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def stop(message: str, code: int, *, everywhere: bool = True) -> NoReturn:

@@ -147,9 +147,10 @@ def find_by_picture(
     ours = _fingerprints(table, rows, num_workers, progress)
     gallery_rows = np.flatnonzero(theirs.readable)
     gallery = _signs(theirs.bits[gallery_rows])
+    own = distributed.share(len(rows), rank=distributed.rank(), world_size=distributed.world_size())
     dropped = []
-    for start in range(0, len(rows), _QUERIES):
-        part = slice(start, start + _QUERIES)
+    for start in range(own.start, own.stop, _QUERIES):
+        part = slice(start, min(start + _QUERIES, own.stop))
         distances, nearest = np.full(len(rows[part]), _BITS), np.zeros(len(rows[part]), dtype=np.int64)
         if len(gallery):
             found = nearest_neighbors(gallery, 1, queries=_signs(ours.bits[part]))
@@ -160,7 +161,7 @@ def find_by_picture(
                 about = f"{distances[i]:.0f} of {_BITS} bits differ"
                 reason = f"{_LOOKS_LIKE} {evaluation.describe(int(nearest[i]))} ({about})"
                 dropped.append(ExcludedImage(row, table.describe(row), source_of(table, row), "", reason))
-    return dropped
+    return [image for found in distributed.gather_objects(dropped) for image in found]
 
 
 def source_of(table: ImageTable, row: int) -> str:

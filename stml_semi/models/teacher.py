@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+_FUSED: Any = torch  # One operation for all parameters: these have no public names.
+
 
 class Teacher(nn.Module):
     """A copy of the student that follows it slowly and never learns by gradient.
@@ -38,14 +40,23 @@ class Teacher(nn.Module):
             return self.model(pixels)
 
     @torch.no_grad()
-    def update(self, student: nn.Module) -> None:
-        """teacher = momentum x teacher + (1 - momentum) x student. To be called after the optimizer's step."""
+    def update(self, student: nn.Module, moved: Tensor | None = None) -> None:
+        """teacher = momentum x teacher + (1 - momentum) x student. To be called after the optimizer's step.
+
+        Args:
+            student: the model it was copied from.
+            moved: () 1 if the optimizer took its step, 0 if not: then the teacher stays as well. Default: 1.
+        """
         if self._pairs is None:
             # Walking the modules costs more than averaging them: done once, when both are on their device.
             self._pairs = _pairs(self.model, student)
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage] - the fused form has no public name
-            self._pairs.own_floats, self._pairs.student_floats, 1 - self.momentum
-        )
+        own, other = self._pairs.own_floats, self._pairs.student_floats
+        if moved is None:
+            _FUSED._foreach_lerp_(own, other, 1 - self.momentum)
+        else:
+            difference = _FUSED._foreach_sub(other, own)
+            _FUSED._foreach_mul_(difference, moved * (1 - self.momentum))
+            _FUSED._foreach_add_(own, difference)
         for own, other in zip(self._pairs.own_others, self._pairs.student_others, strict=True):
             own.copy_(other)
 

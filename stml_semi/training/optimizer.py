@@ -55,6 +55,39 @@ def _layer_scales(config: TrainConfig, embedder: Embedder) -> dict[str, float]:
     return {f"backbone.{name}": config.layer_decay ** (last - depth) for name, depth in by_depth.items()}
 
 
+class TakenSteps:
+    """How many steps the optimizer took: fp16 leaves those out whose gradients overflow.
+
+    Nothing waits for the device until `skipped` is asked for. A checkpoint has the count: it is the optimizer's own.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> None:
+        """
+        Args:
+            optimizer: a fused one, which counts on the device.
+            parameter: one that each of its steps moves.
+        """
+        self._optimizer, self._parameter = optimizer, parameter
+        self._before: torch.Tensor | float = 0.0
+
+    def begin(self) -> None:
+        """A step is about to be tried."""
+        count = self._count()
+        self._before = count.clone() if isinstance(count, torch.Tensor) else count
+
+    def moved(self) -> torch.Tensor:
+        """() 1 if the step since `begin` was taken, 0 if it was skipped."""
+        count = self._count() - self._before
+        return torch.as_tensor(count, device=self._parameter.device)
+
+    def skipped(self, tried: int) -> int:
+        """How many of the steps that were tried so far were not taken. Waits for the device."""
+        return tried - int(self._count())
+
+    def _count(self) -> torch.Tensor | float:
+        return self._optimizer.state.get(self._parameter, {}).get("step", 0.0)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
     """Gives every group its rate for `step`; nothing of it has to be saved."""
     factor = learning_rate_factor(config, step)

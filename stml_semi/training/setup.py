@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import set_seed
 
 from stml_semi.config import TrainConfig
 from stml_semi.data.batches.loading import ViewSettings
@@ -27,6 +27,7 @@ from stml_semi.run_folder.folder import RunFolder
 from stml_semi.runtime.distributed import together
 from stml_semi.runtime.errors import BadInput
 from stml_semi.sharing.push import check_login
+from stml_semi.training.launch import make_accelerator
 
 
 class Prepared(NamedTuple):
@@ -49,9 +50,7 @@ def setup(config: TrainConfig) -> Prepared:
     Raises:
         BadInput: with the flag and the fix; nothing has been written or deleted then.
     """
-    # Buffers are alike in all processes as long as BatchNorm keeps its statistics.
-    wrapper = DistributedDataParallelKwargs(broadcast_buffers=config.batchnorm == "batch")
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[wrapper])
+    accelerator = make_accelerator(config)
     config = config.model_copy(update={"mixed_precision": accelerator.mixed_precision})
     folder = RunFolder(str(config.output_dir), writes=accelerator.is_main_process)
     tables = together(lambda: _check_and_open(config, folder))

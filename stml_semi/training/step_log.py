@@ -42,8 +42,13 @@ class StepLog:
         """Something else took time."""
         self._started += seconds
 
-    def write(self, step: int, terms: Terms) -> dict[str, float]:
+    def write(self, step: int, terms: Terms, skipped: int | None) -> dict[str, float]:
         """Writes the line of a step, and returns it. Waits for the device.
+
+        Args:
+            step: counted from 1.
+            terms: of that step.
+            skipped: steps so far that fp16 did not take; None in other precisions.
 
         Raises:
             RunFailed: the embeddings have collapsed, and the run is to end then.
@@ -58,11 +63,13 @@ class StepLog:
         if table is not None and table.calibrated is not None:
             line["trust"] = table.calibrated.trust
         line |= {
-            "lr": self.config.learning_rate * learning_rate_factor(self.config, step - 1),
+            "lr": self.config.learning_rate * learning_rate_factor(self.config, step - 1 - (skipped or 0)),
             "bad_images": self.outputs.folder.log.num_bad,
             **self._passes(step),
             **self._pace(),
         }
+        if skipped is not None:
+            line["skipped_steps"] = skipped
         if self.device.type == "cuda":
             line["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         self.outputs.log(line, **affinity_histogram(terms.affinity))

@@ -25,7 +25,7 @@ from stml_semi.training.evaluator import Evaluator
 from stml_semi.training.health import FiniteWatch, report_non_finite
 from stml_semi.training.neighborhoods import NeighborhoodFinder
 from stml_semi.training.objective import Labeled, Objective, Terms, Unlabeled
-from stml_semi.training.optimizer import make_optimizer, set_learning_rate
+from stml_semi.training.optimizer import TakenSteps, make_optimizer, set_learning_rate
 from stml_semi.training.outputs import Outputs
 from stml_semi.training.setup import Prepared
 from stml_semi.training.step_log import StepLog
@@ -76,6 +76,9 @@ class Trainer:
             self.teacher.model.compile_steps()
         optimizer = make_optimizer(config, self.embedder, self.proxies)
         self.model, self.optimizer = self.accelerator.prepare(self.embedder, optimizer)
+        self.taken = TakenSteps(self.optimizer, self.embedder.head_f.weight) if self.accelerator.scaler else None
+        self._skipped = 0
+        """Steps that fp16 did not take, when last asked: the schedule does not count them."""
 
     def train(self, start: int = 0) -> Choice:
         """Runs from step `start` (from `restore`) to max_steps. The embedder is then the one to export.
@@ -122,7 +125,8 @@ class Trainer:
         if last or done % config.log_every == 0:
             self._stop_if_not_finite(done)
             self._list_images()
-            line = self.step_log.write(done, terms)
+            self._count_skipped(done)
+            line = self.step_log.write(done, terms, None if self.taken is None else self._skipped)
             # All processes have to leave after the same step: they agree where they talk anyway.
             signal = max(distributed.gather_objects(stop.number))
         self.progress.step(done, line)
@@ -133,6 +137,7 @@ class Trainer:
                 self.best.keep_if_better(self.embedder, done, map_at_r)
             self.step_log.pause(time.perf_counter() - paused)
         if last or signal or (config.save_every and done % config.save_every == 0):
+            self._count_skipped(done)
             self._save(done)
         if signal and not last:
             raise Interrupted(signal, done)
@@ -140,7 +145,9 @@ class Trainer:
     # ------------------------------------------------------------------ one step
 
     def _step(self, batch: Batch, step: int) -> Terms:
-        set_learning_rate(self.optimizer, self.config, step)
+        set_learning_rate(self.optimizer, self.config, step - self._skipped)
+        if self.taken is not None:
+            self.taken.begin()
         torch.manual_seed(self.config.seed * 1_000_003 + step)  # For losses that draw: alike in all processes.
         terms = self._forward(batch, step)
         self.finite.check(terms, step)
@@ -148,7 +155,7 @@ class Trainer:
         self._finish_gradients(batch)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.teacher.update(self.embedder)
+        self.teacher.update(self.embedder, None if self.taken is None else self.taken.moved())
         return terms
 
     def _forward(self, batch: Batch, step: int) -> Terms:
@@ -194,6 +201,16 @@ class Trainer:
             # The auxiliary head was not used: zero gradients would decay it, and age Adam's moments of it.
             for parameter in self.embedder.head_g.parameters():
                 parameter.grad = None
+
+    def _count_skipped(self, done: int) -> None:
+        if self.taken is None:
+            return
+        before, self._skipped = self._skipped, self.taken.skipped(done)
+        if self._skipped > before:
+            self.progress.note(
+                f"fp16 has skipped {self._skipped} of {done} steps, whose gradients overflowed: a few are in order; "
+                "where they go on, --mixed-precision bf16 has no such limit"
+            )
 
     def _noise_keys(self, batch: Batch, step: int) -> Tensor | None:
         """What dropout and the like are a function of: seed, step and place in the global batch."""
@@ -269,5 +286,7 @@ class Trainer:
             raise BadInput(f"--max-steps {self.config.max_steps} is less than {found[-1].name} has taken: raise it")
         if self.pool is not None:
             self.pool.table = restored.table
+        if self.taken is not None:
+            self._skipped = self.taken.skipped(restored.step)
         self.progress.note(f"resuming from {found[-1]}")
         return restored.step

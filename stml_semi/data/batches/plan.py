@@ -50,6 +50,12 @@ class LabeledPlan(NamedTuple):
         return np.concatenate([_draw(rng, self.rows_by_class[c], self.images_per_class) for c in classes])
 
 
+def rows_by_class(labels: NDArray[np.int64], num_classes: int) -> list[Rows]:
+    """The rows of every class, rising."""
+    order = labels.argsort(kind="stable")
+    return np.split(order, np.bincount(labels, minlength=num_classes).cumsum()[:-1])
+
+
 def held_out_classes(config: TrainConfig, labeled: ImageTable | None) -> Rows:
     """(H,) classes that the labeled warm-up leaves out: on them the first refresh measures what the teacher knows.
 

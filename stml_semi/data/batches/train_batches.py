@@ -4,14 +4,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stml_semi.config import TrainConfig
 from stml_semi.data.batches.live_images import live_images
 from stml_semi.data.batches.loading import Batch, Steps, ViewSettings
-from stml_semi.data.batches.plan import LabeledPlan, held_out_classes
+from stml_semi.data.batches.plan import LabeledPlan, held_out_classes, rows_by_class
 from stml_semi.data.batches.pool import FindNeighbors, UnlabeledPool
 from stml_semi.data.evaluated import EvaluatedImages
 from stml_semi.data.image_table import ImageTable
@@ -76,7 +75,7 @@ class TrainBatches:
         self.labeled: tuple[ImageTable, LabeledPlan] | None = None
         if labeled is not None:
             assert labeled.labels is not None
-            by_class = [np.flatnonzero(labeled.labels == c) for c in range(len(labeled.classes))]
+            by_class = rows_by_class(labeled.labels, len(labeled.classes))
             held_out = held_out_classes(config, labeled)
             plan = LabeledPlan(
                 by_class, config.classes_per_batch, config.images_per_class, held_out, config.warmup_steps

@@ -16,6 +16,7 @@ from stml_semi.data.batches.plan import (
     check_unlabeled,
     held_out_classes,
     pool_rows,
+    rows_by_class,
 )
 from stml_semi.data.batches.pool import Calibrated, Neighborhoods, UnlabeledPool
 from stml_semi.data.image_table import ImageTable, paths_dataset
@@ -267,3 +268,10 @@ def test_too_few_classes_or_images_name_the_fix():
         check_unlabeled(3, 24, 5)
     check_labeled(16, 16, 4)
     check_unlabeled(120, 24, 5)
+
+
+@given(st.lists(st.integers(0, 6), max_size=40))
+def test_the_rows_of_a_class_are_those_with_its_label(labels):
+    labels = np.asarray(labels, dtype=np.int64)
+    for number, rows in enumerate(rows_by_class(labels, 7)):
+        assert rows.tolist() == np.flatnonzero(labels == number).tolist()
