@@ -32,11 +32,17 @@ app.add_typer(data_app, name="data")
 
 
 def main() -> None:
-    """Entry point of `cli.py` and of the `stml-semi` command."""
+    """Entry point of `cli.py` and of the `stml-semi` command: it does not return."""
+    with leaves_at_once():
+        run()
+
+
+def run() -> None:
+    """Runs what the command line says, and raises SystemExit."""
     arguments = sys.argv[1:]
     while "--resume" in arguments and arguments[arguments.index("--resume") + 1 :][:1] == ["latest"]:
         del arguments[arguments.index("--resume") + 1]  # What --resume means anyway.
     program = Path(sys.argv[0]).name
     print_any_name()
-    with leaves_at_once(), whole_output():
+    with whole_output():
         app(arguments, prog_name="python -m stml_semi" if program == "__main__.py" else program)

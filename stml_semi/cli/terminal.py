@@ -29,6 +29,11 @@ class one_line_errors:
             stop(str(error), 2)
         if isinstance(error, RunFailed):
             stop(str(error), error.exit_code, everywhere=error.everywhere)
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            from stml_semi.runtime.failures import dead_worker
+
+            if died := dead_worker(error):
+                stop(str(died), died.exit_code)
         if isinstance(error, KeyboardInterrupt):
             stop("interrupted", 130)
 
@@ -54,16 +59,14 @@ def whole_output() -> Iterator[None]:
 
 @contextlib.contextmanager
 def leaves_at_once() -> Iterator[None]:
-    """One of several processes is gone when its command has ended.
+    """The process is gone when its command has ended.
 
-    Threads of libraries that are still alive now and then abort a process on its way out, and the launcher then ends
-    the others, of which the first may be writing its report.
+    Threads of libraries that are still alive now and then abort a process on its way out. Its exit code is then wrong,
+    and a launcher of several ends the others, of which the first may be writing its report.
     """
     try:
         yield
     except SystemExit as end:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            raise
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         atexit._run_exitfuncs()  # Trackers send their last lines, temporary folders go.
         sys.stdout.flush()
@@ -115,7 +118,7 @@ def among(name: str, value: str, *choices: str) -> None:
 
 
 def print_outcome(sentence: str, values: dict[str, Any], as_json: bool) -> None:
-    """Fingerprints a result, on the main process."""
+    """Prints a result, on the main process."""
     from stml_semi.runtime.terminal_text import visible
 
     if is_main():

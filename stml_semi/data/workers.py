@@ -1,18 +1,29 @@
 """Decoding processes: how many there are, and what comes back from them."""
 
+import atexit
 import gc
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import RunFailed
 
 T = TypeVar("T")
+
+MADE_AHEAD = 2
+"""Items that each worker makes before they are asked for."""
 
 
 def default_num_workers(local_world_size: int) -> int:
@@ -46,16 +57,45 @@ def decode_ahead(
         batch_size=None,
         sampler=range(len(guarded)) if items is None else items,
         num_workers=num_workers,
+        prefetch_factor=MADE_AHEAD if num_workers else None,
         pin_memory=pin_memory,
         collate_fn=_as_is,
         worker_init_fn=_prepare_worker,
         # Or it would draw a seed for its workers, who use none, from the generator that others count on.
         generator=torch.Generator(),
     )
-    for item in loader:
+    for item in _with_an_end(loader):
         if isinstance(item, _Failure):
             raise RunFailed(item.message)
-        yield cast(T, item)
+        yield cast(T, _each_part(item, _received))
+
+
+def _with_an_end(loader: DataLoader[T]) -> Iterator[T]:
+    """The items of a loader, whose workers end with this process at the latest.
+
+    They ignore SIGTERM. After an error whose traceback holds the loader, Python would wait for them forever.
+    """
+    others = set(multiprocessing.active_children())
+    items = iter(loader)
+    _workers.update(set(multiprocessing.active_children()) - others)
+    _end_workers_at_exit()
+    yield from items
+
+
+_workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+
+
+@cache
+def _end_workers_at_exit() -> None:
+    atexit.register(_end_workers)
+
+
+def _end_workers() -> None:
+    left = [worker for worker in _workers if worker.is_alive()]
+    if left:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would take their end for a failure.
+    for worker in left:
+        worker.kill()
 
 
 class _Failure(NamedTuple):
@@ -73,9 +113,49 @@ class _Guarded(Dataset[T | _Failure], Generic[T]):
 
     def __getitem__(self, index: int) -> T | _Failure:
         try:
-            return self.dataset[index]
+            item = self.dataset[index]
         except RunFailed as error:
             return _Failure(str(error))
+        return item if get_worker_info() is None else _each_part(item, _sent)
+
+
+class _ByValue(NamedTuple):
+    """What a worker sends in place of a tensor for which there is no shared memory."""
+
+    values: NDArray[Any]
+
+
+def _sent(part: Any) -> Any:
+    # PyTorch would do so in a thread, where a failure loses the item and the run waits for it forever.
+    if isinstance(part, Tensor):
+        try:
+            return part.share_memory_()
+        except RuntimeError:
+            return _ByValue(part.numpy())
+    return part
+
+
+def _received(part: Any) -> Any:
+    if isinstance(part, _ByValue):
+        _say_that_shared_memory_is_full()
+        return torch.from_numpy(part.values)
+    return part
+
+
+@cache
+def _say_that_shared_memory_is_full() -> None:
+    print(
+        "warning: shared memory (/dev/shm) is full, and images go through a pipe, which is slower: give the container "
+        "more of it (docker run --shm-size 8g), or take fewer --num-workers",
+        file=sys.stderr,
+    )
+
+
+def _each_part(item: Any, change: Callable[[Any], Any]) -> Any:
+    """A named tuple with its parts changed; something else is one part."""
+    if isinstance(item, tuple) and hasattr(item, "_fields") and not isinstance(item, _ByValue):
+        return type(item)(*map(change, item))
+    return change(item)
 
 
 def _prepare_worker(worker: int) -> None:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stml_semi.data.batches.eval_images import EvalChunks
+from stml_semi.data.batches.eval_images import EvalPieces, joined
 from stml_semi.data.batches.loading import BadImageEntry
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.workers import decode_ahead
@@ -63,14 +63,15 @@ def embed_table(
     """
     rows = np.arange(len(table)) if rows is None else rows
     share = distributed.share(len(rows), rank=distributed.rank(), world_size=distributed.world_size())
-    chunks = EvalChunks(table, rows[share], processor, batch_size)
-    pin = torch.device(device).type == "cuda"
+    device = torch.device(device)
+    pieces = EvalPieces(table, rows[share], processor, batch_size=batch_size, num_workers=num_workers)
+    made = decode_ahead(pieces, num_workers=num_workers, pin_memory=device.type == "cuda")
     parts, readable, bad = [], [], []
-    for batch in decode_ahead(chunks, num_workers=num_workers, pin_memory=pin):
+    for batch in joined(made, batch_size, device):
         readable.append(batch.readable)
         bad.extend(batch.bad)
         if batch.readable.any():
-            embedded = encode(batch.pixels.to(device, non_blocking=True)).float()
+            embedded = encode(batch.pixels).float()
             embedded[~batch.readable.to(device)] = 0
         else:
             embedded = None

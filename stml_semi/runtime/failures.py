@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ def explained(rows: int, micro_batch_size: int | None) -> Iterator[None]:
             ) from None
         if distributed.is_lost_process(error):
             raise LostProcess from None
+        if died := dead_worker(error):
+            raise died from None
         raise
 
 
@@ -75,6 +78,16 @@ class LostProcess(RunFailed):
         )
         # One of two processes is alive to say so, whichever died.
         self.everywhere = distributed.rank() > 1
+
+
+def dead_worker(error: BaseException) -> RunFailed | None:
+    """What to say when a decoding process died: PyTorch tells the main thread so, wherever that is."""
+    if not (found := re.match(r"DataLoader worker \(pid.*\d\) (.+?)\.? *(?:It is|$)", str(error))):
+        return None
+    return RunFailed(
+        f"a decoding process {found[1]}: the system ends those for which it has no memory. Fewer --num-workers take "
+        "less, and --num-workers 0 decodes in this process; a run goes on with --resume"
+    )
 
 
 def is_disk_full(error: BaseException) -> bool:

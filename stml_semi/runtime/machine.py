@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import shutil
 import socket
 import sys
 import time
@@ -37,6 +38,14 @@ def memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def free_shared_memory() -> int:
+    """Bytes that processes may still share as files in memory; very many where the system has no bound."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return sys.maxsize
 
 
 def hardware() -> dict[str, str]:

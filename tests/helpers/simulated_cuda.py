@@ -410,7 +410,7 @@ def _run(arguments: list[str]) -> Any:
     sys.argv = ["cli.py", *arguments]
     try:
         with SimulatedDevice():
-            app.main()
+            app.run()
     except SystemExit as end:
         return end.code
     finally:

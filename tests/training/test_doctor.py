@@ -68,7 +68,7 @@ def test_doctor_takes_every_training_flag(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "argv", ["cli.py", "doctor", "--help"])
     with pytest.raises(SystemExit):
-        cli.main()
+        cli.run()
     said = capsys.readouterr().out
     assert all(flag(name) in said for name in TrainConfig.model_fields)
 
@@ -144,7 +144,7 @@ def test_all_problems_of_a_broken_setup_are_named_by_one_call(pictures, monkeypa
     flags = ["--labeled", table, "--labeled-label-column", "species", "--output-dir", str(pictures)]
     monkeypatch.setattr(sys, "argv", ["cli.py", "doctor", *flags])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        cli.run()
     assert stop.value.code == 1
     lines = [line.removeprefix("broken").strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[-1] == "3 problems to mend."

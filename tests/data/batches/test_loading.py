@@ -8,7 +8,7 @@ import torch
 from helpers.pictures import write_pictures
 from PIL import Image
 
-from stml_semi.data.batches.eval_images import EvalChunks
+from stml_semi.data.batches.eval_images import EvalPieces, joined
 from stml_semi.data.batches.loading import Batch, Steps, ViewSettings, one_batch_of
 from stml_semi.data.batches.plan import LabeledPlan, UnlabeledPlan
 from stml_semi.data.image_table import ImageTable
@@ -121,19 +121,29 @@ def test_a_source_without_readable_pictures_is_one_clear_error(tables, num_worke
     assert "\n" not in str(error.value)
 
 
-def test_evaluation_marks_bad_pictures(tables):
+@pytest.mark.parametrize("rows_in_flight", [1, 2, 3, 100])
+def test_evaluation_marks_bad_pictures(tables, monkeypatch, rows_in_flight):
     import transformers
 
     labeled, _ = tables
-    Path(labeled.describe(7)).write_bytes(b"x")
+    for row in (4, 5, 6, 7, 12):
+        Path(labeled.describe(row)).write_bytes(b"x")
     processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
-    chunks = EvalChunks(labeled, np.arange(15), processor, batch_size=4)
-    batches = list(decode_ahead(chunks, num_workers=0))
+    whole = list(decode_ahead(EvalPieces(labeled, np.arange(15), processor, batch_size=4), num_workers=0))
+    # Whatever is in flight at a time, the batches are the same.
+    monkeypatch.setattr("stml_semi.data.batches.eval_images._IN_FLIGHT_BYTES", 2 * rows_in_flight * 3 * 16 * 16 * 4)
+    pieces = EvalPieces(labeled, np.arange(15), processor, batch_size=4, num_workers=1)
+    assert max(map(len, pieces.pieces)) == min(rows_in_flight, 4)
+    batches = list(joined(decode_ahead(pieces, num_workers=1), 4, torch.device("cpu")))
+    for batch, alike in zip(batches, whole, strict=True):
+        assert torch.equal(batch.pixels, alike.pixels)
+        assert torch.equal(batch.readable, alike.readable)
+        assert batch.bad == alike.bad
     readable = torch.cat([batch.readable for batch in batches])
-    assert readable.tolist() == [row != 7 for row in range(15)]
-    assert [len(batch.pixels) for batch in batches] == [4, 4, 4, 3]
-    assert batches[1].pixels[3].abs().max() == 0
-    assert batches[1].pixels[2].abs().max() > 0
+    assert readable.tolist() == [row not in (4, 5, 6, 7, 12) for row in range(15)]
+    assert [len(batch.pixels) for batch in batches] == [4, 0, 4, 3]
+    assert batches[3].pixels[0].abs().max() == 0
+    assert batches[3].pixels[1].abs().max() > 0
 
 
 def test_every_picture_is_decoded_as_small_as_its_own_views_allow(tmp_path, monkeypatch):
