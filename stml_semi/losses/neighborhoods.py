@@ -42,9 +42,12 @@ def expanded_lengths(
     neighborhoods: Integer[Tensor, "p k"], *, expand: int, rows: Int64[Tensor, "m"]
 ) -> Float32[Tensor, "m"]:
     """Euclidean lengths of the counts that `neighborhood_overlap` compares, for `rerank`."""
-    parts = [_members(neighborhoods, part, expand) for part in rows.split(_CHUNK)]
-    squares = [_occurrences(members.sort(1).values, members).sum(1) for members in parts]
-    return torch.cat([neighborhoods.new_empty(0), *squares]).float().sqrt()
+    # Allocated first: small results between large temporaries would scatter the heap, a gigabyte at 65,000 rows.
+    squares = neighborhoods.new_empty(len(rows), dtype=torch.float32)
+    for start in range(0, len(rows), _CHUNK):
+        members = _members(neighborhoods, rows[start : start + _CHUNK], expand)
+        squares[start : start + _CHUNK] = _occurrences(members.sort(1).values, members).sum(1)
+    return squares.sqrt_()
 
 
 def rerank(
@@ -67,12 +70,13 @@ def rerank(
     Returns:
         Without the image itself.
     """
-    parts = [neighborhoods.new_empty(0, neighborhoods.shape[1] - 1)]
-    for part in rows.split(_CHUNK):
+    likest = neighborhoods.new_empty(len(rows), neighborhoods.shape[1] - 1)
+    for start in range(0, len(rows), _CHUNK):
+        part = rows[start : start + _CHUNK]
         others = neighborhoods[part, 1:]
         alike = overlap_with(neighborhoods, part, others, expand=expand) / lengths[others]
-        parts.append(others.gather(1, alike.argsort(dim=1, descending=True, stable=True)))
-    return torch.cat(parts)
+        likest[start : start + _CHUNK] = others.gather(1, alike.argsort(dim=1, descending=True, stable=True))
+    return likest
 
 
 def overlap_with(

@@ -66,23 +66,23 @@ def embed_table(
     device = torch.device(device)
     pieces = EvalPieces(table, rows[share], processor, batch_size=batch_size, num_workers=num_workers)
     made = decode_ahead(pieces, num_workers=num_workers, pin_memory=device.type == "cuda")
-    parts, readable, bad = [], [], []
+    count = share.stop - share.start
+    mask = torch.zeros(count, dtype=torch.bool)
+    own, bad, done = torch.zeros(count, 0, device=device), [], 0  # As wide as the model says, when it has.
     for batch in joined(made, batch_size, device):
-        readable.append(batch.readable)
+        place = slice(done, done + len(batch.readable))
+        mask[place], done = batch.readable, place.stop
         bad.extend(batch.bad)
         if batch.readable.any():
-            embedded = encode(batch.pixels).float()
-            embedded[~batch.readable.to(device)] = 0
-        else:
-            embedded = None
-        parts.append((len(batch.readable), embedded))
+            embedded = encode(batch.pixels)
+            own = own if own.shape[1] else own.new_zeros(count, embedded.shape[1])
+            own[place] = embedded
+            own[place][~batch.readable.to(device)] = 0
         if progress is not None:
             progress(len(batch.readable))
-    width = max(distributed.gather_objects(max((e.shape[1] for _, e in parts if e is not None), default=0)))
-    own = [torch.zeros(n, width, device=device) if e is None else e for n, e in parts]
-    embeddings = torch.cat(own) if own else torch.zeros(0, width, device=device)
-    mask = torch.cat(readable).to(device) if readable else torch.zeros(0, dtype=torch.bool, device=device)
-    embeddings = distributed.gather(embeddings, len(rows))
+    width = max(distributed.gather_objects(own.shape[1]))
+    own = own if own.shape[1] else own.new_zeros(count, width)
+    embeddings = distributed.gather(own, len(rows))
     check_lengths(
         embeddings,
         table.name,
@@ -91,7 +91,7 @@ def embed_table(
     )
     return EmbeddedTable(
         embeddings,
-        distributed.gather(mask, len(rows)).cpu().numpy(),
+        distributed.gather(mask.to(device), len(rows)).cpu().numpy(),
         [picture for part in distributed.gather_objects(bad) for picture in part],
     )
 
@@ -144,7 +144,9 @@ def score_queries(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[i
     if not embedded.readable.any():
         raise BadInput(f"{table.name}: none of its {len(table)} images can be read, such as {table.describe(0)}")
     keep = torch.from_numpy(embedded.readable).to(embedded.embeddings.device)
-    embeddings, labels = embedded.embeddings[keep], torch.from_numpy(table.labels).to(keep.device)[keep]
+    # Millions of embeddings are not copied if all are there.
+    embeddings = embedded.embeddings if embedded.readable.all() else embedded.embeddings[keep]
+    labels = torch.from_numpy(table.labels).to(keep.device)[keep]
     gallery = gallery_labels = None
     if table.queries is not None:
         asks = torch.from_numpy(table.queries).to(keep.device)[keep]

@@ -20,15 +20,12 @@ from torch import Tensor, nn
 
 from stml_semi.data.batches.pool import Calibrated, KnownImages, PoolTable
 from stml_semi.losses.evidence import Weights
+from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.files import flush, sha256
 
-_SUMMARY, _MODULES, _OPTIMIZER, _POOL = (
-    "state.json",
-    "modules.safetensors",
-    "optimizer.safetensors",
-    "pool.safetensors",
-)
+_SUMMARY = "state.json"
+_FILES = _MODULES, _OPTIMIZER, _POOL = "modules.safetensors", "optimizer.safetensors", "pool.safetensors"
 _NEEDED = {"step", "pool_refresh", "pool_sigma", "pool_stream", "scaler", "sha256", "self"}
 # Prefixes of the models among the tensors of a checkpoint.
 STUDENT, TEACHER, BEST = "embedder.", "teacher.model.", "best."
@@ -130,7 +127,7 @@ def read_module(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
     with _readable(checkpoint):
         _verify(checkpoint, _MODULES)
         stored = load_file(checkpoint / _MODULES)
-    return {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+    return _below(prefix, stored)
 
 
 def read_pool(checkpoint: Path) -> PoolTable | None:
@@ -141,7 +138,7 @@ def read_pool(checkpoint: Path) -> PoolTable | None:
     """
     with _readable(checkpoint):
         summary = _verify(checkpoint, _POOL)
-        return None if summary["pool_refresh"] is None else _pool_table(summary, load_file(checkpoint / _POOL))
+        return _pool_table(summary, {} if summary["pool_refresh"] is None else load_file(checkpoint / _POOL))
 
 
 @contextmanager
@@ -181,7 +178,9 @@ def _digest(summary: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _pool_table(summary: dict[str, Any], pool: dict[str, Tensor]) -> PoolTable:
+def _pool_table(summary: dict[str, Any], pool: dict[str, Tensor]) -> PoolTable | None:
+    if summary["pool_refresh"] is None:
+        return None
     rows, neighbors, compared = (pool[n].numpy().astype(np.int64) for n in ("rows", "neighbors", "compared"))
     refresh, sigma = summary["pool_refresh"], summary["pool_sigma"]
     calibrated, facts = None, summary.get("pool_calibration")  # Older checkpoints have none.
@@ -205,30 +204,41 @@ class Restored(NamedTuple):
 
 
 def load_checkpoint(path: Path, state: TrainState) -> Restored:
-    """Restores `state` in place.
+    """Restores `state` in place; the main process reads, and all get what it read.
 
     Raises:
         BadInput: a file is missing, torn or was changed (its name and the previous checkpoint are named), or it
             belongs to another configuration.
     """
-    with _readable(path):
-        summary = _verify(path, _MODULES, _OPTIMIZER, _POOL)
-        tensors, optimizer = load_file(path / _MODULES), load_file(path / _OPTIMIZER)
-        table = None if summary["pool_refresh"] is None else _pool_table(summary, load_file(path / _POOL))
+    read: dict[str, Tensor] = {}
+
+    def summary_of() -> dict[str, Any]:
+        with _readable(path):
+            summary = _verify(path, *_FILES)
+            for file in _FILES[: 2 if summary["pool_refresh"] is None else 3]:
+                read.update({f"{file}/{name}": value for name, value in load_file(path / file).items()})
+            _pool_table(summary, _below(f"{_POOL}/", read))  # What is wrong with it shows here.
+            return summary
+
+    summary = distributed.from_main(summary_of)
+    tensors = distributed.tensors_from_main(read, next(state.modules["embedder"].parameters()).device)
     try:
         for name, module in state.modules.items():
-            prefix = f"{name}."
-            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            module.load_state_dict(own)
+            module.load_state_dict(_below(f"{_MODULES}/{name}.", tensors))
     except RuntimeError as error:
         raise BadInput(
             f"--resume: checkpoint {path} is of another model or loss; use the configuration it was made with "
             f"({' '.join(str(error).split())[:200]})"
         ) from None
-    _load_optimizer(state.optimizer, optimizer)
+    _load_optimizer(state.optimizer, _below(f"{_OPTIMIZER}/", tensors))
     if state.scaler is not None and summary["scaler"] is not None:
         state.scaler.load_state_dict(summary["scaler"])
-    return Restored(summary["step"], table)
+    return Restored(summary["step"], _pool_table(summary, _below(f"{_POOL}/", tensors)))
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin so, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

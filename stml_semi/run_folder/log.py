@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from stml_semi.data.batches.loading import BadImageEntry
+from stml_semi.runtime import distributed
 from stml_semi.runtime.files import append_json_lines, flush, read_json_lines, write_json_lines
 
 
@@ -30,8 +31,11 @@ class RunLog:
         return read_json_lines(self.bad_images)
 
     def rewind(self, step: int, *, but: Callable[[dict[str, Any]], bool] | None = None) -> None:
-        """Forgets lines of steps after `step`, and those that are named: a resumed run writes them again."""
-        listed = self.bad_lines()
+        """Forgets lines of steps after `step`, and those that are named: a resumed run writes them again.
+
+        All processes call this together.
+        """
+        listed = distributed.from_main(self.bad_lines)
         self._listed = {line["image"] for line in listed}
         if self._writes:
             write_json_lines(

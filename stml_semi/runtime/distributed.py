@@ -115,6 +115,39 @@ def together(step: Callable[[], T]) -> T:
     return cast(T, result)
 
 
+def from_main(step: Callable[[], T]) -> T:
+    """Runs a step on the main process alone, and gives every process the small object that it returns.
+
+    What is in the run folder is read so: other machines may not see it, or not yet.
+
+    Raises:
+        BadInput: of the step, on all.
+    """
+    found = [together(lambda: step() if rank() == 0 else None)]
+    if world_size() > 1:
+        dist.broadcast_object_list(found, src=0)
+    return cast(T, found[0])
+
+
+def tensors_from_main(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The main process's tensors by name, on the CPU of every process.
+
+    Args:
+        tensors: on the CPU; those of other processes are not looked at.
+        device: of the model, over which they are sent.
+    """
+    if world_size() == 1:
+        return tensors
+    outline = from_main(lambda: [(name, value.shape, value.dtype) for name, value in tensors.items()])
+    received = {}
+    for name, shape, dtype in outline:
+        sent = tensors[name].to(device) if rank() == 0 else torch.empty(shape, dtype=dtype, device=device)
+        if sent.numel():
+            dist.broadcast(sent, src=0)
+        received[name] = tensors[name] if rank() == 0 else sent.cpu()
+    return received
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Every process's small object, in rank order, on every process."""
     if world_size() == 1:

@@ -55,7 +55,7 @@ def run(config: TrainConfig) -> Result:
     progress = RunProgress(prepared.config, prepared.tables, processes=world, enabled=main)
     with progress, contextlib.closing(prepared.folder.lock):
         train(prepared, progress)
-        lines = evaluations(prepared.folder.log.lines())
+        lines = distributed.from_main(lambda: evaluations(prepared.folder.log.lines()))
         prepared.accelerator.end_training()
         problem = finish(prepared, progress) if main else None
     return Result(prepared.folder, lines, prepared.folder.claim, problem)
@@ -72,7 +72,7 @@ def train(prepared: Prepared, progress: Progress) -> None:
     trackers = Trackers(config, folder.path, progress.note, enabled=accelerator.is_main_process)
     tables = cache_tables(config, prepared.tables, prepared.views.size)
     trainer = Trainer(prepared, tables, Outputs(folder, trackers, progress))
-    start = together(trainer.restore) if config.resume else 0
+    start = trainer.restore() if config.resume else 0
     # Nothing is written or deleted before all input was found good.
     kept, commit = kept_classes(config, prepared.tables), backbone_commit(config)
     together(lambda: folder.prepare(config, kept, claim=claim(prepared.tables), backbone_commit=commit))

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from stml_semi.config import TrainConfig
+from stml_semi.config import Mark, TrainConfig, fields_that, flag
 from stml_semi.data.batches.loading import ViewSettings
 from stml_semi.data.claims import check_honest
 from stml_semi.data.run_tables import (
@@ -24,7 +24,7 @@ from stml_semi.models.backbone import Backbone
 from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.models.embedder import Embedder
 from stml_semi.run_folder.folder import RunFolder
-from stml_semi.runtime.distributed import together
+from stml_semi.runtime.distributed import from_main, rank, together
 from stml_semi.runtime.errors import BadInput
 from stml_semi.sharing.push import check_login
 from stml_semi.training.launch import make_accelerator
@@ -52,6 +52,7 @@ def setup(config: TrainConfig) -> Prepared:
     """
     accelerator = make_accelerator(config)
     config = config.model_copy(update={"mixed_precision": accelerator.mixed_precision})
+    check_alike(config)
     folder = RunFolder(str(config.output_dir), writes=accelerator.is_main_process)
     tables = together(lambda: _check_and_open(config, folder))
     tables = _without_overlap(config, tables, folder)
@@ -62,10 +63,32 @@ def setup(config: TrainConfig) -> Prepared:
     return Prepared(config, accelerator, folder, tables, backbone, embedder, views)
 
 
+def check_alike(config: TrainConfig) -> None:
+    """What is computed is the same in all processes, whichever machine they were started on.
+
+    Raises:
+        BadInput: on all, with the first flag that differs.
+    """
+    first = from_main(lambda: config)
+    may_differ = {*fields_that(Mark.PLACE), "num_workers"}
+
+    def check() -> None:
+        for name in TrainConfig.model_fields:
+            here, there = getattr(config, name), getattr(first, name)
+            if here != there and name not in may_differ:
+                raise BadInput(
+                    f"{flag(name)} is {here} in process {rank()}, but {there} in process 0: give all machines the same "
+                    "flags. What is left out, --resume takes from the run folder, which all of them then have to see"
+                )
+
+    together(check)
+
+
 def _check_and_open(config: TrainConfig, folder: RunFolder) -> Tables:
-    folder.check(resume=config.resume, overwrite=config.overwrite)
-    if config.resume:
-        folder.check_same_run(config)
+    if folder.writes:
+        folder.check(resume=config.resume, overwrite=config.overwrite)
+        if config.resume:
+            folder.check_same_run(config)
     if config.push_to_hub:
         check_login("--push-to-hub")
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
@@ -73,15 +96,16 @@ def _check_and_open(config: TrainConfig, folder: RunFolder) -> Tables:
     tables = open_tables(config)
     check_sizes(config, tables)
     check_honest(config)
-    folder.check_outside(config)
-    if config.resume:
-        folder.check_classes(kept_classes(config, tables))
+    if folder.writes:
+        folder.check_outside(config)
+        if config.resume:
+            folder.check_classes(kept_classes(config, tables))
     return tables
 
 
 def _without_overlap(config: TrainConfig, tables: Tables, folder: RunFolder) -> Tables:
     """What the run is scored on is not in its pool. A resumed run excludes what it excluded before."""
-    found = folder.read_overlap() if config.resume else None
+    found = from_main(folder.read_overlap) if config.resume else None
     if found is None:
         found = find_evaluated(tables)
         if config.exclude_overlap:

@@ -272,12 +272,14 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def restore(self) -> int:
-        """Restores the newest checkpoint, if there is one. Returns the step to continue from.
+        """Restores the newest checkpoint, if there is one; all processes call this together.
+
+        Returns the step to continue from.
 
         Raises:
             BadInput: it is damaged, of another model, or beyond max_steps.
         """
-        found = list_checkpoints(self.folder.checkpoints)
+        found = distributed.from_main(lambda: list_checkpoints(self.folder.checkpoints))
         if not found:
             self.progress.note("no checkpoint yet: starting from step 0")
             return 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -36,8 +37,16 @@ def start(
 ) -> subprocess.Popen[str]:
     """Starts a training; the report would take a fifth of the time of such short ones."""
     unless = () if report else ("--no-report",)
-    flags = tuple(str(_some_kanji()) if flag == _SOME else flag for flag in flags)
-    return cli(command, *flags, *unless, "--output-dir", str(folder), processes=processes)
+    return cli(command, *_with_some(flags), *unless, "--output-dir", str(folder), processes=processes)
+
+
+def kanji() -> list[str]:
+    """KANJI, as `cli` takes it."""
+    return _with_some(KANJI)
+
+
+def _with_some(flags: Iterable[str]) -> list[str]:
+    return [str(_some_kanji()) if flag == _SOME else flag for flag in flags]
 
 
 def _some_kanji() -> Path:
@@ -54,8 +63,10 @@ def _some_kanji() -> Path:
     return file
 
 
-def cli(*arguments: str, processes: int = 1) -> subprocess.Popen[str]:
-    """Starts cli.py with these arguments."""
+def cli(
+    *arguments: str, processes: int = 1, script: Path = ROOT / "cli.py", cwd: Path | None = None
+) -> subprocess.Popen[str]:
+    """Starts cli.py, or another script, with these arguments."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable]
     if processes > 1:
@@ -67,8 +78,9 @@ def cli(*arguments: str, processes: int = 1) -> subprocess.Popen[str]:
         launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
         launch += ["--dynamo_backend", "no", "--num_processes", str(processes), "--main_process_port", str(port)]
     return subprocess.Popen(
-        [*launch, str(ROOT / "cli.py"), *arguments],
+        [*launch, str(script), *arguments],
         env=environment,
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

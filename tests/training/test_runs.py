@@ -11,9 +11,13 @@ import psutil
 import pytest
 import torch
 from helpers.pictures import write_pictures
-from helpers.real_runs import KANJI, ROOT, TERMS, lines, start, train, wait_for_step
+from helpers.real_runs import KANJI, ROOT, TERMS, cli, kanji, lines, start, train, wait_for_step
 from helpers.shared import once
 from safetensors.torch import load_file
+
+from stml_semi.config import TrainConfig
+from stml_semi.runtime.errors import BadInput
+from stml_semi.training.setup import check_alike
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,44 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(one_process, tmp_path):
         folder / "model/model.safetensors"
     ).read_bytes()
     assert same
+
+
+APART = """
+import os, sys
+from pathlib import Path
+own = Path(os.environ["RANK"])
+own.mkdir(exist_ok=True)
+os.chdir(own)
+sys.path.insert(0, sys.argv.pop(1))
+from stml_semi.cli.app import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_machines_need_not_share_the_run_folder(one_process, tmp_path):
+    """Two processes in folders of their own; the run goes on from a checkpoint that one of them has."""
+    (tmp_path / "apart.py").write_text(APART)
+    shutil.copytree(one_process, tmp_path / "0" / "run")
+    (tmp_path / "0/run/bad_images.jsonl").write_text('{"image": "x.png", "reason": "torn"}\n')
+    flags = ["semi", *kanji(), "--max-steps", "33", "--save-every", "12", "--resume", "--no-report"]
+    running = cli(*(str(ROOT), *flags, "--output-dir", "run"), processes=2, script=tmp_path / "apart.py", cwd=tmp_path)
+    _, errors = running.communicate(timeout=400)
+    assert running.returncode == 0, errors
+    after = lines(tmp_path / "0" / "run")
+    assert [line["step"] for line in after] == list(range(1, 34))
+    assert [line["bad_images"] for line in after][-3:] == [1, 1, 1]
+    assert not list((tmp_path / "1").rglob("*step*"))
+
+
+def test_machines_are_given_the_same_flags(monkeypatch):
+    config = TrainConfig(labeled="x", learning_rate=1e-4, num_workers=3, output_dir="here")
+    others = {"num_workers": 5, "output_dir": "there"}
+    monkeypatch.setattr("stml_semi.training.setup.from_main", lambda step: step().model_copy(update=others))
+    check_alike(config)
+    others["learning_rate"] = 1e-3
+    with pytest.raises(BadInput, match=r"--learning-rate is 0.0001 in process 0, but 0.001 in process 0: give all"):
+        check_alike(config)
 
 
 @pytest.mark.slow
