@@ -1,6 +1,7 @@
 """A backbone for another input size than it was made for."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from stml_semi.data.views import made_sizes
 from stml_semi.models.backbone import Backbone
 from stml_semi.models.tokens import pair
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, one_line
 
 
 def resize(backbone: Backbone, image_size: int) -> Backbone:
@@ -25,7 +26,7 @@ def resize(backbone: Backbone, image_size: int) -> Backbone:
     """
     model = backbone.model
     if model.config.model_type == "timm_wrapper":
-        raise BadInput("--image-size: timm backbones keep their size; take an id that was trained at the size you want")
+        return _resize_timm(backbone, image_size)
     patch = pair(getattr(model.config, "patch_size", None)) or (1, 1)
     processor = _resized_processor(backbone.processor, image_size, patch)
     native = getattr(model.config, "image_size", None)
@@ -44,6 +45,33 @@ def resize(backbone: Backbone, image_size: int) -> Backbone:
             weights[key] = _resample(weights[key], value.shape, *grids, prefix_last="relative" in key)
     resized.load_state_dict(weights)
     return Backbone(resized.eval(), processor)
+
+
+def _resize_timm(backbone: Backbone, image_size: int) -> Backbone:
+    """Of convolutional models the processor alone; timm resamples positions and windows of the others itself."""
+    model, config = backbone.model, backbone.model.config
+    native = config.pretrained_cfg["input_size"]
+    scale = image_size / max(native[1:])
+    height, width = (max(1, round(side * scale)) for side in native[1:])
+    config.pretrained_cfg = config.pretrained_cfg | {"input_size": [native[0], height, width]}
+    try:
+        # PyTorch warns of how timm calls it.
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
+            if hasattr(model.timm_model, "set_input_size"):
+                model.timm_model.set_input_size(img_size=(height, width))
+                config.model_args = (config.model_args or {}) | {"img_size": [height, width]}
+            model(torch.zeros(1, native[0], height, width))
+            # Whoever opens the export builds it from its configuration.
+            rebuilt = type(model)(config).state_dict()
+        if any(value.shape != rebuilt[name].shape for name, value in model.state_dict().items()):
+            raise ValueError("an export of that size could not be opened")
+    except Exception as error:  # Models check their input in as many ways as there are models.
+        raise BadInput(
+            f"--image-size {image_size}: {config.architecture} does not take it ({one_line(error)}); leave the flag "
+            "out, or take an id that was trained at the size you want"
+        ) from error
+    processor = type(backbone.processor)(config.pretrained_cfg, architecture=config.architecture)
+    return Backbone(model, processor)
 
 
 def _resized_processor(processor: Any, image_size: int, patch: tuple[int, int]) -> Any:

@@ -138,6 +138,51 @@ def test_what_takes_no_image_size_is_told_what_to_edit(tmp_path, name):
         load(folder_with(tmp_path / "m", vit(), made, **edit))
 
 
+TIMM: dict[str, dict[str, Any]] = {
+    "tf_efficientnet_lite0": {},
+    "vit_tiny_patch16_224": {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 64,
+        "embed_dim": 16,
+        "depths": (1, 1, 1, 1),
+        "num_heads": (1, 1, 2, 4),
+    },
+}
+
+
+def timm_folder(folder: Path, architecture: str, side: int = 64) -> str:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "model_args": TIMM[architecture],
+        "pretrained_cfg": {"input_size": [3, side, side], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0},
+    }
+    tr.TimmWrapperModel(tr.TimmWrapperConfig(architecture=architecture, **options)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("architecture", TIMM)
+def test_timm_models_take_another_size(tmp_path, architecture):
+    """What is saved opens with that size, and embeds the same."""
+    backbone = resize(open_backbone(timm_folder(tmp_path / "m", architecture)), 128)
+    assert view_size(backbone.processor) == (128, 128)
+    backbone.model.save_pretrained(tmp_path / "larger")
+    again = open_backbone(str(tmp_path / "larger"))
+    assert view_size(again.processor) == (128, 128)
+    pixels = eval_view(Image.new("RGB", (90, 60), "red"), again.processor)[None]
+    assert torch.equal(pixels[0], eval_view(Image.new("RGB", (90, 60), "red"), backbone.processor))
+    with torch.no_grad():
+        found, expected = (model(pixels).last_hidden_state for model in (again.model, backbone.model))
+    torch.testing.assert_close(found, expected)
+
+
+def test_timm_models_that_do_not_take_it_say_so(tmp_path):
+    backbone = open_backbone(timm_folder(tmp_path / "m", "vit_tiny_patch16_224"))
+    with pytest.raises(
+        BadInput, match=r"^--image-size 8: vit_tiny_patch16_224 does not take it \(.*leave the flag out"
+    ):
+        resize(backbone, 8)
+
+
 def test_one_channel_is_refused(tmp_path):
     backbone = open_backbone(folder_with(tmp_path / "m", vit(num_channels=1), processor()))
     with pytest.raises(BadInput, match="takes images of 1 channel, not RGB: take another backbone"):
