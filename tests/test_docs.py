@@ -153,6 +153,7 @@ def test_commands_are_in_fenced_blocks_and_flags_in_sentences_exist(page):
     foreign = {
         *("--num_processes", "--machine_rank", "--num_cpu_threads_per_process"),  # accelerate
         *("--requeue", "--signal"),  # Slurm
+        *("--shm-size", "--ipc"),  # docker
         *("--hangul", "--steps"),  # scripts/pretrain_tiny.py
         *("--validation", "--finished", "--backbones"),  # scripts/build_kanji.py, benchmarks/
     }

@@ -130,7 +130,10 @@ def _run_python(words: list[str]) -> None:
     arguments, sys.argv = sys.argv, words
     code: object = 0
     try:
-        runpy.run_path(words[0], run_name="__main__")
+        if words[0] == "cli.py":  # It would end this process.
+            cli.run()
+        else:
+            runpy.run_path(words[0], run_name="__main__")
     except SystemExit as stop:
         code = stop.code or 0
     finally:
