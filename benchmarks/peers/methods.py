@@ -24,6 +24,8 @@ from stml_semi.models.embedder import Embedder
 from stml_semi.training.optimizer import make_optimizer
 
 _LABELED, _UNLABELED = 64, 120
+_LABELS_ALONE = 1e-4
+"""Learning rate, in both worlds."""
 
 
 class Progress(NamedTuple):
@@ -35,7 +37,7 @@ class Progress(NamedTuple):
 
 
 Method = Callable[[World, int, int, float], Iterator[Progress]]
-"""(world, seed, steps, learning rate) -> progress after every step."""
+"""(world, seed, steps, learning rate where unlabeled pictures take part) -> progress after every step."""
 
 
 def new_model(world: World, seed: int) -> Embedder:
@@ -69,14 +71,14 @@ def _heads(model: Embedder) -> dict[str, Callable[[Tensor], Tensor]]:
 def pml(world: World, seed: int, steps: int, rate: float) -> Iterator[Progress]:
     """Proxy-Anchor by pytorch-metric-learning's own trainer."""
     loss = losses.ProxyAnchorLoss(len(world.labels.unique()), 512)
-    yield from _by_trainer(world, seed, steps, rate, loss, None)
+    yield from _by_trainer(world, seed, steps, loss, None)
 
 
 def triplet(world: World, seed: int, steps: int, rate: float) -> Iterator[Progress]:
     """Batch-hard triplets, the usual loss of sentence-transformers, by pytorch-metric-learning's trainer."""
     cosine = distances.CosineSimilarity()
     loss = losses.TripletMarginLoss(margin=0.2, distance=cosine, reducer=reducers.AvgNonZeroReducer())
-    yield from _by_trainer(world, seed, steps, rate, loss, miners.BatchHardMiner(distance=cosine))
+    yield from _by_trainer(world, seed, steps, loss, miners.BatchHardMiner(distance=cosine))
 
 
 class _Views(Dataset[tuple[Tensor, int]]):
@@ -101,13 +103,11 @@ class _Embedded(nn.Module):
         return self.model(pixels).f
 
 
-def _by_trainer(
-    world: World, seed: int, steps: int, rate: float, loss: nn.Module, miner: object | None
-) -> Iterator[Progress]:
+def _by_trainer(world: World, seed: int, steps: int, loss: nn.Module, miner: object | None) -> Iterator[Progress]:
     model = new_model(world, seed)
-    optimizers = {"trunk_optimizer": _optimizer(world, model, rate, [])}
+    optimizers = {"trunk_optimizer": _optimizer(world, model, _LABELS_ALONE, [])}
     if parameters := list(loss.parameters()):
-        optimizers["metric_loss_optimizer"] = torch.optim.AdamW(parameters, lr=100 * rate, weight_decay=0)
+        optimizers["metric_loss_optimizer"] = torch.optim.AdamW(parameters, lr=100 * _LABELS_ALONE, weight_decay=0)
     sampler = samplers.MPerClassSampler(world.labels, 4, _LABELED, _LABELED * 50)
     for done in range(50, steps + 1, 50):
         trainer = trainers.MetricLossOnly(
@@ -133,7 +133,7 @@ def pseudo(world: World, seed: int, steps: int, rate: float, rounds: int = 1) ->
     """k-means on the embeddings of a model trained on labels, then Proxy-Anchor on labels and clusters: the core of
     SLADE (Duan et al., CVPR 2021). It is told the true number of classes."""
     last = None
-    for progress in proxy_anchor(world, world.labeled, world.labels, seed, 500, rate, _LABELED):
+    for progress in proxy_anchor(world, world.labeled, world.labels, seed, 500, _LABELS_ALONE, _LABELED):
         last = progress
     for number in range(rounds):
         assert last is not None
@@ -204,7 +204,9 @@ def simclr(world: World, seed: int, steps: int, rate: float) -> Iterator[Progres
         views = torch.cat([world.views(pictures, rows, seed=seed, step=step, view=view) for view in (0, 1)])
         _take(optimizer, info_nce(projection(model(views).f), 0.2))
         yield Progress(step + 1, _heads(model))
-    for progress in proxy_anchor(world, world.labeled, world.labels, seed, steps - steps // 2, rate, _LABELED, model):
+    for progress in proxy_anchor(
+        world, world.labeled, world.labels, seed, steps - steps // 2, _LABELS_ALONE, _LABELED, model
+    ):
         yield progress._replace(step=steps // 2 + progress.step)
 
 

@@ -17,6 +17,9 @@ def evaluate(
     ] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of both with the images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of both with the class.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Of a bare backbone: side of its input in pixels. Default: its own.", min=8)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
     num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
     data_root: Annotated[str | None, typer.Option(help=DATA_ROOT)] = None,
@@ -43,6 +46,7 @@ def evaluate(
             gallery=gallery,
             image_column=image_column,
             label_column=label_column,
+            image_size=image_size,
             batch_size=batch_size,
             num_workers=num_workers,
             data_root=data_root,

@@ -16,6 +16,9 @@ def embed(
     output: Annotated[str, typer.Option(help="Folder of the index; one there is finished, or brought up to date.")],
     format: Annotated[str, typer.Option(help="Of its parts: safetensors, parquet or npy.")] = "safetensors",
     image_column: Annotated[str | None, typer.Option(help="Column of --data with the images.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Of a bare backbone: side of its input in pixels. Default: its own.", min=8)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
     num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
     part_size: Annotated[int, typer.Option(help="Images per part: memory, and what an interruption costs.", min=1)] = (
@@ -39,6 +42,7 @@ def embed(
             output,
             format=next(known for known in FORMATS if known == format),
             image_column=image_column,
+            image_size=image_size,
             batch_size=batch_size,
             num_workers=num_workers,
             part_size=part_size,

@@ -55,6 +55,7 @@ def embed_source(
     *,
     format: Format = "safetensors",
     image_column: str | None = None,
+    image_size: int | None = None,
     batch_size: int = 256,
     num_workers: int | None = None,
     part_size: int = PART_SIZE,
@@ -71,7 +72,7 @@ def embed_source(
     """
     table = open_source(data, flag="--data", labels="ignored", image_column=image_column)
     accelerator = Accelerator()
-    retriever = load(model, device=accelerator.device)
+    retriever = load(model, device=accelerator.device, image_size=image_size)
     info = IndexInfo(
         model=_absolute(model),
         fingerprint=fingerprint(retriever),
@@ -83,6 +84,7 @@ def embed_source(
         format=format,
         num_features=retriever.num_features,
         commit=retriever.commit,
+        image_size=image_size,
     )
     index = Index(output, info)
     main = accelerator.is_main_process
@@ -154,7 +156,7 @@ def _problem(index: Index) -> str | None:
             return f"--output {folder}: is a file; choose another folder"
         filled = folder.exists() and any(folder.iterdir())
         return f"--output {folder}: holds files that are no index; choose another folder" if filled else None
-    fields = ("fingerprint", "image_column", "part_size", "format", "num_features")
+    fields = ("fingerprint", "image_size", "image_column", "part_size", "format", "num_features")
     changed = [name for name in fields if getattr(found, name) != getattr(index.info, name)]
     # The same source under another name (a table that was moved) has the same images.
     same = found.data == index.info.data or (found.num_rows, found.sample) == (index.info.num_rows, index.info.sample)

@@ -60,6 +60,8 @@ class IndexInfo(NamedTuple):
     complete: bool = False
     commit: str | None = None
     """Of the hub, at which the model was opened; None of a local one."""
+    image_size: int | None = None
+    """Side of the input that a bare backbone was opened for; None: its own."""
 
     @property
     def num_parts(self) -> int:

@@ -107,7 +107,7 @@ def open_model(index: Index, model: str | None = None) -> Retriever:
     made_with = index.info.model
     if index.info.commit and not Path(made_with).exists():
         made_with = f"{made_with.partition('@')[0]}@{index.info.commit}"  # Its branch may have moved on.
-    retriever = load(model or made_with)
+    retriever = load(model or made_with, image_size=index.info.image_size)
     if fingerprint(retriever) != index.info.fingerprint:
         raise BadInput(
             f"--model {model or index.info.model}: the index was made with other weights ({index.info.model}), whose "

@@ -27,6 +27,7 @@ def evaluate_model(
     gallery: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    image_size: int | None = None,
     batch_size: int = 256,
     num_workers: int | None = None,
     recall_at: str | None = None,
@@ -46,6 +47,7 @@ def evaluate_model(
         gallery: labeled pictures that those of `data` are looked up in; classes are the same where their names are.
         image_column: of both.
         label_column: of both.
+        image_size: of a bare backbone, side of its input in pixels; default: its own.
         batch_size: pictures per forward pass.
         num_workers: decoding processes.
         recall_at: numbers of neighbors, joined by commas; default: what is customary with the data.
@@ -67,7 +69,7 @@ def evaluate_model(
         table = with_gallery(table, open_source(gallery, flag="--gallery", labels="required", **columns))
     wanted = wanted or table.recall_at
     accelerator = Accelerator()
-    retriever = load(model, device=accelerator.device)
+    retriever = load(model, device=accelerator.device, image_size=image_size)
     workers = resolve_num_workers(num_workers)
 
     def encode(pixels: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stml_semi.data.images import to_rgb
 from stml_semi.data.views import eval_views, view_size
 from stml_semi.models.backbone import open_backbone
+from stml_semi.models.image_size import resize
 from stml_semi.models.model_files import commit_of, parse_name
 from stml_semi.models.pooling import pool_output, resolve_pooling
 from stml_semi.models.trial import try_backbone
@@ -102,26 +103,30 @@ class Retriever(nn.Module):
             return self(torch.zeros(1, 3, height, width, device=device)).shape[1]
 
 
-def load(model: str | Path, *, device: str | torch.device = "cpu") -> Retriever:
+def load(model: str | Path, *, device: str | torch.device = "cpu", image_size: int | None = None) -> Retriever:
     """Opens a trained model.
 
     Args:
         model: a run folder, a folder or hub id in sentence-transformers layout, or any image backbone (then its
             frozen features are served). A hub id may end in `@` and a branch, tag or commit.
         device: where it runs.
+        image_size: of a bare backbone, side of its input in pixels; default: its own.
 
     Raises:
-        BadInput: nothing of the kind there.
+        BadInput: nothing of the kind there, or a size for a model that was trained at one.
     """
     name = str(model)
     folder = _folder(name)
     is_bare = not (folder / "modules.json").is_file()
+    if image_size is not None and not is_bare:
+        raise BadInput(f"--image-size {image_size}: {model} has the size that it was trained at; leave the flag out")
     try:
         modules = None if is_bare else read_modules(folder)
     except BadInput as error:
         raise BadInput(f"--model {model}: {error}") from error
     # A hub id stays one: of a bare backbone the hub may have weights of another format than the copy here holds.
     backbone = open_backbone(name if is_bare and not Path(name).is_dir() else str(folder), flag="--model")
+    backbone = backbone if image_size is None else resize(backbone, image_size)
     size = view_size(backbone.processor, flag=f"--model {model}")
     if modules is None:
         pooling = resolve_pooling("auto", backbone.model, size, flag="--model")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from stml_semi import load
 from stml_semi.neighbors import nearest_neighbors
+from stml_semi.runtime.errors import BadInput
 from stml_semi.search.duplicates import find_duplicates
 from stml_semi.search.embed import embed_source
 from stml_semi.search.index import FORMATS, Index, IndexInfo, Part
@@ -295,3 +296,26 @@ def test_a_damaged_part_is_named(tmp_path):
     (tmp_path / "index" / "part-00001.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"part-00001.safetensors cannot be read .*same `embed` command"):
         search(folder, rows=[0])
+
+
+def test_a_bare_backbone_is_opened_for_another_size_by_all(photos, tmp_path, monkeypatch, capsys):
+    folder = str(tmp_path / "index")
+    flags = ("embed", "--model", "tiny-resnet", "--data", photos, "--output", folder, "--num-workers", 0)
+    code, _, err = call(monkeypatch, capsys, *flags, "--image-size", 48)
+    assert code == 0, err
+    picture = str(photos / "2" / "3.png")
+    expected = load("tiny-resnet", image_size=48).encode([Image.open(picture)])
+    part = whole(Index.open(folder))
+    np.testing.assert_allclose(part.embeddings[list(part.images).index(picture)], expected[0], atol=1e-5)
+    assert search(folder, [picture], k=1)[0].hits[0].similarity == pytest.approx(1, abs=1e-5)
+    code, _, err = call(monkeypatch, capsys, *flags)
+    assert (code, "holds an index of another image size" in err) == (2, True), err
+    with pytest.raises(BadInput, match=r"^--image-size 48: .*model has the size that it was trained at"):
+        evaluate_model(str(exported(tmp_path)), str(photos), image_size=48)
+
+
+def exported(folder: Path) -> Path:
+    made = folder / "model"
+    made.mkdir()
+    (made / "modules.json").write_text("[]")
+    return made
