@@ -2,6 +2,7 @@
 
     python scripts/build_kanji.py
     python scripts/build_kanji.py --validation 200 --output kanji_validation.parquet
+    python scripts/build_kanji.py --large --long-tailed --output kanji_large_tail.parquet
 
 Same fonts, same pixels: which characters go where depends on a hash of the character, not on a random generator.
 """
@@ -33,6 +34,8 @@ WHITE = 255
 NUM_GRAYS = 16
 
 NUM_TRAIN, NUM_TEST, NUM_MORE = 20, 200, 480
+NUM_VALIDATION = 200
+"""Classes at the front of the spare ones that no large collection holds."""
 
 
 class Typeface(NamedTuple):
@@ -182,9 +185,17 @@ def labeled(characters: Sequence[str], fonts: Iterable[Path]) -> Dataset:
     return Dataset.from_dict(columns, features=Features({"image": Image(), "label": ClassLabel(names=names)}))
 
 
-def unlabeled(characters: Iterable[str], fonts: Iterable[Path]) -> Dataset:
-    """Column image alone. The order is that of a hash of the pixels, which says nothing about the class."""
-    pictures = [picture for row in draw_all(characters, fonts) for picture in row]
+def tail_sizes(classes: int, largest: int) -> list[int]:
+    """Class sizes that fall geometrically from `largest` to 1, as the middle of iNaturalist's do."""
+    return [max(1, round(largest ** (1 - rank / max(1, classes - 1)))) for rank in range(classes)]
+
+
+def unlabeled(characters: Sequence[str], fonts: Iterable[Path], sizes: Sequence[int] | None = None) -> Dataset:
+    """Column image alone, `sizes` of each character. The order, and which of a character are taken, follow a hash of the
+    pixels, which says nothing about the class."""
+    pictures = []
+    for row, size in zip(draw_all(characters, fonts), sizes or [None] * len(characters), strict=True):
+        pictures += sorted(row, key=lambda picture: hashlib.sha256(picture).digest())[:size]
     pictures.sort(key=lambda picture: hashlib.sha256(picture).digest())
     columns = {"image": [{"bytes": picture, "path": None} for picture in pictures]}
     return Dataset.from_dict(columns, features=Features({"image": Image()}))
@@ -202,6 +213,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder of the three files; with --validation, the file")
     parser.add_argument("--validation", type=int, metavar="N", help="only N classes that no embedded file holds")
     parser.add_argument("--oracle", action="store_true", help="only the classes of train and more, all labeled")
+    parser.add_argument("--large", action="store_true", help="only the classes of no other file, unlabeled")
+    parser.add_argument(
+        "--long-tailed", action="store_true", help="with --large: from 22 pictures of a class down to 1"
+    )
     parser.add_argument("--fonts", type=Path, default=FONT_FOLDER, help="folder below which the fonts lie")
     options = parser.parse_args()
     disable_progress_bars()
@@ -216,6 +231,13 @@ def main() -> None:
         if not options.output or not 0 < options.validation <= len(splits.spare):
             parser.error(f"--validation takes 1 to {len(splits.spare)} classes, and --output the file to write")
         write(labeled(splits.spare[: options.validation], fonts), options.output)
+        return
+    if options.large:
+        if not options.output:
+            parser.error("--large needs --output, the file to write")
+        characters = splits.spare[NUM_VALIDATION:]
+        sizes = tail_sizes(len(characters), len(fonts)) if options.long_tailed else None
+        write(unlabeled(characters, fonts, sizes), options.output)
         return
     if options.oracle:
         if not options.output:
