@@ -191,8 +191,8 @@ def tail_sizes(classes: int, largest: int) -> list[int]:
 
 
 def unlabeled(characters: Sequence[str], fonts: Iterable[Path], sizes: Sequence[int] | None = None) -> Dataset:
-    """Column image alone, `sizes` of each character. The order, and which of a character are taken, follow a hash of the
-    pixels, which says nothing about the class."""
+    """Column image alone, `sizes` of each character. Order and choice follow a hash of the pixels, which says nothing
+    about the class."""
     pictures = []
     for row, size in zip(draw_all(characters, fonts), sizes or [None] * len(characters), strict=True):
         pictures += sorted(row, key=lambda picture: hashlib.sha256(picture).digest())[:size]
@@ -214,9 +214,7 @@ def main() -> None:
     parser.add_argument("--validation", type=int, metavar="N", help="only N classes that no embedded file holds")
     parser.add_argument("--oracle", action="store_true", help="only the classes of train and more, all labeled")
     parser.add_argument("--large", action="store_true", help="only the classes of no other file, unlabeled")
-    parser.add_argument(
-        "--long-tailed", action="store_true", help="with --large: from 22 pictures of a class down to 1"
-    )
+    parser.add_argument("--long-tailed", action="store_true", help="with --large: classes of 22 pictures down to 1")
     parser.add_argument("--fonts", type=Path, default=FONT_FOLDER, help="folder below which the fonts lie")
     options = parser.parse_args()
     disable_progress_bars()
