@@ -144,13 +144,15 @@ class TrainConfig(BaseModel):
     """Loss on the labels, from pytorch-metric-learning: proxy_anchor, proxy_nca, softtriple, arcface, cosface,
     multi_similarity, ..."""
     labeled_batch_size: Objective[Count] = 64
-    """Labeled images per step, over all processes."""
+    """Labeled images per step, over all processes. Default: 64, or less for few classes."""
     images_per_class: Objective[Count] = 4
-    """Images of each class in a labeled batch; labeled_batch_size / images_per_class classes are drawn per step."""
+    """Images of each class in a labeled batch; labeled_batch_size / images_per_class classes are drawn per step.
+    Default: 4, or more if a given --labeled-batch-size needs more than there are classes."""
     unlabeled_batch_size: Objective[Count] = 120
-    """Unlabeled images per step, over all processes, before views: queries x num_neighbors."""
+    """Unlabeled images per step, over all processes, before views: queries x num_neighbors. Default: 120, or less for
+    few images."""
     num_neighbors: Objective[Count] = 5
-    """Size of a neighborhood, the image itself included: k of the paper."""
+    """Size of a neighborhood, the image itself included: k of the paper. Default: 5, or all of fewer images."""
     num_views: Objective[Annotated[int, Field(ge=1, le=8)]] = 2
     """Random views of every unlabeled image."""
     relations: Objective[RelationsScope] = "pool"
@@ -175,8 +177,9 @@ class TrainConfig(BaseModel):
     """First steps on labels alone; a fifth of the classes joins after them. Default: 10% of max_steps; unsup has
     none."""
 
-    learning_rate: Optimization[Positive] = 1e-4
-    """Peak learning rate of AdamW for backbone and heads."""
+    learning_rate: Optimization[Positive | Literal["auto"]] = "auto"
+    """Peak learning rate of AdamW for backbone and heads: a number, or auto, which follows from what trains: 1e-5 for a
+    transformer, 3e-5 for its last blocks, 1e-4 for a convolutional network or LoRA, 1e-3 for the heads alone."""
     proxy_lr_scale: Optimization[Positive] = 100.0
     """Learning rate of the proxies, as a multiple of learning_rate."""
     layer_decay: Optimization[Annotated[float, Field(gt=0, le=1)]] = 1.0
@@ -188,7 +191,8 @@ class TrainConfig(BaseModel):
     lr_warmup_steps: Optimization[CountOrZero] = 0
     """Steps over which the learning rate rises to its peak."""
     max_steps: Optimization[Adjustable[Count]] = 2000
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run. Default: 30 epochs of the unlabeled or 100 of the labeled images, whichever
+    takes longer, at least 300 and at most 2000 steps."""
     refresh_every: Optimization[Count] = 100
     """Steps between refreshes of the unlabeled pool and its neighbor table."""
     pool_size: Optimization[Count] = 16384
@@ -216,7 +220,8 @@ class TrainConfig(BaseModel):
     seed: Run[Annotated[int, Field(ge=0, lt=2**32)]] = 0
     """Seed of every random choice."""
     eval_every: Run[Adjustable[CountOrZero]] = 500
-    """Steps between evaluations; 0 evaluates at the end only."""
+    """Steps between evaluations; 0 evaluates at the end only. Default: 500, or a quarter of a shorter run whose
+    --max-steps is left to its default."""
     save_every: Run[Adjustable[CountOrZero]] = 500
     """Steps between checkpoints; 0 saves at the end only."""
     keep_checkpoints: Run[Adjustable[Count]] = 2
@@ -250,6 +255,12 @@ class TrainConfig(BaseModel):
     def command(self) -> Command:
         """The command that trains so: by which images there are."""
         return command_of(self.labeled, self.unlabeled)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate, once a run has been set up."""
+        assert not isinstance(self.learning_rate, str), "set by `training.resolve.with_learning_rate`"
+        return self.learning_rate
 
     @property
     def warmup_steps(self) -> int:
@@ -303,6 +314,9 @@ class TrainConfig(BaseModel):
     def _batches_fit_together(self) -> Self:
         def divides(batch: str, part: str) -> None:
             size, unit = getattr(self, batch), getattr(self, part)
+            if batch not in self.model_fields_set:
+                size = max(size // unit, 2) * unit
+                object.__setattr__(self, batch, size)  # It is frozen, but still being made.
             if size % unit:
                 raise ValueError(
                     f"{flag(batch)} {size} is not a multiple of {flag(part)} {unit}: "

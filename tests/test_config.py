@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -63,9 +65,18 @@ def test_wrong_values_name_flag_and_fix(values, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_recipe_that_ships_is_found_by_its_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("kanji")["labeled"] == "kanji"
+    with pytest.raises(ValueError, match=r"did you mean semi-cub-inat-vits\?"):
+        read_recipe("semi-cub-inat-vit")
+    Path("kanji").write_text("seed: 3")
+    assert read_recipe("kanji") == {"seed": 3}  # A file of the user's comes first.
+
+
 def test_missing_recipe_suggests_the_closest(tmp_path):
     (tmp_path / "birds.yaml").write_text("seed: 1")
-    with pytest.raises(ValueError, match=r"--recipe .*bird.yaml: no such file; did you mean .*birds.yaml"):
+    with pytest.raises(ValueError, match=r"--recipe .*bird.yaml: no such file.*did you mean .*birds.yaml"):
         read_recipe(tmp_path / "bird.yaml")
 
 

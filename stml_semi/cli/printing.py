@@ -17,7 +17,7 @@ from stml_semi.run_folder.log import (
     result_name,
     score_keys,
 )
-from stml_semi.runtime.terminal_text import PlainConsole, visible
+from stml_semi.runtime.terminal_text import PlainConsole, lines_table, visible
 from stml_semi.search.query import Answer
 from stml_semi.training.preflight.costs import Finding
 from stml_semi.training.run import Result
@@ -118,12 +118,7 @@ def print_answers(answers: Sequence[Answer]) -> None:
 
 def print_plan(plan: dict[str, str]) -> None:
     """What a dry run found out, a line for each part."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
-    for name, text in plan.items():
-        table.add_row(name, text)
-    PlainConsole().print(table)
+    PlainConsole().print(lines_table(plan))
 
 
 def print_finding(finding: Finding) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
+from stml_semi.cli.help import METAVARS
 from stml_semi.cli.terminal import is_main, one_line_errors, quiet_libraries, stop
 from stml_semi.config import Command, TrainConfig, flag, panel
 from stml_semi.run_folder.recipe import read_recipe
@@ -18,7 +19,8 @@ def with_training_flags(command: Callable[..., None]) -> Callable[..., None]:
     alone knows what is valid."""
     options = [_option(name) for name in TrainConfig.model_fields]
     recipe = typer.Option(
-        help="YAML file of `key: value` lines, keys like the flags with underscores. Flags override it.",
+        help="YAML file of `key: value` lines, keys like the flags with underscores, or the name of a recipe that "
+        "ships with the program, such as kanji. Flags override it.",
         rich_help_panel="Run",
         metavar="FILE",
         show_default=False,
@@ -31,26 +33,48 @@ def with_training_flags(command: Callable[..., None]) -> Callable[..., None]:
 def _option(name: str) -> inspect.Parameter:
     field = TrainConfig.model_fields[name]
     switch = field.annotation is bool
+    choices = choices_of(field.annotation)
     option = typer.Option(
         flag(name),
-        help=" ".join((field.description or "").split()),
+        help=_help(name, choices),
         rich_help_panel=panel(name),
-        show_default=False if switch or field.default is None else str(field.default),
+        show_default=False,
         metavar=None if switch else _metavar(field.annotation),
+        autocompletion=lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)],
     )
     return _parameter(name, False if switch else None, Annotated[bool if switch else str | None, option])
+
+
+def _help(name: str, choices: list[str]) -> str:
+    """What a field is for, its choices and its default."""
+    field = TrainConfig.model_fields[name]
+    text = " ".join((field.description or "").split())
+    if choices and "a number" not in text:
+        text += f" Choices: {', '.join(choices)}."
+    # A default that depends on the data is part of the text.
+    stated = "Default:" in text or field.annotation is bool or field.default is None
+    return text if stated else f"{text} Default: {field.default}."
 
 
 def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def choices_of(annotation: Any) -> list[str]:
+    """The words that a field takes; a number may be among what else it takes."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return [choice for part in get_args(annotation) for choice in choices_of(part)]
+    return []
+
+
 def _metavar(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
-        return "NAME"
+        return "CHOICE"
     if get_origin(annotation) in (Union, types.UnionType, Annotated):
         return _metavar(get_args(annotation)[0])
-    return {int: "N", float: "X"}.get(annotation, "TEXT")
+    return METAVARS[annotation.__name__]
 
 
 def field_values(flags: dict[str, Any]) -> dict[str, Any]:

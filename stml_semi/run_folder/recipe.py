@@ -10,6 +10,10 @@ from pydantic import ValidationError
 from stml_semi.config import TrainConfig, flag
 from stml_semi.runtime.errors import BadInput, one_line
 
+_SHIPPED = Path(__file__).parents[1] / "recipes"
+_RECIPES = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[2] / "recipes"
+"""Inside the package where that was installed from a wheel, else at the top of the checkout."""
+
 
 def build_config(values: dict[str, Any], origin: str = "the command line") -> TrainConfig:
     """A validated configuration.
@@ -46,17 +50,23 @@ def refuse_unknown(values: dict[str, Any], origin: str) -> None:
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Fields set by a recipe file.
+    """Fields set by a recipe.
+
+    Args:
+        path: a file, or the name of a recipe that ships with the program.
 
     Raises:
-        BadInput: no such file (with the closest match beside it), no YAML mapping, unknown key.
+        BadInput: no such file or name (with the closest one), no YAML mapping, unknown key.
     """
     path = Path(path)
+    shipped = {file.stem: file for file in sorted(_RECIPES.glob("*.yaml"))}
     if not path.is_file():
-        beside = [str(p) for folder in {path.parent, Path("recipes")} for p in sorted(folder.glob("*.yaml"))]
-        close = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"recipes here: {', '.join(beside) or 'none'}"
-        raise BadInput(f"--recipe {path}: no such file; {hint}")
+        known = [str(file) for file in sorted(path.parent.glob("*.yaml"))] + list(shipped)
+        if str(path) not in shipped:
+            close = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise BadInput(f"--recipe {path}: no such file, and no recipe of that name; {hint}")
+        path = shipped[str(path)]
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

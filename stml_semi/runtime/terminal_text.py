@@ -1,11 +1,12 @@
 """What reaches a terminal. Names of files, classes and columns come from data, and may hold what a terminal obeys."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 # Control characters (escape sequences begin with one, a carriage return hides what was said before), marks that turn
@@ -49,6 +50,16 @@ class PlainConsole(Console):
         """What is printed, piece by piece; rich's own pieces of control stay."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else _in_lines(text), style, control)
+
+
+def lines_table(lines: Mapping[str, str]) -> Table:
+    """Named lines below each other, as wide as the console."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, text in lines.items():
+        table.add_row(name, text)
+    return table
 
 
 def _in_lines(text: str) -> str:

@@ -24,7 +24,7 @@ def make_optimizer(config: TrainConfig, embedder: Embedder, proxies: list[torch.
     if proxies:
         groups.setdefault((config.proxy_lr_scale, 0.0), []).extend(proxies)
     rates = [
-        {"params": params, "weight_decay": decay, "lr": config.learning_rate * scale}
+        {"params": params, "weight_decay": decay, "lr": config.peak_learning_rate * scale}
         for (scale, decay), params in groups.items()
     ]
     for group in rates:

@@ -18,16 +18,21 @@ from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.exact import exact_float32
 from stml_semi.runtime.failures import explained
 from stml_semi.runtime.machine import describe_start, gpu_joules
+from stml_semi.runtime.terminal_text import lines_table
 from stml_semi.sharing.card import CardFacts, card_files
 from stml_semi.sharing.export import export_model
 from stml_semi.sharing.inputs import find_inputs
 from stml_semi.sharing.origin import find_origin
 from stml_semi.sharing.push import push
 from stml_semi.training.outputs import Outputs, Progress
+from stml_semi.training.preflight.dry_run import plan_of
 from stml_semi.training.run_progress import RunProgress
 from stml_semi.training.setup import Prepared, setup
 from stml_semi.training.trackers import Trackers
 from stml_semi.training.trainer import Trainer
+
+_SHOWN = ("labeled", "unlabeled", "evaluation", "model", "steps", "defaults", "memory", "processes", "run folder")
+"""Lines of the plan that a run prints before it starts; --dry-run prints them all."""
 
 
 class Result(NamedTuple):
@@ -51,8 +56,11 @@ def run(config: TrainConfig) -> Result:
         RunFailed: it could not be finished; what was saved can be resumed.
     """
     prepared = setup(config)
-    main, world = prepared.accelerator.is_main_process, distributed.world_size()
-    progress = RunProgress(prepared.config, prepared.tables, processes=world, enabled=main)
+    main = prepared.accelerator.is_main_process
+    progress = RunProgress(prepared.config, enabled=main)
+    if main:
+        plan = plan_of(prepared)
+        progress.console.print(lines_table({name: plan[name] for name in _SHOWN if name in plan}))
     with progress, contextlib.closing(prepared.folder.lock):
         train(prepared, progress)
         lines = distributed.from_main(lambda: evaluations(prepared.folder.log.lines()))

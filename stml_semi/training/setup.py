@@ -28,13 +28,16 @@ from stml_semi.runtime.distributed import from_main, rank, together
 from stml_semi.runtime.errors import BadInput
 from stml_semi.sharing.push import check_login
 from stml_semi.training.launch import make_accelerator
+from stml_semi.training.resolve import fit_to_data, with_learning_rate
 
 
 class Prepared(NamedTuple):
     """What a run is made of. Nothing has been written yet."""
 
     config: TrainConfig
-    """Complete: with the precision that accelerate is configured to use."""
+    """Complete: it fits the data, and has the precision that accelerate is configured to use."""
+    notes: tuple[str, ...]
+    """Defaults that were changed to fit the data."""
     accelerator: Accelerator
     folder: RunFolder
     tables: Tables
@@ -56,11 +59,13 @@ def setup(config: TrainConfig) -> Prepared:
     folder = RunFolder(str(config.output_dir), writes=accelerator.is_main_process)
     tables = together(lambda: _check_and_open(config, folder))
     tables = _without_overlap(config, tables, folder)
+    config, notes = fit_to_data(config, tables)
     backbone = together(lambda: open_configured_backbone(config))
     set_seed(config.seed)
     embedder = together(lambda: build_embedder(config, backbone))
+    config = with_learning_rate(config, embedder)
     views = ViewSettings(config.augment, view_size(backbone.processor), config.num_views, config.seed)
-    return Prepared(config, accelerator, folder, tables, backbone, embedder, views)
+    return Prepared(config, notes, accelerator, folder, tables, backbone, embedder, views)
 
 
 def check_alike(config: TrainConfig) -> None:
@@ -94,7 +99,7 @@ def _check_and_open(config: TrainConfig, folder: RunFolder) -> Tables:
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise BadInput("--mixed-precision fp16 needs a GPU; use bf16 or no")
     tables = open_tables(config)
-    check_sizes(config, tables)
+    check_sizes(fit_to_data(config, tables).config, tables)
     check_honest(config)
     if folder.writes:
         folder.check_outside(config)
@@ -117,7 +122,7 @@ def _without_overlap(config: TrainConfig, tables: Tables, folder: RunFolder) -> 
 
     def excluded() -> Tables:
         left = exclude(config, tables, found)
-        check_sizes(config, left)
+        check_sizes(fit_to_data(config, left).config, left)
         return left
 
     return together(excluded)

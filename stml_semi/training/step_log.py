@@ -63,7 +63,7 @@ class StepLog:
         if table is not None and table.calibrated is not None:
             line["trust"] = table.calibrated.trust
         line |= {
-            "lr": self.config.learning_rate * learning_rate_factor(self.config, step - 1 - (skipped or 0)),
+            "lr": self.config.peak_learning_rate * learning_rate_factor(self.config, step - 1 - (skipped or 0)),
             "bad_images": self.outputs.folder.log.num_bad,
             **self._passes(step),
             **self._pace(),

@@ -42,9 +42,12 @@ SMALL = ["--labeled-batch-size", 8, "--images-per-class", 2, "--unlabeled-batch-
         (["semi", "--labeled", "{}/labeled", "--unlabeled", "{}/empty"], ["--unlabeled", "empty", ".png"]),
         (["semi", "--labeled", "{}/table.csv", "--unlabeled", "{}/loose"], ["--labeled-label-column", "kind of"]),
         (["semi", "--labeled", "{}/one", "--unlabeled", "{}/loose"], ["--labeled", "one class"]),
-        (["semi", "--labeled", "{}/labeled", "--unlabeled", "{}/loose"], ["--labeled-batch-size", "6 classes", "24"]),
         (
-            ["semi", "--labeled", "{}/labeled", "--unlabeled", "{}/loose", "--labeled-batch-size", 8],
+            ["sup", "--labeled", "{}/labeled", "--labeled-batch-size", 64, "--images-per-class", 4],
+            ["--labeled-batch-size", "6 classes", "24"],
+        ),
+        (
+            ["semi", "--labeled", "{}/labeled", "--unlabeled", "{}/loose", "--unlabeled-batch-size", 120],
             ["--unlabeled-batch-size", "30 images"],
         ),
         (["sup", "--labeled", "{}/labeled", "--recipe", "{}/recipe.yaml"], ["max_step", "'max_steps'"]),
@@ -295,10 +298,10 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(monkeypatch, capsys, tmp_pa
     code, output, errors = call(monkeypatch, capsys, "semi", *flags, "--dry-run")
     assert code == 0, errors
     text = " ".join(output.split())
-    assert "100, 10 of them on labels alone" in text
-    assert "64 a step, 16 classes x 4; 14.5 passes" in text
-    assert "120 a step, 24 queries x 5 neighbors, 2 views each; 1.0 passes" in text
-    assert "304 images a step by the student, none by the teacher" in text
+    assert "100, the first 10 on labels alone" in text
+    assert "64 per step, 16 classes x 4; 14.5 epochs" in text
+    assert "120 per step, 24 queries x 5 neighbors, 2 views each; 1.0 epochs" in text
+    assert "304 images per step by the student, none by the teacher" in text
     # One refresh: 10,560 images and the 88 that measure.
     assert "10,560 images live, embedded and ranked 1 time (every 100 steps): 10,648 teacher forward passes" in text
     assert "calibrated on 88 images of 4 labeled classes, which join training at step 10" in text

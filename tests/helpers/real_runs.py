@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def train(
 ) -> subprocess.CompletedProcess[str]:
     running = start(folder, *flags, processes=processes, command=command, report=report)
     output, errors = running.communicate(timeout=400)
-    assert running.returncode != 0 or f"; {processes} process" in errors
+    assert running.returncode != 0 or re.search(rf"^processes +{processes},", errors, re.MULTILINE)
     return subprocess.CompletedProcess(running.args, running.returncode, output, errors)
 
 

@@ -38,7 +38,7 @@ def test_tables_and_progress(capsys):
     print_answers([Answer(EVIL, None, [Hit(0, EVIL, 1.0)])])
     with Counter("embed", 2, enabled=True) as counter:
         counter.note(f"warning: {EVIL}")
-        counter.text = EVIL
+        counter.terms = [EVIL]
         counter.advance(2)
     out, err = capsys.readouterr()
     for text, count in ((out, 6), (err, 2)):

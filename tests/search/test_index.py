@@ -237,7 +237,7 @@ def test_the_commands_together(monkeypatch, capsys, photos, tmp_path):
     code, out, err = call(monkeypatch, capsys, "embed", *source, "--output", "index")
     assert code == 0, err
     assert out == "index: 22 images, 1 unreadable (bad_images.jsonl)\n"
-    assert "embed 22/22 left 0s" in err
+    assert "embed 22/22 ETA 0:00" in err
     query = Path("photos", "2", "0.png")
     flags = ["search", "--index", "index", query, "--row", "0", "--k", 3]
     code, out, err = call(monkeypatch, capsys, *flags, "--html", "page.html")

@@ -105,5 +105,5 @@ def test_a_sigma_that_is_not_used_is_told(train, tmp_path, capsys):
 def test_trust_is_in_the_log_on_the_terminal_and_in_the_report(train, tmp_path, capsys):
     folder = train(tmp_path / "run", no_report=False)
     shown = lines(folder)[-1]["trust"]
-    assert f" trust {shown:.0%} " in capsys.readouterr().err
+    assert f" trust {shown:.0%}, " in capsys.readouterr().err
     assert "Trust: share of the pull between unlabeled images that is right" in (folder / "report.html").read_text()

@@ -23,7 +23,7 @@ from stml_semi.runtime.machine import cores, cpu_has_bf16, hardware, versions
 from stml_semi.sharing.push import check_login
 from stml_semi.training.preflight.costs import Finding, disk, existing, memory, room, speed
 from stml_semi.training.preflight.dry_run import describe_run
-from stml_semi.training.resolve import resolve
+from stml_semi.training.resolve import fit_to_data, resolve, with_learning_rate
 
 _SAMPLE = 200
 """Pictures of a source that are opened."""
@@ -167,12 +167,17 @@ def _backbone_alone(values: dict[str, Any]) -> Iterator[Finding]:
 def _run(values: dict[str, Any]) -> Iterator[Finding]:
     config = resolve(command_of(values.get("labeled"), values.get("unlabeled")), values)
     tables = open_tables(config)
+    config, notes = fit_to_data(config, tables)
     yield from _caught("--labeled-batch-size", lambda: check_labeled_size(config, tables))
     yield from _caught("--unlabeled-batch-size", lambda: check_unlabeled_size(config, tables))
     backbone = open_configured_backbone(config)
     embedder = build_embedder(config, backbone)
+    config = with_learning_rate(config, embedder)
     size = view_size(backbone.processor)
     plan = describe_run(config, tables, embedder, size)
+    yield Finding("ok", "steps", plan["steps"])
+    if notes:
+        yield Finding("ok", "defaults", "; ".join(notes))
     yield Finding("ok", "--backbone", plan["model"])
     if "pool" in plan:
         yield Finding("ok", "pool", plan["pool"])

@@ -16,7 +16,7 @@ from stml_semi.data.sources.streams import ImageStream
 from stml_semi.models.embedder import Embedder
 from stml_semi.runtime import distributed
 from stml_semi.training.known_images import checkpoint_bytes
-from stml_semi.training.setup import setup
+from stml_semi.training.setup import Prepared, setup
 
 
 def dry_run(config: TrainConfig) -> dict[str, str]:
@@ -26,7 +26,7 @@ def dry_run(config: TrainConfig) -> dict[str, str]:
         BadInput: as `setup`.
     """
     prepared = setup(config)
-    plan = describe_run(prepared.config, prepared.tables, prepared.embedder, prepared.views.size)
+    plan = plan_of(prepared)
     if prepared.tables.excluded or prepared.tables.classes_compared:
         later = " (near-duplicates are found when the run starts)" if prepared.tables.classes_compared else ""
         plan["overlap"] = describe_excluded(prepared.tables) + later
@@ -34,6 +34,14 @@ def dry_run(config: TrainConfig) -> dict[str, str]:
         plan["skipped"] = "\n".join(skipped)
     prepared.accelerator.end_training()
     return plan
+
+
+def plan_of(prepared: Prepared) -> dict[str, str]:
+    """Lines of the plan of a run that is set up, by name."""
+    plan = describe_run(prepared.config, prepared.tables, prepared.embedder, prepared.views.size)
+    if prepared.notes:
+        plan["defaults"] = "; ".join(prepared.notes)
+    return {**plan, "run folder": str(prepared.folder.path)}
 
 
 def describe_run(config: TrainConfig, tables: Tables, embedder: Embedder, size: tuple[int, int]) -> dict[str, str]:
@@ -49,15 +57,15 @@ def describe_run(config: TrainConfig, tables: Tables, embedder: Embedder, size: 
     if labeled is not None:
         lines["labeled"] = (
             f"{len(labeled):,} images of {len(labeled.classes)} classes ({labeled.name}); {config.labeled_batch_size} "
-            f"a step, {config.classes_per_batch} classes x {config.images_per_class}; "
-            f"{config.max_steps * config.labeled_batch_size / len(labeled):.1f} passes"
+            f"per step, {config.classes_per_batch} classes x {config.images_per_class}; "
+            f"{config.max_steps * config.labeled_batch_size / len(labeled):.1f} epochs"
         )
     if tables.unlabeled is not None:
         lines |= _unlabeled(config, tables.unlabeled, labeled)
     rows = _rows(config)
     # Where labels calibrate relations, these follow from the pool: the teacher works at a refresh only.
     views = "none" if _num_measuring(config, labeled) else config.unlabeled_batch_size * config.num_views
-    lines["forward passes"] = f"{rows} images a step by the student" + (
+    lines["forward passes"] = f"{rows} images per step by the student" + (
         f", {views} by the teacher" if config.unlabeled else ""
     )
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
@@ -80,8 +88,8 @@ def describe_run(config: TrainConfig, tables: Tables, embedder: Embedder, size: 
 
 
 def _steps(config: TrainConfig) -> str:
-    warmup = f", {config.warmup_steps} of them on labels alone" if config.unlabeled and config.warmup_steps else ""
-    return f"{config.max_steps}{warmup}; learning rate {config.learning_rate:g}, {config.lr_schedule}"
+    warmup = f", the first {config.warmup_steps} on labels alone" if config.unlabeled and config.warmup_steps else ""
+    return f"{config.max_steps}{warmup}; learning rate {config.peak_learning_rate:g}, {config.lr_schedule}"
 
 
 def _rows(config: TrainConfig) -> int:
@@ -105,10 +113,10 @@ def _unlabeled(config: TrainConfig, source: ImageTable | ImageStream, labeled: I
     renewed = num_embedded(source, config.live_images)
     passes = refreshes * (renewed + domain) + _num_measuring(config, labeled) + (live - renewed) * (refreshes > 0)
     return {
-        "unlabeled": f"{describe_images(source, config.live_images)}; {config.unlabeled_batch_size} a step, "
+        "unlabeled": f"{describe_images(source, config.live_images)}; {config.unlabeled_batch_size} per step, "
         f"{config.queries_per_batch} queries x {config.num_neighbors} neighbors, {config.num_views} views each; "
-        f"{steps * config.unlabeled_batch_size / images:.1f} passes"
-        + ("" if isinstance(source, ImageTable) else f" over the {images:,} that {refreshes} refreshes read at most"),
+        f"{steps * config.unlabeled_batch_size / images:.1f} epochs"
+        + ("" if isinstance(source, ImageTable) else f" of the {images:,} that {refreshes} refreshes read at most"),
         "pool": f"{live:,} images live, {_renewal(config, live, renewed, refreshes)}: "
         f"{passes:,} teacher forward passes per {steps * config.unlabeled_batch_size:,} unlabeled training images",
         "relations": _relations(config, labeled),
@@ -178,7 +186,7 @@ def estimate_memory(config: TrainConfig, embedder: Embedder, size: tuple[int, in
 
 def _memory(need: MemoryNeed) -> str:
     return (
-        f"about {need.total / 2**30:.1f} GiB a process: {need.model / 2**30:.2f} for the model, "
+        f"about {need.total / 2**30:.1f} GiB per process: {need.model / 2**30:.2f} for the model, "
         f"{need.total / 2**30 - need.model / 2**30:.1f} for {need.images} images at once in float32 "
         f"(--micro-batch-size bounds it)"
     )
@@ -195,11 +203,13 @@ def _bytes_kept(embedder: Embedder, size: tuple[int, int]) -> float:
             kept[storage.data_ptr()] = storage.nbytes()
         return x
 
-    training = embedder.training
+    training, buffers = embedder.training, [buffer.clone() for buffer in embedder.buffers()]
     embedder.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         alive = embedder._embed(torch.zeros(2, 3, *size))
     embedder.train(training)
+    for buffer, before in zip(embedder.buffers(), buffers, strict=True):
+        buffer.copy_(before)  # BatchNorm has counted the gray images.
     del alive
     return sum(kept.values()) / 2
 
