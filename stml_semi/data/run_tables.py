@@ -16,7 +16,7 @@ from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.sources.open_unlabeled import open_unlabeled
 from stml_semi.data.sources.streams import ImageStream
 from stml_semi.data.workers import resolve_num_workers
-from stml_semi.losses.proxy import LabeledLoss
+from stml_semi.losses.proxy import PYTHON, LabeledLoss
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.progress import Counter
@@ -109,7 +109,8 @@ def check_labeled_size(config: TrainConfig, tables: Tables) -> None:
     if tables.labeled is None:
         return
     check_labeled(len(tables.labeled.classes), config.classes_per_batch, config.images_per_class)
-    LabeledLoss(config.labeled_loss, num_classes=2, embedding_dim=2)
+    if not config.labeled_loss.startswith(PYTHON):
+        LabeledLoss(config.labeled_loss, num_classes=2, embedding_dim=2)
     _check_share("--labeled-batch-size", config.labeled_batch_size)
 
 

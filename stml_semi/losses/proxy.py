@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 
 from stml_semi.runtime.errors import BadInput
 
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""(B, d) float32 embeddings, (B,) labels -> scalar. If it is a module, its parameters learn as proxies do."""
+PYTHON = "python:"
+"""How a configuration names a loss that a program gave it."""
 _OWN = "proxy_anchor"
 # Called otherwise than loss(embeddings, labels) or abstract; broken by the indexing rules of torch >= 2.9 (histogram);
 # or with memory outside its state, so that a resumed run would not repeat it (dynamic_soft_margin).
@@ -23,10 +28,10 @@ _LEFT_OUT = {
 class LabeledLoss(nn.Module):
     """A metric-learning loss on embeddings and labels; its proxies, if it has any, are its parameters."""
 
-    def __init__(self, name: str, *, num_classes: int, embedding_dim: int) -> None:
+    def __init__(self, name: "str | LossFunction", *, num_classes: int, embedding_dim: int) -> None:
         """
         Args:
-            name: one of `labeled_losses()`, e.g. proxy_anchor.
+            name: one of `labeled_losses()`, e.g. proxy_anchor; or a loss itself, which sees labels 0..num_classes - 1.
             num_classes: labels are 0..num_classes - 1.
             embedding_dim: width d of the embeddings.
 
@@ -34,6 +39,11 @@ class LabeledLoss(nn.Module):
             BadInput: unknown name (with the closest match).
         """
         super().__init__()
+        if not isinstance(name, str):
+            self.loss = name
+            return
+        if name.startswith(PYTHON):
+            raise BadInput(f"--labeled-loss {name}: is of a Python program: continue with its `stml_semi.train(...)`")
         if name == _OWN:
             self.loss = ProxyAnchor(num_classes, embedding_dim)
             return

@@ -2,6 +2,7 @@
 its traceback. Imports nothing heavy."""
 
 import signal
+import threading
 from types import FrameType
 from typing import Self
 
@@ -37,14 +38,18 @@ class Interrupted(RunFailed):
 
 
 class StopSignal:
-    """Within this context the first SIGTERM or SIGINT is remembered; a second one acts as usual."""
+    """Within this context the first SIGTERM or SIGINT is remembered; a second one acts as usual.
+
+    Outside the main thread Python takes no signals, and nothing is remembered.
+    """
 
     def __init__(self) -> None:
         self.number = 0
         """The signal that came, 0 for none."""
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.getsignal(number) for number in numbers}
         for number in self._before:
             signal.signal(number, self._remember)
         return self

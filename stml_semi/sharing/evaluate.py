@@ -1,6 +1,7 @@
 """`evaluate`: any model on any labeled pictures."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stml_semi.data.class_split import with_gallery
+from stml_semi.data.sources.objects import Source, as_spec
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.workers import resolve_num_workers
 from stml_semi.metrics import ClassScores, bootstrap, class_scores, score_names, score_values, summarize
@@ -21,10 +23,10 @@ from stml_semi.sharing.load import load
 
 
 def evaluate_model(
-    model: str,
-    data: str,
+    model: str | Path,
+    data: Source,
     *,
-    gallery: str | None = None,
+    gallery: Source = None,
     image_column: str | None = None,
     label_column: str | None = None,
     image_size: int | None = None,
@@ -43,8 +45,9 @@ def evaluate_model(
 
     Args:
         model: what `load` opens.
-        data: labeled pictures: each is looked up in all others, unless there is a gallery.
-        gallery: labeled pictures that those of `data` are looked up in; classes are the same where their names are.
+        data: labeled images, named or as `stml_semi.train` takes them: each is looked up in all others, unless there is
+            a gallery.
+        gallery: labeled images that those of `data` are looked up in; classes are the same where their names are.
         image_column: of both.
         label_column: of both.
         image_size: of a bare backbone, side of its input in pixels; default: its own.
@@ -58,7 +61,8 @@ def evaluate_model(
     Raises:
         BadInput: nothing to open, or nothing to score.
     """
-    wanted = _recall_at(recall_at)
+    model, wanted = str(model), _recall_at(recall_at)
+    data, gallery = as_spec(data, "--data"), as_spec(gallery, "--gallery")
     if confidence is not None and not 0 < confidence < 100:
         raise BadInput(f"--confidence {confidence}: is in percent; give a number between 0 and 100, such as 95")
     columns = {"image_column": image_column, "label_column": label_column, "data_root": data_root}

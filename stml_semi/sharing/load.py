@@ -1,18 +1,18 @@
 """Open what was trained: a run folder, an export, a hub id, or a bare backbone."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence, Sized
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
-from stml_semi.data.images import to_rgb
+from stml_semi.data.any_image import OneImage, is_one, name_of, open_image
 from stml_semi.data.views import eval_views, view_size
 from stml_semi.models.backbone import open_backbone
 from stml_semi.models.image_size import resize
@@ -23,6 +23,8 @@ from stml_semi.run_folder.folder import RunFolder
 from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.exact import exact_float32
 from stml_semi.runtime.finite import check_lengths, check_weights
+from stml_semi.runtime.machine import best_device
+from stml_semi.runtime.progress import Counter
 from stml_semi.sharing.modules import Modules, read_modules
 
 
@@ -58,39 +60,97 @@ class Retriever(nn.Module):
         pooled = self.pool(self.backbone(pixel_values=pixels))
         return (pooled if self.dense is None else self.dense(pooled)).float()
 
+    @overload
+    def encode(
+        self,
+        images: OneImage | Iterable[OneImage],
+        *,
+        batch_size: int = ...,
+        show_progress_bar: bool = ...,
+        convert_to_tensor: Literal[False] = ...,
+        normalize_embeddings: bool = ...,
+        names: Sequence[str] | None = ...,
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def encode(
+        self,
+        images: OneImage | Iterable[OneImage],
+        *,
+        batch_size: int = ...,
+        show_progress_bar: bool = ...,
+        convert_to_tensor: Literal[True],
+        normalize_embeddings: bool = ...,
+        names: Sequence[str] | None = ...,
+    ) -> Tensor: ...
+
     @exact_float32()
     @torch.inference_mode()
     def encode(
         self,
-        images: list[Image.Image],
+        images: OneImage | Iterable[OneImage],
         *,
         batch_size: int = 64,
-        normalize: bool = True,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = True,
         names: Sequence[str] | None = None,
-    ) -> NDArray[np.float32]:
-        """Embeddings of pictures.
+    ) -> NDArray[np.float32] | Tensor:
+        """Embeddings of one image or of many. Arguments are called as in sentence-transformers.
 
         Args:
-            images: PIL pictures of any mode and size.
-            batch_size: pictures per forward pass.
-            normalize: bring embeddings to unit length.
-            names: of the pictures, for the message of an error; default: their numbers.
+            images: one image or an iterable: the path of a file, its bytes, a PIL image, an array (H, W), (H, W, 3) or
+                (H, W, 4) of uint8, a tensor (3, H, W) or (1, H, W) of uint8 or of 0..1; also an array or tensor of
+                many. An iterable is read batch by batch.
+            batch_size: images per forward pass.
+            show_progress_bar: on standard error.
+            convert_to_tensor: give a tensor on the model's device in place of an array.
+            normalize_embeddings: bring embeddings to unit length.
+            names: of the images, for the message of an error; default: their paths or numbers.
 
         Returns:
-            (N, d) float32.
+            (N, d) float32; (d,) for one image.
 
         Raises:
-            BadInput: some embeddings are not finite.
+            TypeError: something that is no image.
+            BadInput: an image cannot be read, or some embeddings are not finite.
         """
-        device = next(self.parameters()).device
-        parts = []
-        for start in range(0, len(images), batch_size):
-            pictures = [to_rgb(image) for image in images[start : start + batch_size]]
-            parts.append(self(eval_views(pictures, self.processor).to(device)))
-        embeddings = torch.cat(parts) if parts else torch.zeros(0, self.num_features, device=device)
-        fix = "the model diverged or is damaged; take another checkpoint or model"
-        check_lengths(embeddings, "the model", lambda i: names[i] if names else f"image {i}", fix)
-        return (F.normalize(embeddings, dim=1) if normalize else embeddings).cpu().numpy()
+        single = is_one(images)
+        many = cast(Iterable[OneImage], [images] if single else images)
+        total = len(many) if isinstance(many, Sized) else 0
+        iterator, parts, done = iter(many), list[Tensor](), 0
+        with Counter("embed", total, enabled=show_progress_bar) as counter:
+            while batch := list(itertools.islice(iterator, batch_size)):
+                known = [names[done + i] if names else name_of(image, done + i) for i, image in enumerate(batch)]
+                opened = [open_image(image, name) for image, name in zip(batch, known, strict=True)]
+                parts.append(self(eval_views(opened, self.processor).to(self.device)))
+                fix = "the model diverged or is damaged; take another checkpoint or model"
+                check_lengths(parts[-1], "the model", known.__getitem__, fix)
+                done += len(batch)
+                counter.total = max(total, done)
+                counter.advance(len(batch))
+        embeddings = torch.cat(parts) if parts else torch.zeros(0, self.num_features, device=self.device)
+        embeddings = F.normalize(embeddings, dim=1) if normalize_embeddings else embeddings
+        embeddings = embeddings[0] if single else embeddings
+        return embeddings if convert_to_tensor else embeddings.cpu().numpy()
+
+    def similarity(self, first: NDArray[np.float32] | Tensor, second: NDArray[np.float32] | Tensor) -> Tensor:
+        """Cosine similarities, as sentence-transformers computes them.
+
+        Args:
+            first: (N, d) embeddings, or (d,) of one image.
+            second: (M, d) or (d,).
+
+        Returns:
+            (N, M) float32 on the CPU.
+        """
+        rows, columns = (torch.as_tensor(x, dtype=torch.float32).cpu() for x in (first, second))
+        return F.normalize(torch.atleast_2d(rows), dim=1) @ F.normalize(torch.atleast_2d(columns), dim=1).T
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return next(self.parameters()).device
 
     @property
     def num_features(self) -> int:
@@ -98,18 +158,17 @@ class Retriever(nn.Module):
         if self.dense is not None:
             return self.dense.out_features
         height, width = view_size(self.processor)
-        device = next(self.parameters()).device
         with torch.inference_mode():
-            return self(torch.zeros(1, 3, height, width, device=device)).shape[1]
+            return self(torch.zeros(1, 3, height, width, device=self.device)).shape[1]
 
 
-def load(model: str | Path, *, device: str | torch.device = "cpu", image_size: int | None = None) -> Retriever:
+def load(model: str | Path, *, device: str | torch.device | None = None, image_size: int | None = None) -> Retriever:
     """Opens a trained model.
 
     Args:
         model: a run folder, a folder or hub id in sentence-transformers layout, or any image backbone (then its
             frozen features are served). A hub id may end in `@` and a branch, tag or commit.
-        device: where it runs.
+        device: where it runs; default: a GPU if there is one (CUDA, Apple's), else the CPU.
         image_size: of a bare backbone, side of its input in pixels; default: its own.
 
     Raises:
@@ -133,7 +192,7 @@ def load(model: str | Path, *, device: str | torch.device = "cpu", image_size: i
         modules = Modules(partial(pool_output, pooling=pooling), None)
     else:
         _check_fit(modules, try_backbone(backbone.model, size, flag="--model"), f"--model {model}")
-    return Retriever(*backbone, *modules, commit_of(parse_name(name))).to(device)
+    return Retriever(*backbone, *modules, commit_of(parse_name(name))).to(device or best_device())
 
 
 def _check_fit(modules: Modules, output: Any, name: str) -> None:

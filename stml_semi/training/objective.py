@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stml_semi.config import TrainConfig
 from stml_semi.losses.balance import Balancer, differentiate
-from stml_semi.losses.proxy import LabeledLoss
+from stml_semi.losses.proxy import LabeledLoss, LossFunction
 from stml_semi.losses.relations import contextual_affinity, pooled_affinity
 from stml_semi.losses.stml import stml_loss
 
@@ -75,18 +75,19 @@ LOGGED = (
 class Objective(nn.Module):
     """The loss of a run. Its parameters are the proxies, its buffers the running gradient norms of the balance."""
 
-    def __init__(self, config: TrainConfig, *, num_classes: int) -> None:
+    def __init__(self, config: TrainConfig, *, num_classes: int, labeled_loss: LossFunction | None = None) -> None:
         """
         Args:
             config: of the run.
             num_classes: labels are 0..num_classes - 1; 0 without labeled images.
+            labeled_loss: of the program that trains, in place of the one that the configuration names.
         """
         super().__init__()
         self.config = config
         self.labeled_loss = None
         if num_classes:
             self.labeled_loss = LabeledLoss(
-                config.labeled_loss, num_classes=num_classes, embedding_dim=config.embedding_dim
+                labeled_loss or config.labeled_loss, num_classes=num_classes, embedding_dim=config.embedding_dim
             )
         # Without a second term there is nothing to balance: the labeled baseline is the plain loss.
         self.balancer = Balancer(config.balance if config.unlabeled else "fixed", config.unlabeled_weight)

@@ -8,6 +8,7 @@ from stml_semi.data.batches.live_images import describe_images
 from stml_semi.data.batches.plan import held_out_classes
 from stml_semi.data.claims import claim, skipped_files, terms_of_use
 from stml_semi.data.run_tables import cache_tables, describe_excluded, kept_classes
+from stml_semi.losses.proxy import LossFunction
 from stml_semi.models.build import backbone_commit
 from stml_semi.report.write import ReportedRun, write_or_explain
 from stml_semi.run_folder.folder import RunFolder
@@ -24,7 +25,7 @@ from stml_semi.sharing.export import export_model
 from stml_semi.sharing.inputs import find_inputs
 from stml_semi.sharing.origin import find_origin
 from stml_semi.sharing.push import push
-from stml_semi.training.outputs import Outputs, Progress
+from stml_semi.training.outputs import Callbacks, Outputs, Progress
 from stml_semi.training.preflight.dry_run import plan_of
 from stml_semi.training.run_progress import RunProgress
 from stml_semi.training.setup import Prepared, setup
@@ -48,8 +49,13 @@ class Result(NamedTuple):
 
 
 @exact_float32()
-def run(config: TrainConfig) -> Result:
+def run(config: TrainConfig, *, labeled_loss: LossFunction | None = None, callbacks: Callbacks | None = None) -> Result:
     """Trains as configured and leaves a run folder.
+
+    Args:
+        config: resolved.
+        labeled_loss: of the program that trains, in place of the one that the configuration names.
+        callbacks: functions of that program.
 
     Raises:
         BadInput: with the flag and the fix; nothing has been written or deleted then.
@@ -62,14 +68,19 @@ def run(config: TrainConfig) -> Result:
         plan = plan_of(prepared)
         progress.console.print(lines_table({name: plan[name] for name in _SHOWN if name in plan}))
     with progress, contextlib.closing(prepared.folder.lock):
-        train(prepared, progress)
+        train(prepared, progress, labeled_loss, callbacks)
         lines = distributed.from_main(lambda: evaluations(prepared.folder.log.lines()))
         prepared.accelerator.end_training()
         problem = finish(prepared, progress) if main else None
     return Result(prepared.folder, lines, prepared.folder.claim, problem)
 
 
-def train(prepared: Prepared, progress: Progress) -> None:
+def train(
+    prepared: Prepared,
+    progress: Progress,
+    labeled_loss: LossFunction | None = None,
+    callbacks: Callbacks | None = None,
+) -> None:
     """Trains, or resumes, and exports the model; all processes call this together.
 
     Raises:
@@ -79,7 +90,8 @@ def train(prepared: Prepared, progress: Progress) -> None:
     config, folder, accelerator = prepared.config, prepared.folder, prepared.accelerator
     trackers = Trackers(config, folder.path, progress.note, enabled=accelerator.is_main_process)
     tables = cache_tables(config, prepared.tables, prepared.views.size)
-    trainer = Trainer(prepared, tables, Outputs(folder, trackers, progress))
+    outputs = Outputs(folder, trackers, progress, callbacks or Callbacks())
+    trainer = Trainer(prepared, tables, outputs, labeled_loss=labeled_loss)
     start = trainer.restore() if config.resume else 0
     # Nothing is written or deleted before all input was found good.
     kept, commit = kept_classes(config, prepared.tables), backbone_commit(config)

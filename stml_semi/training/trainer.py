@@ -11,6 +11,7 @@ from stml_semi.data.evaluated import EvaluatedImages
 from stml_semi.data.run_tables import Tables, scored_tables
 from stml_semi.data.sources.streams import ImageStream
 from stml_semi.data.workers import resolve_num_workers
+from stml_semi.losses.proxy import LossFunction
 from stml_semi.models.evaluation import TableEncoder
 from stml_semi.models.keyed_noise import row_keys
 from stml_semi.models.teacher import Teacher
@@ -34,13 +35,17 @@ from stml_semi.training.step_log import StepLog
 class Trainer:
     """Trains an embedder on labeled and unlabeled images. All sizes in the configuration are global."""
 
-    def __init__(self, prepared: Prepared, tables: Tables, outputs: Outputs) -> None:
+    def __init__(
+        self, prepared: Prepared, tables: Tables, outputs: Outputs, *, labeled_loss: LossFunction | None = None
+    ) -> None:
         """
         Args:
             prepared: configuration, accelerator and model of the run.
             tables: its images, the training images perhaps in a cache.
             outputs: where the run writes and speaks.
+            labeled_loss: of the program that trains, in place of the one that the configuration names.
         """
+        self.outputs = outputs
         self.config, self.accelerator = prepared.config, prepared.accelerator
         self.tables, self.folder, self.progress = tables, outputs.folder, outputs.progress
         config, self.device = self.config, self.accelerator.device
@@ -67,7 +72,7 @@ class Trainer:
         find = NeighborhoodFinder(config, tables.labeled, encoder, self.teacher, self.bad_images, self.progress)
         self.batches = TrainBatches(config, prepared.views, tables.labeled, self.pool, find, self.device)
         num_classes = 0 if tables.labeled is None else len(tables.labeled.classes)
-        self.objective = Objective(config, num_classes=num_classes).to(self.device)
+        self.objective = Objective(config, num_classes=num_classes, labeled_loss=labeled_loss).to(self.device)
         self.proxies = list(self.objective.parameters())
         self.finite = FiniteWatch(self.device)
         self.step_log = StepLog(config, tables, self.batches, outputs, self.device)
@@ -268,7 +273,9 @@ class Trainer:
         self.folder.log.flush()
         if self.accelerator.is_main_process:
             table = None if self.pool is None else self.pool.table
-            save_checkpoint(self.folder.checkpoints, step, self._state(), table, keep=self.config.keep_checkpoints)
+            self.outputs.saved(
+                save_checkpoint(self.folder.checkpoints, step, self._state(), table, keep=self.config.keep_checkpoints)
+            )
         self.accelerator.wait_for_everyone()
 
     def restore(self) -> int:

@@ -25,6 +25,7 @@ def test_the_losses_that_the_documentation_names_are_there():
 
 def test_proxy_anchor_has_the_settings_of_its_paper():
     loss = LabeledLoss("proxy_anchor", num_classes=5, embedding_dim=4).loss
+    assert isinstance(loss, ProxyAnchor)
     assert (loss.margin, loss.alpha) == (0.1, 32)
 
 

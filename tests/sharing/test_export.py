@@ -39,7 +39,7 @@ def test_encode_takes_pictures_of_any_kind(make_backbone, tmp_path, pictures):
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(embeddings[2], embeddings[0], atol=1e-5)
-    assert not np.allclose(np.linalg.norm(retriever.encode(odd, normalize=False), axis=1), 1)
+    assert not np.allclose(np.linalg.norm(retriever.encode(odd, normalize_embeddings=False), axis=1), 1)
     assert retriever.encode([]).shape == (0, 7)
 
 

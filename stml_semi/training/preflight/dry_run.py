@@ -186,10 +186,14 @@ def estimate_memory(config: TrainConfig, embedder: Embedder, size: tuple[int, in
 
 def _memory(need: MemoryNeed) -> str:
     return (
-        f"about {need.total / 2**30:.1f} GiB per process: {need.model / 2**30:.2f} for the model, "
-        f"{need.total / 2**30 - need.model / 2**30:.1f} for {need.images} images at once in float32 "
-        f"(--micro-batch-size bounds it)"
+        f"about {_amount(need.total)} per process: {_amount(need.model)} for the model, "
+        f"{_amount(need.total - need.model)} for {need.images} images at once in float32 (--micro-batch-size bounds it)"
     )
+
+
+def _amount(size: float) -> str:
+    """Bytes, readable."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def _bytes_kept(embedder: Embedder, size: tuple[int, int]) -> float:
