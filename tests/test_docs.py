@@ -90,7 +90,7 @@ def test_every_snippet_of_a_page_runs(page, scratch, monkeypatch):
     blocks = read_blocks(page)
     lines = [line for block in blocks if block.language == "bash" and not block.info for line in commands(block.text)]
     if any("runs/demo" in line for line in lines):
-        run_line("python cli.py sup --labeled kanji --output-dir runs/demo", dry=False)
+        run_line("stml-semi sup --labeled kanji --output-dir runs/demo", dry=False)
     names: dict[str, object] = {"__name__": "__main__"}
     trained = False
     for block in blocks:
@@ -105,7 +105,7 @@ def test_every_snippet_of_a_page_runs(page, scratch, monkeypatch):
                 continue
             for line in commands(block.text):
                 del lines[0]
-                trains = any(f"cli.py {command} " in line for command in TRAINING)
+                trains = any(re.search(rf"(cli.py|stml-semi) {command} ", line) for command in TRAINING)
                 dry = trains and "--resume" not in line and trained and not needed_later(line, lines)
                 with _named(place, line):
                     run_line(line, dry=dry)
@@ -139,7 +139,7 @@ def _only_checked(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_commands_are_in_fenced_blocks_and_flags_in_sentences_exist(page):
     text = prose(page)
     assert not re.findall(r"^ {4}(?:python|accelerate|stml-semi|make|pip|torchrun) .*", text, re.MULTILINE)
-    for inline in re.findall(r"`python cli\.py ([^`]+)`", text):
+    for inline in re.findall(r"`stml-semi ([^`]+)`", text):
         if "COMMAND" not in inline:
             check_flags(inline.replace("...", "").split())
     from typer.main import get_command

@@ -29,7 +29,7 @@ def prepare(
 ) -> None:
     """Check an official archive and write one parquet table per split. Resumes where it was interrupted.
 
-    Example: python cli.py data prepare cub --source CUB_200_2011.tgz --data-root ~/data
+    Example: stml-semi data prepare cub --source CUB_200_2011.tgz --data-root ~/data
     """
     with one_line_errors():
         _prepare(name, source, data_root)

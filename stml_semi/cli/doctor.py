@@ -11,7 +11,7 @@ from stml_semi.cli.train import field_values, with_training_flags
 def doctor(**flags: Any) -> None:
     """Would a run work here, and how fast? Looks at the machine, the pictures, the model and the disk.
 
-    Example: python cli.py doctor --labeled birds/ --unlabeled photos/ --backbone facebook/dinov2-small
+    Example: stml-semi doctor --labeled birds/ --unlabeled photos/ --backbone facebook/dinov2-small
 
     Takes every flag of `semi`, `unsup` and `sup`. Exit code 1 if something is broken. Nothing is trained and nothing is
     left behind.

@@ -34,7 +34,7 @@ def evaluate(
     """Score a model on labeled images: recall@k, R-precision and MAP@R, each image against all others, or against
     those of --gallery.
 
-    Example: python cli.py evaluate --model runs/demo --data kanji:test
+    Example: stml-semi evaluate --model runs/demo --data kanji:test
     """
     with one_line_errors():
         quiet_libraries()
@@ -83,7 +83,7 @@ def export(
 ) -> None:
     """Write a run's newest checkpoint as a model that sentence-transformers and transformers open.
 
-    Example: python cli.py export runs/demo --output model --weights teacher
+    Example: stml-semi export runs/demo --output model --weights teacher
     """
     with one_line_errors():
         among("--weights", weights, "student", "teacher")
@@ -119,7 +119,7 @@ def push(
 ) -> None:
     """Upload a model with its card to the Hugging Face hub, in one commit.
 
-    The login is that of `hf auth login`, or HF_TOKEN. Example: python cli.py push runs/demo user/name --private
+    The login is that of `hf auth login`, or HF_TOKEN. Example: stml-semi push runs/demo user/name --private
     """
     with one_line_errors():
         from stml_semi.sharing.push import push as upload
@@ -140,7 +140,7 @@ def report(
 ) -> None:
     """Write the page of a run: scores, curves, neighbors before and after, what unlabeled pictures were used.
 
-    Example: python cli.py report runs/demo runs/baseline --output compared.html
+    Example: stml-semi report runs/demo runs/baseline --output compared.html
     """
     with one_line_errors():
         quiet_libraries()

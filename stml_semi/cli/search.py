@@ -28,7 +28,7 @@ def embed(
 ) -> None:
     """Embed images into an index: embeddings of unit length and row ids, for `search` and `dedup`, or for yourself.
 
-    Example: python cli.py embed --model runs/demo --data photos/ --output index
+    Example: stml-semi embed --model runs/demo --data photos/ --output index
     """
     with one_line_errors():
         quiet_libraries()
@@ -74,7 +74,7 @@ def search(
 ) -> None:
     """Find the images of an index that are nearest to given ones, exactly.
 
-    Example: python cli.py search --index index query.jpg --html answers.html
+    Example: stml-semi search --index index query.jpg --html answers.html
     """
     with one_line_errors():
         quiet_libraries()
@@ -106,7 +106,7 @@ def browse(
 ) -> None:
     """Open a page on this machine where one drops a picture and sees its neighbors.
 
-    Example: python cli.py browse --model runs/demo --index index
+    Example: stml-semi browse --model runs/demo --index index
 
     Pictures that are dropped are looked at in memory and not kept. Ctrl+C ends it.
     """
@@ -130,7 +130,7 @@ def dedup(
 ) -> None:
     """List groups of near-duplicates in an index, largest first.
 
-    Example: python cli.py dedup --index index --threshold 0.98
+    Example: stml-semi dedup --index index --threshold 0.98
     """
     with one_line_errors():
         quiet_libraries()

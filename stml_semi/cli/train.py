@@ -91,7 +91,7 @@ def field_values(flags: dict[str, Any]) -> dict[str, Any]:
 def semi(**flags: Any) -> None:
     """Train on labeled and unlabeled images together.
 
-    Example: accelerate launch cli.py semi --labeled birds/ --unlabeled photos/ --backbone facebook/dinov2-small
+    Example: stml-semi semi --labeled birds/ --unlabeled photos/ --backbone facebook/dinov2-small
 
     Any flag can stand in a recipe (--recipe), with underscores for hyphens; flags override the recipe. Batch sizes
     are global: the same command takes the same steps on any number of processes.
@@ -103,7 +103,7 @@ def semi(**flags: Any) -> None:
 def unsup(**flags: Any) -> None:
     """Train on unlabeled images alone: the setting of the STML paper.
 
-    Example: accelerate launch cli.py unsup --unlabeled photos/ --eval birds/
+    Example: stml-semi unsup --unlabeled photos/ --eval birds/
     """
     _train("unsup", flags)
 
@@ -112,7 +112,7 @@ def unsup(**flags: Any) -> None:
 def sup(**flags: Any) -> None:
     """Train on labeled images alone: the baseline that unlabeled images have to beat.
 
-    Example: accelerate launch cli.py sup --labeled birds/ --eval other-birds/
+    Example: stml-semi sup --labeled birds/ --eval other-birds/
     """
     _train("sup", flags)
 

@@ -11,6 +11,7 @@ import torch
 from stml_semi.models.model_files import ModelName, check_config, check_files, explain, forget_code, parse_name
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.finite import check_weights
+from stml_semi.runtime.hub import reach_hub
 
 # The same weights under the name of a model that does what is wanted of it. ViTMAE hides other patches at every call,
 # a ViT none; the others are CLIP's vision tower, which transformers' AutoModel opens under that name alone.
@@ -68,6 +69,8 @@ def _open(name: ModelName) -> Backbone:
 
     if Path(name.place).is_dir():
         check_files(Path(name.place))
+    else:
+        reach_hub()
     # By default transformers asks on the terminal whether to run a model's code, and takes a piped "y" for consent.
     source: dict[str, Any] = {"revision": name.revision or "main", "trust_remote_code": False}
     whole = AutoConfig.from_pretrained(name.place, **source)

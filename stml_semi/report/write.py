@@ -59,7 +59,7 @@ def write_or_explain(run: ReportedRun, device: torch.device | str) -> str:
     try:
         write_page([run], path, device=device)
     except (OSError, ValueError, LookupError, RuntimeError, MemoryError, SafetensorError, TemplateError) as error:
-        again = f"python cli.py report {shlex.quote(str(run.folder.path))}"
+        again = f"stml-semi report {shlex.quote(str(run.folder.path))}"
         reason = one_line(error, 200)
         return f"the run has finished, but its report could not be written ({reason}): try again with `{again}`"
     return f"report: {path}"

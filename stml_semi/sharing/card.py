@@ -133,7 +133,7 @@ def training_yaml(config: TrainConfig) -> str:
 
 def command_line(config: TrainConfig) -> str:
     """The command that repeats the run; what has its default is left out."""
-    parts = [f"accelerate launch cli.py {config.command}"]
+    parts = [f"stml-semi {config.command}"]
     for name, value in _public(config).items():
         if value is None or value == TrainConfig.model_fields[name].default:
             continue

@@ -23,6 +23,7 @@ from stml_semi.run_folder.folder import RunFolder
 from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.exact import exact_float32
 from stml_semi.runtime.finite import check_lengths, check_weights
+from stml_semi.runtime.hub import reach_hub
 from stml_semi.runtime.machine import best_device
 from stml_semi.runtime.progress import Counter
 from stml_semi.sharing.modules import Modules, read_modules
@@ -227,6 +228,7 @@ def _folder(model: str) -> Path:
         found = parse_name(model)
         if Path(found.place).is_dir():
             return Path(found.place)
+        reach_hub()
         patterns = ["*.json", "*.safetensors", "*.yaml"]
         return Path(snapshot_download(found.place, revision=found.revision, allow_patterns=patterns))
     except (BadInput, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

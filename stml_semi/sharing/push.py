@@ -62,7 +62,7 @@ def push(
     """
     folder = model_folder(model)
     files = _files(folder, repo, license)
-    again = f"python cli.py push {shlex.quote(model)} {repo}"
+    again = f"stml-semi push {shlex.quote(model)} {repo}"
     again += " --private" * private + (f" --license {license}" if license else "")
     check_login("push")
     tell = note or (lambda message: None)

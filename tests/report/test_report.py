@@ -91,7 +91,7 @@ def test_a_page_that_cannot_be_written_does_not_fail_the_run(tmp_path):
     said = write_or_explain(ReportedRun(run, build_config({"labeled": "kanji"}), None), "cpu")
     assert "the run has finished, but its report could not be written" in said
     assert "Is a directory" in said
-    assert f"`python cli.py report '{run.path}'`" in said
+    assert f"`stml-semi report '{run.path}'`" in said
 
 
 def test_run_json_keeps_every_sitting(tmp_path):

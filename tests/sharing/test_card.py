@@ -85,7 +85,7 @@ def test_frozen_beside_trained_and_which_weights():
     assert "after 50 of 100 steps" in text
     assert "1,200 images" in text
     assert "2205.01903" in text
-    for way in ("SentenceTransformer(", "AutoModel.from_pretrained(", "from stml_semi import load", "cli.py embed"):
+    for way in ("SentenceTransformer(", "AutoModel.from_pretrained(", "from stml_semi import load", "stml-semi embed"):
         assert way in text
 
 
@@ -106,7 +106,7 @@ def test_folders_of_this_machine_stay_here(tmp_path):
 def test_command_and_configuration_repeat_the_run():
     config = build(sigma=3, relations="batch", lora_rank=4, gradient_checkpointing=True)
     words = shlex.split(command_line(config))
-    assert words[:4] == ["accelerate", "launch", "cli.py", "semi"]
+    assert words[:2] == ["stml-semi", "semi"]
     assert words[-2:] != ["--overwrite"]
     assert "--gradient-checkpointing" in words
     assert words[words.index("--sigma") + 1] == "3.0"
@@ -185,8 +185,8 @@ def test_every_way_to_use_it_works_as_the_card_says(run, tmp_path, monkeypatch, 
     assert served["embeddings"].shape == (2, 8)
     assert torch.allclose(torch.tensor(served["embeddings"]), torch.tensor(own["embeddings"]), atol=1e-5)
     assert backbone["features"].shape[0] == 1
-    commands = next(b for b in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "cli.py embed" in b).splitlines()
-    ended = [call(monkeypatch, capsys, *shlex.split(command)[2:]) for command in commands]
+    commands = next(b for b in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "stml-semi embed" in b).splitlines()
+    ended = [call(monkeypatch, capsys, *shlex.split(command)[1:]) for command in commands]
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert "path/to/images/1.jpg" in ended[1][1]
 

@@ -150,9 +150,7 @@ def test_where_xet_is_blocked_lfs_takes_over(hub, model, monkeypatch):
 def test_a_lasting_failure_keeps_everything_and_says_how_to_go_on(hub, model, failures, problem, attempts):
     before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
     hub.failures = failures
-    with pytest.raises(
-        ValueError, match=f"{problem}.*try again with: python cli.py push .* me/birds --private"
-    ) as error:
+    with pytest.raises(ValueError, match=f"{problem}.*try again with: stml-semi push .* me/birds --private") as error:
         push.push(str(model), "me/birds", private=True)
     assert TOKEN not in str(error.value)
     assert "\n" not in str(error.value)
@@ -203,7 +201,7 @@ def test_a_run_pushes_at_its_end_and_a_failed_upload_fails_no_run(hub, tmp_path)
     assert 'load("me/birds")' in files(hub)["README.md"].decode()
     hub.failures = {"commit/": [500] * 9}
     result = run(resolve("sup", {**values, "hub_model_id": "me/others", "output_dir": str(tmp_path / "again")}))
-    assert "try again with: python cli.py push" in str(result.problem)
+    assert "try again with: stml-semi push" in str(result.problem)
     assert (tmp_path / "again" / "model" / "model.safetensors").exists()
 
 

@@ -52,7 +52,7 @@ def find_split(name: str, split: str, root: str | None) -> Place:
     if folder is None:
         raise BadInput(
             f"is not on this machine as far as known; set --data-root or ${ROOT_VARIABLE} to the folder that holds it "
-            f"(`cli.py data prepare {name} --source ARCHIVE --data-root FOLDER` puts it there)"
+            f"(`stml-semi data prepare {name} --source ARCHIVE --data-root FOLDER` puts it there)"
         )
     table = folder / name / f"{split}.parquet"
     if table.is_file():
@@ -63,7 +63,7 @@ def find_split(name: str, split: str, root: str | None) -> Place:
         if (folder / top).is_dir():
             found = find_archive(layout, folder / top, split)
     if found.folder is None:
-        fix = f"run `cli.py data prepare {name} --source ARCHIVE --data-root {folder}`"
+        fix = f"run `stml-semi data prepare {name} --source ARCHIVE --data-root {folder}`"
         if any((folder / top).is_dir() for top in (name, *layout.top)):
             fix = f"extract the whole archive there, or {fix}"
         raise BadInput(f"neither {table} nor {found.missing[0]} exists; {fix}")

@@ -26,6 +26,10 @@ from stml_semi.data.sources.shards import read_shards, shards_of
 from stml_semi.data.sources.table_files import READERS, read_parquet
 from stml_semi.data.sources.table_shards import first_shards, table_shards_of
 from stml_semi.runtime.errors import BadInput, one_line
+from stml_semi.runtime.hub import reach_hub
+
+_NEAR = 0.75
+"""Likeness of two names, 0..1: kanij and kanji have 0.8."""
 
 
 def open_source(
@@ -154,7 +158,7 @@ def _open_prepared(request: SourceRequest, path: Path, name: str, split: str) ->
     classes = None if table.labels is None else len(table.classes)
     queries = None if table.queries is None else int(table.queries.sum())
     if problem := wrong_counts(name, split, len(table), classes, queries):
-        raise request.error(f"{problem}; delete {path} and run `cli.py data prepare {name}` again")
+        raise request.error(f"{problem}; delete {path} and run `stml-semi data prepare {name}` again")
     return table
 
 
@@ -164,10 +168,13 @@ def load_hub(request: SourceRequest, source: str, split: str, *, streaming: bool
     Raises:
         BadInput: it is not there, or cannot be opened; says why and what to do.
     """
-    hint = _closest(source)
+    hint, near = _closest(source)
+    if near and "/" not in source:  # A slip of the hand, not an id of the hub: those have a user.
+        raise request.error(f"no such file or folder; {hint}")
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?", source) or Path(source).suffix.lower() in READERS:
         raise request.error(f"no such file or folder; {hint}")
     name, _, revision = source.partition("@")
+    reach_hub()
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
@@ -180,7 +187,7 @@ def load_hub(request: SourceRequest, source: str, split: str, *, streaming: bool
         ) from None
     except ConnectionError:
         raise request.error(
-            f"no benchmark, no file or folder here, and the Hugging Face hub cannot be asked: go online and unset "
+            f"no benchmark, no file or folder here, and the Hugging Face hub cannot be reached: go online and unset "
             f"HF_HUB_OFFLINE, or give a local path; {hint}"
         ) from None
     except Exception as error:
@@ -190,15 +197,18 @@ def load_hub(request: SourceRequest, source: str, split: str, *, streaming: bool
         raise request.error(f"{one_line(error).rstrip('.')}; {fix}") from None
 
 
-def _closest(source: str) -> str:
-    """The fix for a name that is nowhere."""
+def _closest(source: str) -> tuple[str, bool]:
+    """The fix for a name that is nowhere, and whether one is so near that nothing else can be meant."""
     path = Path(source).expanduser()
     candidates = {name: name for name in BENCHMARKS}
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
         names = sorted(entry.name for entry in itertools.islice(entries, 10_000))
         candidates |= {name: str(path.parent / name) for name in names}
     close = difflib.get_close_matches(path.name, candidates, n=1)
-    return f"did you mean {candidates[close[0]]}?" if close else f"benchmarks are {', '.join(BENCHMARKS)}"
+    if not close:
+        return f"benchmarks are {', '.join(BENCHMARKS)}", False
+    near = difflib.SequenceMatcher(None, path.name, close[0]).ratio() >= _NEAR
+    return f"did you mean {candidates[close[0]]}?", near
 
 
 def _open_folder(request: SourceRequest, folder: Path, split: str | None) -> ImageTable:

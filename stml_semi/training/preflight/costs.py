@@ -16,6 +16,7 @@ from stml_semi.data.image_table import ImageTable
 from stml_semi.data.views import view_size
 from stml_semi.data.workers import resolve_num_workers
 from stml_semi.models.embedder import Embedder
+from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import RunFailed
 from stml_semi.runtime.machine import cores, memory_bytes
 from stml_semi.training.known_images import checkpoint_bytes
@@ -100,6 +101,7 @@ def speed(config: TrainConfig, embedder: Embedder, processor: Any, table: ImageT
         f"one process makes {decoded:.0f} views/s, {max(workers, 1)} make {loader:.0f}; the model trains on about "
         f"{trained:.0f} images/s ({device.type}, float32)"
     )
+    yield _duration(config, min(loader, trained))
     if loader >= trained:
         yield Finding("ok", "speed", f"{text}: the model is the bottleneck, as it should be")
         return
@@ -108,6 +110,21 @@ def speed(config: TrainConfig, embedder: Embedder, processor: Any, table: ImageT
         f"raise --num-workers to {workers + spare}" if spare > 0 else "store pictures near the size that is trained on"
     )
     yield Finding("advice", "speed", f"{text}: decoding is the bottleneck; {fix}")
+
+
+def _duration(config: TrainConfig, images_per_second: float) -> Finding:
+    """Hours of the steps; refreshes and evaluations are forward passes, a third of the price each."""
+    labeled = config.labeled_batch_size if config.labeled else 0
+    views = config.unlabeled_batch_size * config.num_views if config.unlabeled else 0
+    images = config.max_steps * labeled + (config.max_steps - config.warmup_steps) * views
+    minutes = images / images_per_second / distributed.world_size() / 60
+    length = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{math.ceil(minutes)} minutes"
+    return Finding(
+        "ok",
+        "time",
+        f"about {length} on this machine for {config.max_steps} steps ({images:,} images), without refreshes and "
+        "evaluations",
+    )
 
 
 def _training_speed(embedder: Embedder, size: tuple[int, int], device: torch.device) -> float:

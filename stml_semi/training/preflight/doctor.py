@@ -19,6 +19,7 @@ from stml_semi.data.views import view_size
 from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.run_folder.recipe import build_config
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.hub import reach_hub
 from stml_semi.runtime.machine import cores, cpu_has_bf16, hardware, versions
 from stml_semi.sharing.push import check_login
 from stml_semi.training.preflight.costs import Finding, disk, existing, memory, room, speed
@@ -77,13 +78,23 @@ def _machine() -> Iterator[Finding]:
         yield Finding("advice", "precision", "the GPU has no bf16: use --mixed-precision fp16, or no")
     if cores() == 1:
         yield Finding("advice", "cores", "one core decodes pictures and trains: expect it to be slow")
+    yield _hub()
+
+
+def _hub() -> Finding:
+    if not reach_hub():
+        return Finding(
+            "advice",
+            "hub",
+            "the Hugging Face hub does not answer, or HF_HUB_OFFLINE is set: --backbone and --labeled take local "
+            "folders, and what was downloaded before",
+        )
     try:
         check_login("hub")
     except BadInput as error:
         reason = str(error).removeprefix("hub: ")
-        yield Finding("ok", "hub", f"public models can be downloaded; for private ones and uploads: {reason}")
-    else:
-        yield Finding("ok", "hub", "a token for the Hugging Face hub is here")
+        return Finding("ok", "hub", f"public models can be downloaded; for private ones and uploads: {reason}")
+    return Finding("ok", "hub", "the Hugging Face hub answers, and a token is here")
 
 
 def _output(folder: str) -> Iterator[Finding]:

@@ -103,7 +103,7 @@ def test_nothing_there_says_where_and_how(tmp_path):
     assert "data prepare cub --source ARCHIVE" in text
     text = refusal("cub", tmp_path)
     assert f"neither {tmp_path}/cub/train.parquet nor {tmp_path}/cub/CUB_200_2011/images.txt exists" in text
-    assert f"`cli.py data prepare cub --source ARCHIVE --data-root {tmp_path}`" in text
+    assert f"`stml-semi data prepare cub --source ARCHIVE --data-root {tmp_path}`" in text
     miniature.build("cub", tmp_path / "cub")
     (tmp_path / "cub/CUB_200_2011/classes.txt").unlink()
     text = refusal("cub", tmp_path)
