@@ -1,6 +1,7 @@
 """Result tables in the terminal."""
 
 import itertools
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,16 +18,19 @@ from stml_semi.run_folder.log import (
     result_name,
     score_keys,
 )
+from stml_semi.run_folder.verdict import verdict
 from stml_semi.runtime.terminal_text import PlainConsole, lines_table, visible
 from stml_semi.search.query import Answer
 from stml_semi.training.preflight.costs import Finding
 from stml_semi.training.run import Result
 
+_STYLES = {"better": "bold green", "unclear": "yellow", "worse": "bold red"}
+
 
 def print_result(result: Result) -> None:
     """Frozen beside trained, from the first and last evaluation of a run; with validation all candidates."""
     console = PlainConsole(soft_wrap=True)
-    folder, log = result.folder.path, result.folder.log.lines()
+    log = result.folder.log.lines()
     candidates, choice = candidate_rows(log), exported(log)
     step = 0 if choice is None else choice.step
     if candidates:
@@ -43,15 +47,31 @@ def print_result(result: Result) -> None:
             "No evaluation: name labeled images of other classes with --eval, or keep half of them with --test-classes "
             "0.5, to see recall and MAP@R."
         )
-    console.print(f"Run folder: {folder}   model: {folder / 'model'}")
+    if found := verdict(log, result.claim):
+        console.print(found.text, style=_STYLES[found.level])
+    _print_next_steps(result)
+
+
+def _print_next_steps(result: Result) -> None:
+    """Where things are, and what one does with them."""
+    folder, model = result.folder.path, result.folder.model
+    report = {"report": str(result.folder.report)} if result.folder.report.is_file() else {}
+    run, console = shlex.quote(str(folder)), PlainConsole(soft_wrap=True)
+    console.print(lines_table({"model": str(model), **report}))
+    for command, purpose in (
+        (f"stml-semi embed --model {run} --data IMAGES --output index", "index a folder of images"),
+        ("stml-semi search --index index QUERY.jpg --html answers.html", "find the nearest ones"),
+        (f"stml-semi push {run} USER/NAME --private", "share the model on the Hugging Face hub"),
+    ):
+        console.print(f"  {command}  # {purpose}", style="dim")
 
 
 def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
     """A table of metrics, in percent."""
     first = next(iter(rows.values()))
     keys = score_keys(first)
-    table = Table(title=Text(visible(title)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("")
+    table = _table(visible(title))
+    table.add_column("", no_wrap=True)
     for key in keys:
         table.add_column(score_title(key), justify="right")
     for name, scores in rows.items():
@@ -61,10 +81,16 @@ def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
             label = f"{scores['confidence']:g}% interval"
             table.add_row(Text(label), *(f"{low:.1f}-{high:.1f}" for low, high in pairs), style="dim")
     # The name of a split is no emoji (":train:"), nor are brackets in a path markup.
-    console = PlainConsole(width=max(80, 30 + 12 * len(keys)))
+    console = PlainConsole()
     console.print(table)
     for sentence in left_out(first):
         console.print(f"warning: {sentence}", style="yellow", soft_wrap=True)
+
+
+def _table(title: str) -> Table:
+    """Six columns of scores fit 80 columns of a terminal."""
+    look = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False}
+    return Table(title=Text(title), title_justify="left", title_style="bold", **look)
 
 
 def left_out(line: dict[str, Any]) -> list[str]:
@@ -92,21 +118,21 @@ def print_worst_classes(rows: Sequence[dict[str, Any]], count: int = 10) -> None
     """The classes that are found worst, of a list that begins with them."""
     keys = [key for key in rows[0] if key not in ("class", "num_queries")]
     title = f"worst {min(count, len(rows))} of {len(rows)} classes"
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = _table(title)
     table.add_column("class")
     table.add_column("queries", justify="right")
     for key in keys:
         table.add_column(score_title(key), justify="right")
     for row in rows[:count]:
         table.add_row(Text(visible(row["class"])), str(row["num_queries"]), *(f"{100 * row[key]:.1f}" for key in keys))
-    PlainConsole(width=max(80, 30 + 12 * len(keys))).print(table)
+    PlainConsole().print(table)
 
 
 def print_answers(answers: Sequence[Answer]) -> None:
     """Nearest images of each query, nearest first."""
     console = PlainConsole(soft_wrap=True)
     for answer in answers:
-        table = Table(title=Text(visible(answer.query)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        table = _table(visible(answer.query))
         table.add_column("", justify="right")
         table.add_column("cosine", justify="right")
         table.add_column("row", justify="right")

@@ -9,6 +9,9 @@ from stml_semi.data.sources.request import specs_of
 from stml_semi.data.sources.streams import ImageStream
 from stml_semi.runtime.errors import BadInput
 
+TRAINED = "have the names of trained ones"
+"""Part of the claim of a run that is evaluated on classes that it trains on."""
+
 
 def claim(tables: Tables) -> str:
     """Whether the evaluation's classes, and its images, were trained on, as far as anyone can know."""
@@ -23,7 +26,7 @@ def _claim_of_classes(tables: Tables, evaluation: ImageTable) -> str:
     if tables.labeled is not None:
         shared = len(set(tables.labeled.classes) & set(evaluation.classes))
         if shared:
-            return f"{shared} of its {len(evaluation.classes)} classes have the names of trained ones"
+            return f"{shared} of its {len(evaluation.classes)} classes {TRAINED}"
     tested = evaluation.name.split(":")[0]
     used = [
         (table is tables.labeled, benchmark_of(part))

@@ -21,6 +21,7 @@ from stml_semi.report.unlabeled.pool_sample import DUPLICATE
 from stml_semi.report.unlabeled.pool_view import PoolView, view_pool
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.run_folder.log import exported
+from stml_semi.run_folder.verdict import Verdict, verdict
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.files import write_text
 from stml_semi.runtime.templates import render
@@ -58,6 +59,9 @@ class RunView(NamedTuple):
     step: int
     max_steps: int
     claim: str
+    facts: list[tuple[str, str]]
+    """What it learned from, and when: name and text."""
+    verdict: Verdict | None
     sessions: list[dict[str, Any]]
     duration: str
     energy: str
@@ -189,6 +193,8 @@ def _view(
         step=max((line["step"] for line in run.folder.log.lines()), default=0),
         max_steps=run.config.max_steps,
         claim=run.folder.claim,
+        facts=_facts(run.config, sessions),
+        verdict=verdict(run.folder.log.lines(), run.folder.claim),
         sessions=sessions,
         duration=_duration(sum(seconds)) if seconds else "not known",
         energy=_energy(sessions),
@@ -196,6 +202,16 @@ def _view(
         num_bad=len(bad),
         bad=bad[:_MOST_BAD],
     )
+
+
+def _facts(config: TrainConfig, sessions: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    known = {
+        "labeled": config.labeled,
+        "unlabeled": config.unlabeled,
+        "backbone": config.backbone_weights or config.backbone,
+        "date": sessions[-1]["started"].split()[0] if sessions else None,
+    }
+    return [(name, text) for name, text in known.items() if text]
 
 
 def _duration(seconds: float) -> str:

@@ -25,6 +25,7 @@ _OWN = (
     "non_finite",
     "pool",
     "report.html",
+    "frozen_scores.safetensors",
     "tensorboard",
     "wandb",
     "run.json",
@@ -48,6 +49,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.pool = self.path / "pool"
         self.report = self.path / "report.html"
+        self.frozen_scores = self.path / "frozen_scores.safetensors"
         self.overlap = self.path / "overlap.jsonl"
         self._facts_file = self.path / "run.json"
         self.log = RunLog(self.path, writes=writes)

@@ -14,6 +14,7 @@ from stml_semi.data.sources.request import specs_of
 from stml_semi.metrics import score_title
 from stml_semi.models.model_files import parse_name
 from stml_semi.run_folder.log import Served, exported, is_validation, score_keys, weights_name
+from stml_semi.run_folder.verdict import verdict
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.templates import render
 from stml_semi.sharing.card_curves import FILE as CURVES
@@ -233,6 +234,7 @@ def _card(facts: CardFacts, *, curves: bool) -> str:
         "rows": {line["model"]: _row(line) for line in lines},
         "evaluation": _without_folders(lines[0]["data"]) if lines else "",
         "claim": f" {facts.claim[:1].upper()}{facts.claim[1:]}." * bool(facts.claim),
+        "verdict": _verdict(facts),
         "chosen": _CHOSEN.format("step" if facts.weights == "student" else "model", 100 * kept) if kept else "",
         "command": command_line(config),
         "inputs": facts.inputs,
@@ -240,6 +242,12 @@ def _card(facts: CardFacts, *, curves: bool) -> str:
         "curves": CURVES if curves else None,
     }
     return render("sharing/card.md", values, filters={"score_title": score_title}, escape=False)
+
+
+def _verdict(facts: CardFacts) -> str:
+    """Of the weights that the run exports; other weights have none."""
+    choice, found = exported(facts.lines), verdict(facts.lines, facts.claim)
+    return found.text if found and choice and choice.model == facts.weights else ""
 
 
 def _row(line: dict[str, Any]) -> str:

@@ -1,15 +1,21 @@
 """Scores the models of a run on its evaluation and validation images, and logs the scores."""
 
+from typing import Any
+
 import numpy as np
+from safetensors.torch import load_file, save_file
 
 from stml_semi.config import TrainConfig
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.run_tables import Tables
+from stml_semi.metrics import bootstrap, score_names, score_values
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.evaluation import EmbeddedTable, Encode, Scored, TableEncoder, score
 from stml_semi.models.teacher import Teacher
 from stml_semi.report.neighbor_sheet import draw, find
 from stml_semi.run_folder.log import Choice, Served
+from stml_semi.run_folder.verdict import METRICS, OVER_FROZEN
+from stml_semi.runtime.files import replacing
 from stml_semi.training.bad_images import BadImages
 from stml_semi.training.outputs import Outputs
 
@@ -37,15 +43,16 @@ class Evaluator:
         Returns the student's MAP@R if there is anything to evaluate on.
         """
         table = self.tables.validation or self.tables.evaluation
-        map_at_r = self._score(table, step, "student", lambda pixels: embedder(pixels).f, embedder)
-        self._score(table, step, "teacher", lambda pixels: teacher(pixels).f, embedder)
+        last = step == self.config.max_steps
+        map_at_r = self._score(table, step, "student", lambda pixels: embedder(pixels).f, embedder, last=last)
+        self._score(table, step, "teacher", lambda pixels: teacher(pixels).f, embedder, last=last)
         return map_at_r
 
     def test(self, choice: Choice, embedder: Embedder) -> None:
         """Scores the model that validation chose on the test images."""
         alpha = {} if choice.alpha is None else {"alpha": choice.alpha}
         table, model = self.tables.evaluation, choice.model
-        self._score(table, choice.step, model, lambda pixels: embedder(pixels).f, embedder, **alpha)
+        self._score(table, choice.step, model, lambda pixels: embedder(pixels).f, embedder, last=True, **alpha)
 
     def score_candidate(self, name: str, embedder: Embedder, *, features: bool) -> Scored:
         """Scores a model on the validation images without logging it.
@@ -66,16 +73,49 @@ class Evaluator:
         return self.tables.validation.name
 
     def _score(
-        self, table: ImageTable | None, step: int, model: Served, encode: Encode, embedder: Embedder, **more: float
+        self,
+        table: ImageTable | None,
+        step: int,
+        model: Served,
+        encode: Encode,
+        embedder: Embedder,
+        *,
+        last: bool = False,
+        **more: float,
     ) -> float | None:
         if table is None:
             return None
         embedded, scored = self._embed(table, Choice(model, step, more.get("alpha")).name, encode, embedder)
         split = {"split": "validation"} if table is self.tables.validation else {}
-        self.outputs.log({"step": step, "data": table.name, "model": model, **more, **split, **scored.means})
+        line = {"step": step, "data": table.name, "model": model, **more, **split, **scored.means}
+        gain = {} if split or not self.outputs.folder.writes else self._over_frozen(model, scored, last=last)
+        self.outputs.log(line, **gain)
         if self.outputs.trackers.show_pictures and model != "teacher":
             self._show(step, model, table, embedded)
         return scored.means["map@r"]
+
+    def _over_frozen(self, model: Served, scored: Scored, *, last: bool) -> dict[str, Any]:
+        """How much better than the frozen backbone the models of the end are, query by query.
+
+        The backbone's scores lie in the run folder: a resumed run does not see it any more.
+        """
+        queries = scored.queries
+        values = score_values(queries.scores).cpu()
+        labels = queries.labels[queries.scores.num_relevant > 0].cpu()
+        file = self.outputs.folder.frozen_scores
+        if model == "frozen":
+            with replacing(file) as written:
+                save_file({"values": values, "labels": labels}, written)
+            return {}
+        if not last or not file.is_file():
+            return {}
+        frozen = load_file(file)
+        if not frozen["labels"].equal(labels):  # Images have become unreadable since.
+            return {}
+        found = zip(
+            score_names(self.tables.recall_at), bootstrap(values - frozen["values"], groups=labels), strict=True
+        )
+        return {OVER_FROZEN: {name: list(gain) for name, gain in found if name in METRICS}}
 
     def _embed(self, table: ImageTable, name: str, encode: Encode, embedder: Embedder) -> tuple[EmbeddedTable, Scored]:
         self.outputs.progress.note(f"evaluating the {name} on {table.name}")

@@ -1,6 +1,7 @@
 """`stml_semi.train` from a program: sources, a loss and callbacks of its own, and what comes back."""
 
 import os
+import shutil
 import signal
 import threading
 from typing import Any
@@ -98,3 +99,18 @@ def test_a_run_in_a_thread(labeled, tmp_path):
     thread.start()
     thread.join()
     assert found[0].model.is_dir()
+
+
+def test_the_end_says_what_the_run_was_worth_and_a_resumed_run_says_the_same(labeled, tmp_path):
+    settings: dict[str, Any] = {**SMALL, "labeled": labeled, "eval": labeled}
+    whole = stml_semi.train(**settings, output_dir=str(tmp_path / "whole"))
+    gain = whole.metrics["over_frozen"]
+    assert gain.keys() == {"recall@1", "map@r"}
+    frozen = whole.lines[0]["map@r"]
+    assert gain["map@r"][0] == pytest.approx(whole.metrics["map@r"] - frozen)
+    assert gain["map@r"][1] <= gain["map@r"][0] <= gain["map@r"][2]
+    for line in whole.lines[:-2]:
+        assert "over_frozen" not in line
+    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "step-4")
+    again = stml_semi.train(**settings, output_dir=str(tmp_path / "whole"), resume=True)
+    assert again.lines == whole.lines
