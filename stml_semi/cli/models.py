@@ -70,7 +70,7 @@ def evaluate(
 
 def export(
     run: Annotated[str, typer.Argument(help="A run folder, finished or not.", metavar="RUN")],
-    output: Annotated[str, typer.Option(help="Folder of the model; an older model there is replaced.")],
+    output: Annotated[str, typer.Option(help="Folder of the model: new or empty.")],
     weights: Annotated[
         str, typer.Option(help="student (or what validation classes chose), or teacher: its moving average.")
     ] = "student",
@@ -79,6 +79,7 @@ def export(
         "float32"
     ),
     format: Annotated[str, typer.Option(help="safetensors, or onnx: embedder.onnx beside it.")] = "safetensors",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that --output holds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
 ) -> None:
     """Write a run's newest checkpoint as a model that sentence-transformers and transformers open.
@@ -101,6 +102,7 @@ def export(
             license=license,
             dtype=cast(Dtype, dtype),
             onnx=format == "onnx",
+            overwrite=overwrite,
         )
     print_outcome(
         f"{made.folder}: the {Choice(made.weights, made.step, made.alpha).name}"

@@ -4,6 +4,7 @@ Importing this module is cheap: every run imports it, and matplotlib is imported
 """
 
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Stand-ins that become colors of the page, which differ between light and dark.
-_INK, _GRID = "#010203", "#010204"
+_INK, _GRID, _SOFT = "#010203", "#010204", "#010205"
 _SERIES = tuple(f"#0102{number:02x}" for number in range(16, 22))
-_COLORS = {_INK: "currentColor", _GRID: "var(--line)"} | {c: f"var(--series-{i})" for i, c in enumerate(_SERIES)}
+_COLORS = {_INK: "currentColor", _GRID: "var(--line)", _SOFT: "var(--soft)"} | {
+    c: f"var(--series-{i})" for i, c in enumerate(_SERIES)
+}
 _DASHES = ("-", "--", ":", "-.")
 _SETTINGS: Any = {
     **{"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "path.simplify_threshold": 0.5},
@@ -83,7 +86,9 @@ def training_charts(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Chart]:
         for place, lines in enumerate(runs):
             for number, (key, name) in enumerate(plan.keys.items()):
                 found = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
-                if any(value for _, value in found):
+                # What is zero at first does not exist yet: the unlabeled terms begin after the warm-up.
+                found = list(itertools.dropwhile(lambda point: not point[1], found))
+                if found:
                     label = f"{letter(place)} {name}" if len(runs) > 1 else name
                     steps, values = thin(found)
                     curves.append(Curve(label, steps, values, place if len(runs) > 1 else number, number))
@@ -141,6 +146,7 @@ def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None, axis
     """One chart. axis: what `Curve.steps` are."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with rc_context(settings(title)):
         figure = Figure(figsize=(4.6, 2.5), layout="constrained")
@@ -150,6 +156,7 @@ def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None, axis
             line = _DASHES[curve.dash % len(_DASHES)]
             axes.plot(curve.steps, curve.values, line, color=color, marker=marker, markersize=4, label=curve.name)
         axes.set_xlabel(axis)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         if len(curves) > 1:
             figure.legend(loc="outside upper right", ncols=min(len(curves), 4))
         svg = page_svg(figure)
@@ -160,13 +167,18 @@ def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None, axis
     return Chart(title, svg, f"{title}: {'; '.join(words)}.")
 
 
-def draw_map(name: str, projected: Projected, right: NDArray[np.bool_]) -> str:
+OTHERS = -1
+"""Color of what has none of its own."""
+
+
+def draw_map(name: str, projected: Projected, right: NDArray[np.bool_], colors: NDArray[np.int64]) -> str:
     """Points of a map as SVG, in two groups `<name>-right` and `<name>-wrong`, each in the order of the points.
 
     Args:
         name: unique on the page.
         projected: P points.
         right: (P,) whether a point's nearest neighbor is of its class.
+        colors: (P,) numbers of series, or OTHERS.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -174,8 +186,9 @@ def draw_map(name: str, projected: Projected, right: NDArray[np.bool_]) -> str:
     with rc_context({**settings(name), "axes.grid": False}):
         figure = Figure(figsize=(4.6, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        for mask, kind, marker, color in ((right, "right", "o", _SERIES[0]), (~right, "wrong", "X", _SERIES[1])):
-            points = axes.scatter(*projected.plane[mask].T, s=34, marker=marker, color=color, edgecolor="none")
+        for mask, kind, marker in ((right, "right", "o"), (~right, "wrong", "X")):
+            shades = [_SOFT if color == OTHERS else _SERIES[color] for color in colors[mask]]
+            points = axes.scatter(*projected.plane[mask].T, s=34, marker=marker, color=shades, edgecolor="none")
             points.set_gid(f"{name}-{kind}")
         axes.set_xticks([])
         axes.set_yticks([])

@@ -4,7 +4,7 @@ from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage
 from stml_semi.data.thumbnails import thumbnail
 
-SIDE = 64
+SIDE = 96
 _QUALITY = 55
 
 

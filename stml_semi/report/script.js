@@ -2,6 +2,31 @@
 const pictures = JSON.parse(document.getElementById("pictures").textContent);
 for (const image of document.querySelectorAll("img[data-picture]")) image.src = pictures[image.dataset.picture];
 
+// Any image but those of the matrix is enlarged by a click, Enter or space; Escape closes. Of a list, Tab reaches the
+// first image, arrow keys the others.
+const enlarged = document.getElementById("enlarged");
+const enlarge = image => {
+  const large = enlarged.querySelector("img");
+  large.src = image.src;
+  large.alt = enlarged.querySelector("p").textContent = image.alt;
+  enlarged.showModal();
+};
+for (const image of document.querySelectorAll("img[data-picture]:not(.tiny)")) {
+  const item = image.closest(".hits li, .pairs li");
+  image.tabIndex = item?.previousElementSibling ? -1 : 0;
+  image.setAttribute("role", "button");
+  image.setAttribute("aria-label", `${image.alt}, enlarge`);
+  image.addEventListener("click", () => enlarge(image));
+  image.addEventListener("keydown", event => {
+    const other = { ArrowRight: item?.nextElementSibling, ArrowLeft: item?.previousElementSibling }[event.key];
+    if (event.key !== "Enter" && event.key !== " " && !other) return;
+    event.preventDefault();
+    if (other) other.querySelector("[role=button]")?.focus();
+    else enlarge(image);
+  });
+}
+enlarged.addEventListener("click", event => { if (event.target === enlarged) enlarged.close(); });
+
 // Queries: filter by class, change the order, show more.
 for (const gallery of document.querySelectorAll(".gallery")) {
   const list = gallery.querySelector(".queries"), queries = [...list.children];
@@ -12,7 +37,8 @@ for (const gallery of document.querySelectorAll(".gallery")) {
     worst: (a, b) => a.dataset.after - b.dataset.after,
     fallen: (a, b) => a.dataset.after - a.dataset.before - (b.dataset.after - b.dataset.before),
   };
-  let shown = 10;
+  const few = matchMedia("(max-width: 40rem)").matches ? 4 : 10;
+  let shown = few;
   const update = () => {
     const fitting = queries.filter(query => !ofClass.value || query.dataset.label === ofClass.value);
     for (const query of queries) query.hidden = true;
@@ -23,12 +49,12 @@ for (const gallery of document.querySelectorAll(".gallery")) {
     more.hidden = fitting.length <= shown;
     status.textContent = `${Math.min(shown, fitting.length)} of ${fitting.length} queries shown`;
   };
-  const restart = () => { shown = 10; update(); };
+  const restart = () => { shown = few; update(); };
   ofClass.addEventListener("change", restart);
   order.addEventListener("change", restart);
   more.addEventListener("click", () => {
     const first = shown;
-    shown += 10;
+    shown += few;
     update();
     const next = [...list.children].filter(query => !query.hidden)[first];
     next?.querySelector("h3").focus();

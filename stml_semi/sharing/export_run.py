@@ -39,16 +39,18 @@ def export_run(
     license: str | None = None,
     dtype: Dtype = "float32",
     onnx: bool = False,
+    overwrite: bool = False,
 ) -> Exported:
     """Writes a model of a run's newest checkpoint as a model folder, with its card.
 
     Args:
         run: a run folder, finished or not.
-        output: new or empty, or a model folder, which is replaced.
+        output: new or empty; with `overwrite` also a model folder, which is replaced.
         weights: student (if the run has validation classes: what these chose) or teacher.
         license: for the card; default: what the run was told, else the base model's.
         dtype: of the stored weights.
         onnx: write embedder.onnx (always float32) beside the usual files.
+        overwrite: replace a model.
 
     Raises:
         BadInput: no run, no checkpoint, a damaged one, one of before validation chose a step, or an output folder
@@ -60,6 +62,8 @@ def export_run(
     with writing("--output", target):
         if target.exists() and not _may_replace(target, folder):
             raise BadInput(f"--output {output}: holds something other than a model; choose another folder")
+        if not overwrite and target.exists() and any(target.iterdir()):
+            raise BadInput(f"--output {output}: holds a model; add --overwrite to replace it, or choose another folder")
     config = folder.config()
     if license is not None:
         config = build_config({**config.model_dump(), "license": license})

@@ -6,16 +6,23 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from helpers.pages import Page, unfinished
+from helpers.pictures import write_pictures
 from helpers.real_runs import lines
 
+from stml_semi.data.sources.open_source import open_source
+from stml_semi.metrics import QueryScores
 from stml_semi.report.charts import draw_map, letter, score_charts, thin, training_charts
 from stml_semi.report.page import ReportedRun
+from stml_semi.report.pictures import Pictures
 from stml_semi.report.retrieval.projection import Projected
-from stml_semi.report.retrieval.sample import choose_rows
+from stml_semi.report.retrieval.sample import Retrieval, Searched, choose_rows
+from stml_semi.report.retrieval.view import _worst_classes
 from stml_semi.report.write import report_runs, write_or_explain
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.run_folder.recipe import build_config
+from stml_semi.run_folder.verdict import verdict
 
 
 def test_a_small_table_is_looked_at_whole_and_a_large_one_by_classes():
@@ -46,7 +53,7 @@ def test_charts_say_their_numbers_and_take_their_colors_from_the_page():
     assert mean.text == "MAP@R, %: student from 25 at step 0 to 50 at step 9."
     assert "B student" in score_charts([scored, scored])[0].text
     plane = np.random.default_rng(0).normal(size=(20, 2))
-    drawn = draw_map("here", Projected(plane, ("one", "two"), "a plane"), np.arange(20) < 15)
+    drawn = draw_map("here", Projected(plane, ("one", "two"), "a plane"), np.arange(20) < 15, np.arange(20) % 3 - 1)
     parts = re.split(r'id="here-(?:right|wrong)"', drawn)
     assert [part.count("<use ") for part in parts[1:]] == [15, 5]
     for svg in (*(chart.svg for chart in charts), drawn):
@@ -124,6 +131,15 @@ def test_the_page_of_a_run_says_what_the_run_measured(finished_run):
     assert "Random neighborhoods" in page.text
     assert "--max-bad-fraction 0.1" in page.text
     assert "process: cli.py semi --labeled" in page.text
+    run = RunFolder.open(finished_run)
+    found = verdict(run.log.lines(), run.claim)
+    assert found is not None
+    assert found.text.startswith("On classes that were trained on")
+    assert found.text in page.text
+    assert "backbone tiny-resnet, date 20" in page.text
+    # The six classes with the most points have a color, and all points have one of these or that of the others.
+    assert page.source.count('<span style="background: var(--series-') == 6
+    assert "other classes" in page.text
     queries = [values for tag, values in page.tags if tag == "article"]
     assert len(queries) == 48
     marks = [values["class"] for tag, values in page.tags if tag == "li" and values.get("class")]
@@ -162,3 +178,31 @@ def test_an_evaluation_too_large_for_the_page_is_sampled_and_says_so(finished_ru
     assert "a sample of" in page.text
     assert "Scores in percent within the sample" in page.text
     assert "only a sample of the pictures was embedded again" in page.text
+
+
+def test_terms_begin_where_they_exist_and_steps_are_whole():
+    lines = [{"step": step, "self_distillation": 0.0 if step < 3 else 0.1 * step} for step in range(1, 6)]
+    (chart,) = training_charts([lines])
+    assert "from 0.3 at step 3 to 0.5 at step 5" in chart.text
+    ticks = re.findall(r">\s*(\d[\d.]*)\s*</text>", chart.svg)
+    assert {"3", "4", "5"} <= set(ticks)
+    assert "3.5" not in ticks
+
+
+def test_the_hardest_classes_and_what_they_are_taken_for(tmp_path):
+    for name in "ab":
+        write_pictures(tmp_path / name, 4, seed=ord(name))
+    table = open_source(str(tmp_path), flag="--eval", labels="required")
+    precision = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.1, 0.2, 0.3, 0.4]).double()
+    nothing = torch.zeros(8, 5).double()
+    scores = QueryScores(nothing[:, :4], nothing[:, 4], precision, torch.full((8,), 3))
+    nearest = np.array([1, 0, 3, 2, 5, 0, 1, 4])  # Two of the second class find the first.
+    look = Searched(scores, np.zeros((0, 1), dtype=np.int64), nearest, Projected(np.zeros((0, 2)), ("", ""), ""))
+    none = np.arange(0)
+    found = Retrieval(np.arange(8), np.array([0, 0, 0, 0, 1, 1, 1, 1]), True, none, none, [look, look])
+    pictures = Pictures()
+    worst, best = _worst_classes(table, found, pictures, np.array(table.classes)[found.labels])
+    assert (worst.label, worst.num_pictures, worst.taken_for, worst.times) == ("b", 4, "a", 2)
+    assert (worst.before, worst.after) == (pytest.approx(0.25), pytest.approx(0.25))
+    assert (worst.picture, worst.neighbor) == (pictures.add(table, 5), pictures.add(table, 0))
+    assert (best.label, best.taken_for, best.times, best.picture) == ("a", "", 0, None)

@@ -51,9 +51,7 @@ def test_worse_comes_with_advice():
     assert found is not None
     assert found.level == "worse"
     assert "Better than the frozen backbone by 2.0 points of MAP@R" in found.text
-    assert (
-        "worse than the frozen backbone by 5.0 points of recall@1 (4.0 to 6.0): try a lower" in found.text
-    )
+    assert "worse than the frozen backbone by 5.0 points of recall@1 (4.0 to 6.0): try a lower" in found.text
 
 
 def test_trained_classes_are_called_that():

@@ -48,6 +48,18 @@ def test_the_report_works_by_keyboard(chromium, finished_run):
     after = [float(query["after"]) for query in page.evaluate(shown)]
     assert after == sorted(after)
 
+    # One stop for a strip of images; arrow keys go on within it, Enter enlarges, Escape comes back.
+    tab.focus(".query:not([hidden]) .hits img")
+    page.keyboard.press("ArrowRight")
+    second = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert second.startswith("2, ")
+    page.keyboard.press("Enter")
+    assert page.locator("#enlarged").is_visible()
+    assert page.locator("#enlarged p").inner_text() in second
+    page.keyboard.press("Escape")
+    assert not page.locator("#enlarged").is_visible()
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == second
+
     tab.focus(".gallery button")
     page.keyboard.press("Enter")
     assert len(page.evaluate(shown)) == 20

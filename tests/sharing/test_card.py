@@ -241,7 +241,7 @@ def test_export_writes_student_or_teacher(run, tmp_path, pictures):
     stored = load_file(run / "checkpoints" / "step-2" / "modules.safetensors")
     both: list[tuple[Weights, str]] = [("student", "embedder"), ("teacher", "teacher.model")]
     for weights, prefix in both:
-        made = export_run(str(run), str(tmp_path / "model"), weights=weights, license="mit")
+        made = export_run(str(run), str(tmp_path / "model"), weights=weights, license="mit", overwrite=True)
         assert made.step == 2
         dense = next((tmp_path / "model").glob("*_Dense")) / "model.safetensors"
         head = load_file(dense)["linear.weight"]
@@ -266,3 +266,6 @@ def test_export_never_replaces_anything_but_a_model(run, tmp_path):
     with pytest.raises(ValueError, match="no run folder"):
         export_run(str(tmp_path), str(tmp_path / "new"))
     assert (tmp_path / "notes.txt").exists()
+    export_run(str(run), str(tmp_path / "new"))
+    with pytest.raises(ValueError, match="--output .*new: holds a model; add --overwrite to replace it"):
+        export_run(str(run), str(tmp_path / "new"))

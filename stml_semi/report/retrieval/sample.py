@@ -44,8 +44,8 @@ class Searched(NamedTuple):
     """Of all N pictures, each against the others."""
     neighbors: NDArray[np.int64]
     """(Q, <= NUM_NEIGHBORS) places in the sample, for the queries of the page."""
-    right: NDArray[np.bool_]
-    """(N,) whether the nearest neighbor is of the picture's class."""
+    nearest: NDArray[np.int64]
+    """(N,) place of the nearest neighbor."""
     projected: Projected
     """The P points of the map."""
 
@@ -132,7 +132,7 @@ def search(
     scores = [query_scores(part, labels, recall_at=table.recall_at) for part in vectors]
     queries = _choose_queries(scores[0], scores[-1], num_queries, np.random.default_rng(seed))
     points = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_POINTS])
-    models = [_search_one(part, labels, score, queries, points) for part, score in zip(vectors, scores, strict=True)]
+    models = [_search_one(part, score, queries, points) for part, score in zip(vectors, scores, strict=True)]
     return Retrieval(rows, labels.numpy(), sample.complete, queries, points, models)
 
 
@@ -156,10 +156,10 @@ def _choose_queries(first: QueryScores, last: QueryScores, count: int, rng: np.r
 
 
 def _search_one(
-    vectors: Tensor, labels: Tensor, scores: QueryScores, queries: NDArray[np.int64], points: NDArray[np.int64]
+    vectors: Tensor, scores: QueryScores, queries: NDArray[np.int64], points: NDArray[np.int64]
 ) -> Searched:
     places = torch.from_numpy(queries)
     k = min(NUM_NEIGHBORS, len(vectors) - 1)
     found = nearest_neighbors(vectors, k, queries=vectors[places], exclude=places).indices.numpy()
-    right = labels[nearest_neighbors(vectors, 1).indices[:, 0]] == labels
-    return Searched(scores, found, right.numpy(), project(vectors, points))
+    nearest = nearest_neighbors(vectors, 1).indices[:, 0]
+    return Searched(scores, found, nearest.numpy(), project(vectors, points))

@@ -7,11 +7,15 @@ import torch
 from numpy.typing import NDArray
 
 from stml_semi.data.image_table import ImageTable
-from stml_semi.metrics import Interval, bootstrap, score_names, score_values
-from stml_semi.report.charts import draw_map
+from stml_semi.metrics import Interval, bootstrap, class_scores, score_names, score_values
+from stml_semi.report.charts import OTHERS, draw_map
 from stml_semi.report.pictures import Pictures
 from stml_semi.report.retrieval.sample import Retrieval, search
 from stml_semi.sharing.load import Retriever
+
+_COLORS = 6
+"""Classes with a color of their own on the maps."""
+_WORST = 12
 
 
 class Model(NamedTuple):
@@ -66,6 +70,25 @@ class Assessed(NamedTuple):
     """Over the frozen backbone, query by query."""
 
 
+class ClassRow(NamedTuple):
+    """A class that is found badly after training, and what it is taken for."""
+
+    label: str
+    num_pictures: int
+    before: float
+    """MAP@R by the first model, 0..1."""
+    after: float
+    """By the last model."""
+    taken_for: str
+    """Class of most of the wrong nearest neighbors; empty where all are right."""
+    times: int
+    """How many pictures have such a nearest neighbor."""
+    picture: int | None
+    """One of these pictures."""
+    neighbor: int | None
+    """Its nearest neighbor."""
+
+
 class RetrievalView(NamedTuple):
     """Everything that the page shows of one table of evaluation pictures."""
 
@@ -78,6 +101,10 @@ class RetrievalView(NamedTuple):
     queries: list[Query]
     classes: list[str]
     """Of the queries, sorted."""
+    worst: list[ClassRow]
+    """The classes that the last model finds worst."""
+    legend: list[tuple[int, str]]
+    """Number of a series -> class, of the classes that have a color on the maps."""
     points: list[Point]
     maps: list[str]
     seen: list[str]
@@ -104,13 +131,19 @@ def view_retrieval(
     found = search(table, retrievers, num_queries=num_queries, num_workers=num_workers)
     names = np.array(table.classes)[found.labels]
     queries = [_query(table, found, pictures, names, i) for i in range(len(found.queries))]
-    right = [look.right for look in found.models]
+    right = [found.labels[look.nearest] == found.labels for look in found.models]
+    shown = found.labels[found.points]
+    colored = np.bincount(shown).argsort(kind="stable")[::-1][:_COLORS]
+    colors = np.full(len(shown), OTHERS)
+    for color, label in enumerate(colored):
+        colors[shown == label] = color
     points = [
         Point(pictures.add(table, int(found.rows[place])), str(names[place]), [bool(r[place]) for r in right])
         for place in found.points
     ]
     maps = [
-        draw_map(f"{anchor}-map-{i}", look.projected, right[i][found.points]) for i, look in enumerate(found.models)
+        draw_map(f"{anchor}-map-{i}", look.projected, right[i][found.points], colors)
+        for i, look in enumerate(found.models)
     ]
     return RetrievalView(
         table.name,
@@ -121,6 +154,8 @@ def view_retrieval(
         _assess(models, found, table.recall_at),
         queries,
         sorted({query.label for query in queries}),
+        _worst_classes(table, found, pictures, names),
+        [(color, table.classes[label]) for color, label in enumerate(colored) if (shown == label).any()],
         points,
         maps,
         [look.projected.words for look in found.models],
@@ -143,6 +178,35 @@ def _query(table: ImageTable, found: Retrieval, pictures: Pictures, names: NDArr
     ]
     precision = [float(look.scores.average_precision[place]) for look in (found.models[0], found.models[-1])]
     return Query(pictures.add(table, row), str(names[place]), table.describe(row), neighbors, *precision)
+
+
+def _worst_classes(table: ImageTable, found: Retrieval, pictures: Pictures, names: NDArray[np.str_]) -> list[ClassRow]:
+    first, last = found.models[0], found.models[-1]
+    labels = torch.from_numpy(found.labels)
+    before, after = (class_scores(look.scores, labels, recall_at=table.recall_at) for look in (first, last))
+    rows = []
+    for at in after.values["map@r"].argsort()[:_WORST].tolist():
+        label = int(after.label[at])
+        own = np.flatnonzero(found.labels == label)
+        wrong = own[found.labels[last.nearest[own]] != label]
+        others, counts = np.unique(found.labels[last.nearest[wrong]], return_counts=True)
+        example = None
+        if len(wrong):
+            taken = others[counts.argmax()]
+            example = wrong[found.labels[last.nearest[wrong]] == taken][0]
+        rows.append(
+            ClassRow(
+                table.classes[label],
+                len(own),
+                float(before.values["map@r"][at]),
+                float(after.values["map@r"][at]),
+                "" if example is None else str(names[last.nearest[example]]),
+                int(counts.max(initial=0)),
+                None if example is None else pictures.add(table, int(found.rows[example])),
+                None if example is None else pictures.add(table, int(found.rows[last.nearest[example]])),
+            )
+        )
+    return rows
 
 
 def _assess(models: list[Model], found: Retrieval, recall_at: tuple[int, ...]) -> list[Assessed]:
