@@ -20,6 +20,7 @@ from stml_semi.run_folder.log import (
 )
 from stml_semi.run_folder.verdict import verdict
 from stml_semi.runtime.terminal_text import PlainConsole, lines_table, visible
+from stml_semi.search.duplicates import Group
 from stml_semi.search.query import Answer
 from stml_semi.training.preflight.costs import Finding
 from stml_semi.training.run import Result
@@ -140,6 +141,16 @@ def print_answers(answers: Sequence[Answer]) -> None:
         for rank, hit in enumerate(answer.hits, 1):
             table.add_row(str(rank), f"{hit.similarity:.4f}", str(hit.row), Text(visible(hit.image)))
         console.print(table)
+
+
+def print_groups(groups: Sequence[Group]) -> None:
+    """Groups of near-duplicates, each with the image to keep first."""
+    for number, group in enumerate(groups, 1):
+        print(f"group {number}: {len(group.rows)} images")
+        for place, (row, image, cosine) in enumerate(zip(group.rows, group.images, group.cosines, strict=True)):
+            print(f"  {f'{cosine:.4f}' if place else 'keep  '} {visible(image)} (row {row})")
+    redundant = sum(len(group.rows) - 1 for group in groups)
+    print(f"{_counted(len(groups), 'group')}, {_counted(redundant, 'redundant image')}")
 
 
 def print_plan(plan: dict[str, str]) -> None:

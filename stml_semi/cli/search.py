@@ -87,6 +87,8 @@ def search(
             from stml_semi.search.answers_page import write_page
 
             write_page(html, index, answers)
+    if html and is_main():
+        print(f"{html}: a page with all images in it", file=sys.stderr)
     if as_json:
         print(json.dumps([{"query": a.query, "hits": [hit._asdict() for hit in a.hits]} for a in answers]))
         return
@@ -126,26 +128,36 @@ def browse(
 def dedup(
     index: Annotated[str, typer.Option(help="Folder that `embed` wrote.")],
     threshold: Annotated[float, typer.Option(help="Cosine from which two images are near-duplicates.")] = 0.97,
+    html: Annotated[str | None, typer.Option(help="Write a page with the images of the largest groups.")] = None,
+    csv: Annotated[str | None, typer.Option(help="Write a list of what to keep and what to remove.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of text.")] = False,
 ) -> None:
-    """List groups of near-duplicates in an index, largest first.
+    """List groups of near-duplicates in an index, largest first: an image to keep, and those that are near to it.
 
-    Example: stml-semi dedup --index index --threshold 0.98
+    Example: stml-semi dedup --index index --threshold 0.98 --html duplicates.html --csv duplicates.csv
     """
     with one_line_errors():
         quiet_libraries()
-        from stml_semi.search.duplicates import find_duplicates
+        from stml_semi.search.duplicates import as_csv, find_duplicates
 
         groups = find_duplicates(index, threshold=threshold)
+        if html:
+            from stml_semi.search.answers_page import write_groups
+
+            write_groups(html, index, groups)
+        if csv:
+            from pathlib import Path
+
+            from stml_semi.runtime.failures import writing
+            from stml_semi.runtime.files import write_text
+
+            with writing("--csv", Path(csv)):
+                write_text(Path(csv), as_csv(groups))
     if as_json:
         print(json.dumps([group._asdict() for group in groups]))
         return
-    from stml_semi.runtime.terminal_text import visible
+    from stml_semi.cli.printing import print_groups
 
-    for number, group in enumerate(groups, 1):
-        print(f"group {number}: {len(group.rows)} images")
-        print(
-            "".join(f"  {visible(image)} (row {row})\n" for row, image in zip(group.rows, group.images, strict=True)),
-            end="",
-        )
-    print(f"{len(groups)} groups, {sum(len(group.rows) - 1 for group in groups)} images more than needed")
+    print_groups(groups)
+    for written in filter(None, (html, csv)):
+        print(written)

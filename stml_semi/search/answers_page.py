@@ -1,5 +1,6 @@
 """The answers of a search as one self-contained HTML page with pictures."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +11,13 @@ from stml_semi.data.thumbnails import thumbnail
 from stml_semi.runtime.failures import writing
 from stml_semi.runtime.files import write_text
 from stml_semi.runtime.templates import render
+from stml_semi.search.duplicates import Group
 from stml_semi.search.index import Index
-from stml_semi.search.query import Answer, indexed_source, open_indexed
+from stml_semi.search.query import Answer, Hit, indexed_source, open_indexed
 
 _SIDE = 160
+_MOST_GROUPS, _MOST_HITS = 200, 100
+"""On a page, which holds its images itself."""
 
 
 class Shown(NamedTuple):
@@ -43,14 +47,37 @@ def write_page(path: str, folder: str, answers: Sequence[Answer]) -> None:
         BadInput: the file cannot be written.
         RunFailed: the disk is full.
     """
-    index = Index.open(folder)
+    _write(path, Index.open(folder), answers, heading="Nearest images", query="Query")
+
+
+def write_groups(path: str, folder: str, groups: Sequence[Group]) -> None:
+    """Writes the same page of near-duplicates: the largest groups, each with the image to keep first.
+
+    Args:
+        path: the HTML file.
+        folder: the index.
+        groups: of `find_duplicates`.
+
+    Raises:
+        BadInput: the file cannot be written.
+        RunFailed: the disk is full.
+    """
+    answers = [
+        Answer(group.images[0], group.rows[0], list(map(Hit, group.rows[1:], group.images[1:], group.cosines[1:])))
+        for group in groups[:_MOST_GROUPS]
+    ]
+    more = f": the {_MOST_GROUPS} largest of {len(groups):,} groups" if len(groups) > _MOST_GROUPS else ""
+    _write(path, Index.open(folder), answers, heading=f"Near-duplicates{more}", query="Keep")
+
+
+def _write(path: str, index: Index, answers: Sequence[Answer], *, heading: str, query: str) -> None:
     table = open_indexed(index)
     sections = [
         Section(
-            Shown(_of_query(index, table, answer), answer.query),
+            Shown(_of_query(index, table, answer), _called(index, answer.image, answer.row)),
             [
-                Shown(_of_row(index, table, hit.row), f"{hit.similarity:.3f} {hit.image} (row {hit.row})")
-                for hit in answer.hits
+                Shown(_of_row(index, table, hit.row), f"{hit.similarity:.3f} {_called(index, hit.image, hit.row)}")
+                for hit in answer.hits[:_MOST_HITS]
             ],
         )
         for answer in answers
@@ -58,14 +85,24 @@ def write_page(path: str, folder: str, answers: Sequence[Answer]) -> None:
     page = render(
         "search/answers.html",
         {
-            "title": f"{index.info.data}, {index.info.num_rows:,} pictures",
+            "title": f"{Path(index.info.data).name}, {index.info.num_rows:,} images",
+            "heading": heading,
+            "query": query,
             "kind": "search",
-            "model": index.info.model,
+            "model": Path(index.info.model).name if os.path.isabs(index.info.model) else index.info.model,
             "sections": sections,
         },
     )
     with writing("--html", Path(path)):
         write_text(Path(path), page)
+
+
+def _called(index: Index, image: str, row: int | None) -> str:
+    """An image on the page, which may be shown to others: folders of this machine are left out."""
+    if os.path.isabs(image):
+        inside = os.path.relpath(image, index.info.data) if os.path.isabs(index.info.data) else ""
+        image = os.path.basename(image) if not inside or inside.startswith("..") else inside
+    return image if row is None else f"{image} (row {row})"
 
 
 def _of_query(index: Index, table: ImageTable | None, answer: Answer) -> str | None:

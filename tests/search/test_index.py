@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.command_line import call
 from helpers.pictures import write_pictures
 from helpers.real_runs import cli
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from stml_semi import load
 from stml_semi.neighbors import nearest_neighbors
 from stml_semi.runtime.errors import BadInput
-from stml_semi.search.duplicates import find_duplicates
+from stml_semi.search.duplicates import _around_kept, as_csv, find_duplicates
 from stml_semi.search.embed import embed_source
 from stml_semi.search.index import FORMATS, Index, IndexInfo, Part
 from stml_semi.search.query import search
@@ -210,15 +213,19 @@ def test_missing_faiss_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part_size", [1, 7, 1000])
-def test_dedup_finds_connected_groups(tmp_path, part_size):
+def test_dedup_keeps_one_image_near_to_all_that_may_go(tmp_path, part_size):
     embeddings = torch.eye(60)
     embeddings[[5, 17, 40]] = embeddings[2].clone()
     # 9 - 30 - 41 is a chain whose ends are not alike.
     embeddings[30] = embeddings[9] + 0.2 * embeddings[50]
     embeddings[41] = embeddings[9] + 0.4 * embeddings[50]
     groups = find_duplicates(made_up(tmp_path / "index", embeddings, part_size), threshold=0.975)
-    assert [group.rows for group in groups] == [[2, 5, 17, 40], [9, 30, 41]]
-    assert groups[1].images == ["9.png", "30.png", "41.png"]
+    assert [group.rows for group in groups] == [[2, 5, 17, 40], [9, 30]]
+    assert groups[1].images == ["9.png", "30.png"]
+    assert groups[0].cosines == pytest.approx([1, 1, 1, 1])
+    assert groups[1].cosines == pytest.approx([1, 1 / 1.04**0.5])
+    assert as_csv(groups).splitlines()[-1] == "remove,30.png,30,2,9.png,0.980581"
+    assert as_csv(groups).splitlines()[5] == "keep,9.png,9,2,9.png,1.000000"
     for wrong in (0, 1.1, float("nan")):
         with pytest.raises(ValueError, match="--threshold"):
             find_duplicates(str(tmp_path / "index"), threshold=wrong)
@@ -252,9 +259,39 @@ def test_the_commands_together(monkeypatch, capsys, photos, tmp_path):
     assert page.count("data:image/webp;base64,") == 8
     assert "http" not in page
     code, out, _ = call(monkeypatch, capsys, "dedup", "--index", "index", "--threshold", "0.99999", "--json")
-    assert [group["images"] for group in json.loads(out)] == [[str(query), "photos/3/again.png"]]
+    (group,) = json.loads(out)
+    assert group["images"] == [str(query), "photos/3/again.png"]
+    kept, copy = group["rows"]
     code, out, _ = call(monkeypatch, capsys, "dedup", "--index", "index", "--threshold", "0.99999")
-    assert "1 groups, 1 images more than needed" in out
+    assert out.splitlines() == [
+        "group 1: 2 images",
+        f"  keep   {query} (row {kept})",
+        f"  1.0000 photos/3/again.png (row {copy})",
+        "1 group, 1 redundant image",
+    ]
+    flags = ["--threshold", "0.99999", "--html", "twice.html", "--csv", "twice.csv"]
+    code, out, _ = call(monkeypatch, capsys, "dedup", "--index", "index", *flags)
+    assert out.splitlines()[-2:] == ["twice.html", "twice.csv"]
+    page = (tmp_path / "twice.html").read_text()
+    assert page.count("data:image/webp;base64,") == 2
+    assert f"Keep: photos/2/0.png (row {kept})" in page
+    assert [line.split(",")[:2] for line in (tmp_path / "twice.csv").read_text().splitlines()[1:]] == [
+        ["keep", str(query)],
+        ["remove", "photos/3/again.png"],
+    ]
+
+
+@given(st.integers(2, 24), st.floats(0.3, 0.99), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_what_may_go_is_near_to_what_stays_and_what_stays_is_apart(rows, threshold, seed):
+    embeddings = F.normalize(torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed)), dim=1)
+    groups = [near.tolist() for near, _ in _around_kept(embeddings, threshold)]
+    cosines = embeddings @ embeddings.T
+    gone = {row for group in groups for row in group[1:]}
+    kept = sorted(set(range(rows)) - gone)
+    assert len(gone) == sum(len(group) - 1 for group in groups)
+    assert all(cosines[group[0], row] >= threshold - 1e-5 for group in groups for row in group)
+    assert all(cosines[a, b] < threshold + 1e-5 for a in kept for b in kept if a < b)
 
 
 def test_a_page_without_its_pictures_still_names_them(photos, tmp_path):
@@ -265,7 +302,7 @@ def test_a_page_without_its_pictures_still_names_them(photos, tmp_path):
     photos.rename(tmp_path / "<b>moved")
     write_page(str(tmp_path / "page.html"), str(tmp_path / "index"), answers)
     page = (tmp_path / "page.html").read_text()
-    assert page.count("no picture") == 3
+    assert page.count("no image") == 3
     with pytest.raises(ValueError, match="--html"):
         write_page(str(tmp_path / "no" / "page.html"), str(tmp_path / "index"), answers)
 

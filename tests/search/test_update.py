@@ -228,7 +228,7 @@ def test_a_changed_image_is_not_shown_as_the_one_that_was_embedded(photos, tmp_p
         finder.thumbnail(2)
     assert finder.thumbnail(3).data
     write_page(str(tmp_path / "page.html"), index, answers)
-    assert (tmp_path / "page.html").read_text().count("no picture") == 1
+    assert (tmp_path / "page.html").read_text().count("no image") == 1
 
 
 @pytest.mark.parametrize("format", ["safetensors", "npy"])
