@@ -101,10 +101,13 @@ def quiet_libraries() -> None:
     """Bars and advice of the libraries underneath are not about what the user asked for."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from datasets.utils.logging import disable_progress_bar
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # Importing it to say so takes two seconds.
+    if "datasets" in sys.modules:
+        from datasets import disable_progress_bars
+
+        disable_progress_bars()
     from transformers.utils import logging as transformers_logging
 
-    disable_progress_bar()
     transformers_logging.disable_progress_bar()
 
 
