@@ -88,6 +88,16 @@ def test_an_uploaded_picture_gets_its_neighbors_and_leaves_nothing(folder, serve
     assert sorted(path for path in folder.rglob("*")) == before
 
 
+def test_a_request_says_how_many_neighbors_it_wants(folder, server):
+    assert [len(json.loads(Reply(server, "GET", f"/row/0{query}").body)["hits"]) for query in ("", "?k=5")] == [3, 5]
+    body = (folder / "photos" / "2" / "1.png").read_bytes()
+    reply = Reply(server, "POST", "/search?k=7", body, Content_Type="image/png")
+    assert len(json.loads(reply.body)["hits"]) == 7
+    for wrong in ("?k=0", "?k=201", "?k=x", "?k=1&k=2", "?n=3", "?k=" + 9 * "9"):
+        reply = Reply(server, "GET", f"/row/0{wrong}")
+        assert (reply.status, reply.error) == (400, "k is a number from 1 to 200")
+
+
 def test_pictures_are_served_by_row_and_only_as_pictures(server):
     reply = Reply(server, "GET", "/picture/0")
     assert (reply.status, reply.headers["Content-Type"]) == (200, "image/webp")
@@ -225,7 +235,7 @@ def test_an_index_without_its_pictures_still_answers(folder, tmp_path):
     with pytest.raises(BadImage):
         finder.by_picture(b"")
     with serve(finder, "127.0.0.1", 0) as server:
-        assert "no longer where they were" in server.pages["/"].body.decode()
+        assert "indexed images have moved or are gone" in server.pages["/"].body.decode()
 
 
 def test_who_can_reach_it():

@@ -113,7 +113,14 @@ def test_the_browse_page_reads_well_everywhere(chromium, site):
     url, pictures = site
     for scheme, width in zip(SCHEMES, WIDTHS, strict=True):
         tab = Tab(chromium, url, scheme=scheme, width=width)
+        tab.page.wait_for_load_state("networkidle")
         tab.check()
+        tab.page.locator(".samples a").first.click()
+        tab.page.wait_for_selector(".answers li")
+        assert not tab.page.locator(".samples").is_visible()
+        tab.page.go_back()
+        tab.page.locator(".samples").wait_for()
+        assert not tab.page.locator(".answers").is_visible()
         tab.page.set_input_files("#file", pictures / "c" / "2.png")
         tab.page.wait_for_selector(".answers li")
         tab.page.wait_for_load_state("networkidle")
@@ -134,7 +141,12 @@ def test_the_browse_page_finds_and_explains_by_keyboard(chromium, site, tmp_path
     assert page.locator(".answers li").first.locator("strong").inner_text() == "1 · cosine 1.000"
     assert "c/2.png" in page.locator(".answers li").first.inner_text()
 
-    tab.focus(".answers button >> nth=2")
+    tab.focus(".answers .enlarge >> nth=1")
+    page.keyboard.press("Enter")
+    assert page.locator("#enlarged").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator("#enlarged").is_visible()
+    tab.focus(".answers .more >> nth=2")
     page.keyboard.press("Enter")
     status.filter(has_text="neighbors of row").wait_for()
     assert page.evaluate("document.activeElement.id") == "answers"
@@ -145,6 +157,13 @@ def test_the_browse_page_finds_and_explains_by_keyboard(chromium, site, tmp_path
     page.keyboard.press("Enter")
     status.filter(has_text="neighbors of row 7").wait_for()
     assert tab.said == []
+    assert page.url.endswith("#row=7&k=6")
+    page.select_option(".count select", "10")
+    status.filter(has_text="10 neighbors of row 7").wait_for()
+    page.go_back()
+    status.filter(has_text="6 neighbors of row 7").wait_for()
+    page.goto(page.url)  # A bookmark.
+    status.filter(has_text="6 neighbors of row 7").wait_for()
 
     (tmp_path / "notes.txt").write_text("no picture")
     page.set_input_files("#file", tmp_path / "notes.txt")
@@ -166,7 +185,7 @@ def test_the_page_of_a_search_reads_well(chromium, finished_run, tmp_path):
         tab = Tab(chromium, (tmp_path / "page.html").as_uri(), scheme=scheme, width=width)
         tab.check()
         assert tab.page.locator(".answers li").count() == 16
-        assert tab.page.locator("h2").all_inner_texts()[0] == f"Query: {query}"
+        assert tab.page.locator("h2").all_inner_texts()[0] == "Query: a/0.png"
         tab.page.close()
 
 

@@ -34,6 +34,8 @@ def fixed_pages(finder: Finder) -> dict[str, Answer]:
             "title": finder.title,
             "kind": "browse",
             "k": finder.k,
+            "counts": sorted({finder.k, 10, 20, 50, 100}),
+            "samples": finder.samples,
             "has_pictures": finder.table is not None,
             "max_bytes": MAX_BYTES,
             "formats": ", ".join(FORMATS),

@@ -5,6 +5,7 @@ import threading
 from pathlib import PurePath
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,9 @@ _MOST_DECODED = 350_000_000
 _DECODED_AT_ONCE = min(4, os.cpu_count() or 1)
 """Images: each may take as much memory as all the rest."""
 _SIDE = 256
+_SAMPLES = 12
+MOST_NEIGHBORS = 200
+"""That a page asks for."""
 _MOST_BYTES_IN_MEMORY = 2 * 2**30
 
 
@@ -64,11 +68,20 @@ class Finder:
         """What is searched, in a few words."""
         return f"{PurePath(self.index.info.data).name}, {self.index.info.num_rows:,} pictures"
 
-    def by_picture(self, data: bytes) -> list[ShownHit]:
+    @property
+    def samples(self) -> list[int]:
+        """Rows to start from, evenly spaced, of a large index from its first part; [] if the images are gone."""
+        if self.table is None:
+            return []
+        rows = np.concatenate([part.rows for part in self._parts or [self.index.part(0)]])
+        return rows[np.unique(np.linspace(0, len(rows) - 1, _SAMPLES).astype(int))].tolist() if len(rows) else []
+
+    def by_picture(self, data: bytes, k: int | None = None) -> list[ShownHit]:
         """Neighbors of an uploaded picture.
 
         Args:
             data: the encoded picture.
+            k: how many; default: as the finder was made for.
 
         Raises:
             BadImage: it is of no known format, damaged, or too large.
@@ -79,10 +92,14 @@ class Finder:
         except BadImage as error:
             raise BadImage(f"{error}; this page takes {', '.join(FORMATS)}") from None
         with self._lock:
-            return self._nearest(torch.from_numpy(self.retriever.encode([picture])), -1)
+            return self._nearest(torch.from_numpy(self.retriever.encode([picture])), -1, k)
 
-    def by_row(self, row: int) -> list[ShownHit]:
+    def by_row(self, row: int, k: int | None = None) -> list[ShownHit]:
         """Neighbors of a row of the index, itself left out.
+
+        Args:
+            row: of the index.
+            k: as of `by_picture`.
 
         Raises:
             LookupError: no such row, or its picture could not be read when the index was made.
@@ -93,7 +110,7 @@ class Finder:
             if row not in found:
                 reason = ": its picture could not be read" if row < self.index.info.num_rows else ""
                 raise LookupError(f"the index has no row {row}{reason}")
-            return self._nearest(found[row].embedding[None], row)
+            return self._nearest(found[row].embedding[None], row, k)
 
     def thumbnail(self, row: int) -> Thumbnail:
         """A row's image, made small.
@@ -111,9 +128,9 @@ class Finder:
         except (BadImage, OSError) as error:  # OSError: a table whose file is gone.
             raise LookupError(f"the picture of row {row} cannot be read ({one_line(error)})") from None
 
-    def _nearest(self, query: Tensor, own: int) -> list[ShownHit]:
+    def _nearest(self, query: Tensor, own: int, k: int | None) -> list[ShownHit]:
         parts = self.index.parts() if self._parts is None else self._parts
-        (hits,) = nearest_rows(parts, query, torch.tensor([own]), self.k)
+        (hits,) = nearest_rows(parts, query, torch.tensor([own]), k or self.k)
         return [_shown(hit) for hit in hits]
 
 

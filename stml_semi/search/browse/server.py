@@ -21,7 +21,7 @@ from stml_semi.data.images import BadImage
 from stml_semi.runtime.errors import BadInput
 from stml_semi.search.browse.answers import Answer, fixed_pages, json_answer, neighbors_answer
 from stml_semi.search.browse.connections import Arriving, Room
-from stml_semi.search.browse.finder import FORMATS, MAX_BYTES, Finder
+from stml_semi.search.browse.finder import FORMATS, MAX_BYTES, MOST_NEIGHBORS, Finder
 
 _SECONDS = 30.0
 """For a whole request to arrive, and for its answer to be taken."""
@@ -132,6 +132,20 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _count(query: str) -> int | None:
+    """How many neighbors a request asks for; None if it does not say.
+
+    Raises:
+        Refused: what it says is no such number.
+    """
+    if not query:
+        return None
+    found = re.fullmatch(r"k=(\d{1,4})", query, re.ASCII)
+    if not found or not 1 <= int(found[1]) <= MOST_NEIGHBORS:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"k is a number from 1 to {MOST_NEIGHBORS}")
+    return int(found[1])
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer  # pyright: ignore[reportIncompatibleVariableOverride]
     server_version, sys_version = "stml-semi", ""
@@ -172,11 +186,12 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _respond
 
     def _answer(self) -> Answer:
-        path = urlsplit(self.path).path if self.path.startswith("/") else ""
+        asked = urlsplit(self.path)
+        path = asked.path if self.path.startswith("/") else ""
         self._check_sender(path)
         if path == "/search":
             self._check_method("POST")
-            return self._search()
+            return self._search(_count(asked.query))
         known = _ROW.fullmatch(path)
         if not known and path not in self.server.pages:
             raise Refused(HTTPStatus.NOT_FOUND, "there is no such page")
@@ -184,12 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
         if not known:
             return self.server.pages[path]
         with self.server.places.working(self.connection):
-            return self._of_row(known[1], int(known[2]))
+            return self._of_row(known[1], int(known[2]), _count(asked.query))
 
-    def _of_row(self, what: str, row: int) -> Answer:
+    def _of_row(self, what: str, row: int, k: int | None) -> Answer:
         try:
             if what == "row":
-                return neighbors_answer(self.server.finder.by_row(row))
+                return neighbors_answer(self.server.finder.by_row(row, k))
             return Answer(*self.server.finder.thumbnail(row))
         except LookupError as error:
             raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
@@ -211,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.METHOD_NOT_ALLOWED, f"{self.command} is not allowed here, only {allow}", allow=allow
             )
 
-    def _search(self) -> Answer:
+    def _search(self, k: int | None) -> Answer:
         kind = self.headers.get_content_type()
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"\d{1,15}", length, re.ASCII):
@@ -228,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not kind.startswith("image/"):
                 raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"not an image ({', '.join(FORMATS)})")
             with places.working(self.connection), uploads.working(self.connection):
-                return neighbors_answer(self.server.finder.by_picture(data))
+                return neighbors_answer(self.server.finder.by_picture(data, k))
         except BadImage as error:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
         finally:
