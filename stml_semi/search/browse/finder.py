@@ -66,7 +66,7 @@ class Finder:
     @property
     def title(self) -> str:
         """What is searched, in a few words."""
-        return f"{PurePath(self.index.info.data).name}, {self.index.info.num_rows:,} pictures"
+        return f"{PurePath(self.index.info.data).name}, {self.index.info.num_rows:,} images"
 
     @property
     def samples(self) -> list[int]:
