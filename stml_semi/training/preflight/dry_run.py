@@ -1,5 +1,6 @@
 """What a run would do: its plan and its needs, without taking a step."""
 
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -198,7 +199,9 @@ def _amount(size: float) -> str:
 
 def _bytes_kept(embedder: Embedder, size: tuple[int, int]) -> float:
     """What the backward pass needs to keep of one image, in float32; measured on two gray ones."""
-    own = {p.untyped_storage().data_ptr() for p in embedder.parameters()}
+    # A copy: the forward counts in BatchNorm, and its graph may hold on to parameters that are moved later.
+    model = copy.deepcopy(embedder, {id(p): p for p in embedder.parameters() if not p.requires_grad}).train()
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
     def pack(x: Any) -> Any:
@@ -207,13 +210,8 @@ def _bytes_kept(embedder: Embedder, size: tuple[int, int]) -> float:
             kept[storage.data_ptr()] = storage.nbytes()
         return x
 
-    training, buffers = embedder.training, [buffer.clone() for buffer in embedder.buffers()]
-    embedder.train()
     with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        alive = embedder._embed(torch.zeros(2, 3, *size))
-    embedder.train(training)
-    for buffer, before in zip(embedder.buffers(), buffers, strict=True):
-        buffer.copy_(before)  # BatchNorm has counted the gray images.
+        alive = model._embed(torch.zeros(2, 3, *size))
     del alive
     return sum(kept.values()) / 2
 
