@@ -59,7 +59,7 @@ def difference(gain: Mapping[str, Sequence[float]], other: str) -> Verdict:
         other: what the other model is called.
     """
     parts: dict[_Level, list[str]] = {"better": [], "worse": [], "unclear": []}
-    for metric in METRICS:
+    for metric in filter(gain.__contains__, METRICS):
         mean, low, high = gain[metric]
         kind: _Level = "better" if low > 0 else "worse" if high < 0 else "unclear"
         parts[kind].append(_unclear(metric, mean, low, high) if kind == "unclear" else _clear(metric, mean, low, high))
