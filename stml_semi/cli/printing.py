@@ -26,7 +26,6 @@ from stml_semi.search.query import Answer
 from stml_semi.training.preflight.costs import Finding
 from stml_semi.training.run import Result
 
-_GAP = 2
 _STYLES = {"better": "bold green", "unclear": "yellow", "worse": "bold red"}
 
 
@@ -84,23 +83,29 @@ def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
             pairs = (tuple(100 * bound for bound in intervals[key]) for key in keys)
             lines.append([f"{scores['confidence']:g}% interval", *(f"{low:.1f}-{high:.1f}" for low, high in pairs)])
     columns = list(zip(*lines, strict=True))
-    if sum(max(map(cell_len, column)) + _GAP for column in columns) > console.width:
-        lines = list(map(list, columns))
-    table = _table(visible(title))
+    if _width(columns, 1) > max(console.width, _width(lines, 1)):
+        columns, lines = lines, list(map(list, columns))
+    table = _table(visible(title), dense=_width(columns, 2) > console.width)
     for place, heading in enumerate(lines[0]):
         # The name of a split is no emoji (":train:"), nor are brackets in a path markup.
         table.add_column(Text(heading), justify="right" if place else "left", overflow="fold")
     for line in lines[1:]:
         table.add_row(*map(Text, line), style="dim" if line[0].endswith("% interval") else "")
     console.print(table)
+    console.print()
     for sentence in left_out(first):
         console.print(f"warning: {sentence}", style="yellow", soft_wrap=True)
 
 
-def _table(title: str) -> Table:
-    """Six columns of scores fit 80 columns of a terminal, with `_GAP` between them."""
-    look = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False}
-    return Table(title=Text(title), title_justify="left", title_style="bold", **look)
+def _width(columns: Sequence[Sequence[str]], gap: int) -> int:
+    """Of a table in characters, with so many between the columns."""
+    return sum(max(map(cell_len, column)) + gap for column in columns) - gap
+
+
+def _table(title: str, *, dense: bool = False) -> Table:
+    """A table with two characters between its columns, or with one."""
+    look = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False, "show_edge": False}
+    return Table(title=Text(title), title_justify="left", title_style="bold", padding=(0, 0 if dense else 1), **look)
 
 
 def left_out(line: dict[str, Any]) -> list[str]:

@@ -63,3 +63,13 @@ def test_more_metrics_than_fit_are_lines(monkeypatch, capsys):
     assert ["model", "95%", "interval"] in lines
     assert ["recall@10000000", "50.0", "25.0-35.0"] in lines
     assert ["MAP@R", "30.0", "25.0-35.0"] in lines
+
+
+def test_long_names_and_six_scores_fit_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    print_scores("birds", {"student": SCORES, "25% student + 75% frozen *": SCORES, "frozen backbone": SCORES})
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 80
+    assert ["25%", "student", "+", "75%", "frozen", "*", *["50.0", "60.0", "70.0", "80.0", "40.0", "30.0"]] in map(
+        str.split, shown
+    )

@@ -224,7 +224,12 @@ def test_runs_are_compared_query_by_query():
 
     def look(precision: torch.Tensor) -> Searched:
         scores = QueryScores(precision[:, None], precision, precision, torch.full((40,), 4))
-        return Searched(scores, np.zeros((0, 1)), np.zeros(40), Projected(np.zeros((0, 2)), ("", ""), ""))
+        return Searched(
+            scores,
+            np.zeros((0, 1), dtype=np.int64),
+            np.zeros(40, dtype=np.int64),
+            Projected(np.zeros((0, 2)), ("", ""), ""),
+        )
 
     noise = torch.rand(40, generator=torch.Generator().manual_seed(0)).double() / 2
     looks = [look(noise), look(noise + 0.1), look(noise + 0.3 + 0.01 * truth)]
