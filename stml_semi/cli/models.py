@@ -62,7 +62,7 @@ def evaluate(
     else:
         from stml_semi.cli.printing import print_scores, print_worst_classes
 
-        title = f"{line['data']}: {line['num_queries']} queries among {line['num_gallery']} images"
+        title = f"{line['data']}: {line['num_queries']:,} queries among {line['num_gallery']:,} images"
         print_scores(title, {model: line})
         if per_class:
             print_worst_classes(line["per_class"])

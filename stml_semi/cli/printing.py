@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -35,13 +36,13 @@ def print_result(result: Result) -> None:
     candidates, choice = candidate_rows(log), exported(log)
     step = 0 if choice is None else choice.step
     if candidates:
-        title = f"{candidates[0]['data']}: {candidates[0]['num_queries']} queries; these chose the exported model (*)"
+        title = f"{candidates[0]['data']}: {candidates[0]['num_queries']:,} queries; these chose the exported model (*)"
         print_scores(title, {candidate_name(line): line for line in candidates})
     tested = [line for line in result.lines if not is_validation(line)]
     for data, lines in itertools.groupby(tested, key=lambda line: line["data"]):
         last = {line["model"]: line for line in lines if line["step"] <= step}
         line = next(iter(last.values()))
-        title = "; ".join([f"{data}: {line['num_queries']} queries", *([result.claim] if result.claim else [])])
+        title = "; ".join([f"{data}: {line['num_queries']:,} queries", *([result.claim] if result.claim else [])])
         print_scores(title, {result_name(line): line for line in last.values()})
     if not tested:
         console.print(
@@ -49,54 +50,72 @@ def print_result(result: Result) -> None:
             "0.5, to see recall and MAP@R."
         )
     if found := verdict(log, result.claim):
-        console.print(found.text, style=_STYLES[found.level])
+        PlainConsole().print(Text(visible(found.text), style=_STYLES[found.level]))
     _print_next_steps(result)
 
 
 def _print_next_steps(result: Result) -> None:
-    """Where things are, and what one does with them."""
-    folder, model = result.folder.path, result.folder.model
-    report = {"report": str(result.folder.report)} if result.folder.report.is_file() else {}
-    run, console = shlex.quote(str(folder)), PlainConsole(soft_wrap=True)
-    console.print(lines_table({"model": str(model), **report}))
+    """Where things are, and what one does with them. Paths and commands are not broken: they are there to be copied."""
+    run, console = shlex.quote(str(result.folder.path)), PlainConsole(soft_wrap=True)
+    places = {"model": result.folder.model, "report": result.folder.report}
+    console.print()
+    for name, path in places.items():
+        if path.exists():
+            console.print(Text.assemble((f"{name:7} ", "bold"), visible(path)))
     for command, purpose in (
-        (f"stml-semi embed --model {run} --data IMAGES --output index", "index a folder of images"),
-        ("stml-semi search --index index QUERY.jpg --html answers.html", "find the nearest ones"),
-        (f"stml-semi push {run} USER/NAME --private", "share the model on the Hugging Face hub"),
+        (f"embed --model {run} --data IMAGES --output index", "Index a folder of images"),
+        ("search --index index QUERY.jpg --html answers.html", "Find the nearest ones"),
+        (f"push {run} USER/NAME --private", "Share the model on the Hugging Face hub"),
     ):
-        console.print(f"  {command}  # {purpose}", style="dim")
+        console.print(Text(f"# {purpose}", style="dim"))
+        console.print(Text(visible(f"stml-semi {command}")))
 
 
 def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
-    """A table of metrics, in percent."""
+    """A table of metrics, in percent: a line for each model, or for each metric where the terminal is too narrow."""
     first = next(iter(rows.values()))
     keys = score_keys(first)
-    table = _table(visible(title))
-    table.add_column("", no_wrap=True)
-    for key in keys:
-        table.add_column(score_title(key), justify="right")
+    console = PlainConsole()
+    lines = [["", *map(score_title, keys)]]
     for name, scores in rows.items():
-        table.add_row(Text(visible(name)), *(f"{100 * scores[key]:.1f}" for key in keys))
+        lines.append([visible(name), *(f"{100 * scores[key]:.1f}" for key in keys)])
         if intervals := scores.get("intervals"):
             pairs = (tuple(100 * bound for bound in intervals[key]) for key in keys)
-            label = f"{scores['confidence']:g}% interval"
-            table.add_row(Text(label), *(f"{low:.1f}-{high:.1f}" for low, high in pairs), style="dim")
-    # The name of a split is no emoji (":train:"), nor are brackets in a path markup.
-    console = PlainConsole()
+            lines.append([f"{scores['confidence']:g}% interval", *(f"{low:.1f}-{high:.1f}" for low, high in pairs)])
+    columns = list(zip(*lines, strict=True))
+    if _width(columns, 1) > max(console.width, _width(lines, 1)):
+        columns, lines = lines, list(map(list, columns))
+    table = _table(visible(title), dense=_width(columns, 2) > console.width)
+    for place, heading in enumerate(lines[0]):
+        # The name of a split is no emoji (":train:"), nor are brackets in a path markup.
+        table.add_column(Text(heading), justify="right" if place else "left", overflow="fold")
+    for line in lines[1:]:
+        table.add_row(*map(Text, line), style="dim" if line[0].endswith("% interval") else "")
     console.print(table)
+    console.print()
     for sentence in left_out(first):
         console.print(f"warning: {sentence}", style="yellow", soft_wrap=True)
 
 
-def _table(title: str) -> Table:
-    """Six columns of scores fit 80 columns of a terminal."""
-    look = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False}
-    return Table(title=Text(title), title_justify="left", title_style="bold", **look)
+def _width(columns: Sequence[Sequence[str]], gap: int) -> int:
+    """Of a table in characters, with so many between the columns."""
+    return sum(max(map(cell_len, column)) + gap for column in columns) - gap
+
+
+def _table(title: str, *, dense: bool = False) -> Table:
+    """A table with two characters between its columns, or with one."""
+    look = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False, "show_edge": False}
+    return Table(title=Text(title), title_justify="left", title_style="bold", padding=(0, 0 if dense else 1), **look)
 
 
 def left_out(line: dict[str, Any]) -> list[str]:
     """Sentences about what the scores of an evaluation line do not speak of."""
     sentences = [f"{sentence}." for sentence in line.get("skipped", ())]
+    if count := line.get("num_trained_classes"):
+        sentences.append(
+            f"Trained classes among these, by name: {count:,}. Their scores say nothing of classes that the model has "
+            "not seen."
+        )
     if count := line.get("num_unreadable"):
         example = next((f", such as {bad['image']} ({bad['reason']})" for bad in line.get("unreadable", ())), "")
         sentences.append(f"{_counted(count, 'unreadable image')} left out{example}.")

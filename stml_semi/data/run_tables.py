@@ -43,7 +43,9 @@ def open_tables(config: TrainConfig) -> Tables:
     Raises:
         BadInput: naming the flag and the fix.
     """
-    labeled, evaluation = _open_with_labels(config, "labeled"), _open_with_labels(config, "eval")
+    labeled, evaluation, validation = open_labeled(config)
+    if evaluation is None:
+        evaluation = _open_with_labels(config, "eval")
     unlabeled = None
     if config.unlabeled:
         unlabeled = open_unlabeled(
@@ -55,13 +57,22 @@ def open_tables(config: TrainConfig) -> Tables:
             seed=config.seed,
             allow_urls=config.allow_urls,
         )
-    if labeled is not None and config.test_classes:
-        labeled, evaluation = split_by_classes(labeled, config.test_classes, config.seed)
-    validation = None
-    if labeled is not None and config.validation_classes:
-        labeled, validation = split_by_classes(labeled, config.validation_classes, config.seed, "validation")
     scored = evaluation or validation
     return Tables(labeled, unlabeled, evaluation, scored.recall_at if scored else (), validation=validation)
+
+
+def open_labeled(config: TrainConfig) -> tuple[ImageTable | None, ImageTable | None, ImageTable | None]:
+    """The labeled images that a run trains on, and those of classes that it keeps for tests and for validation.
+
+    Raises:
+        BadInput: as `open_tables`.
+    """
+    labeled, test, validation = _open_with_labels(config, "labeled"), None, None
+    if labeled is not None and config.test_classes:
+        labeled, test = split_by_classes(labeled, config.test_classes, config.seed)
+    if labeled is not None and config.validation_classes:
+        labeled, validation = split_by_classes(labeled, config.validation_classes, config.seed, "validation")
+    return labeled, test, validation
 
 
 def _open_with_labels(config: TrainConfig, name: str) -> ImageTable | None:

@@ -4,7 +4,6 @@ Importing this module is cheap: every run imports it, and matplotlib is imported
 """
 
 import io
-import itertools
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,32 +13,26 @@ from numpy.typing import NDArray
 
 from stml_semi.report.retrieval.projection import Projected
 from stml_semi.run_folder.log import candidate_rows, evaluations
-from stml_semi.sharing.card_curves import thin
+from stml_semi.sharing.card_curves import begun, thin
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Stand-ins that become colors of the page, which differ between light and dark.
 _INK, _GRID, _SOFT = "#010203", "#010204", "#010205"
-_SERIES = tuple(f"#0102{number:02x}" for number in range(16, 22))
+_SERIES = tuple(f"#0102{number:02x}" for number in range(16, 26))
 _COLORS = {_INK: "currentColor", _GRID: "var(--line)", _SOFT: "var(--soft)"} | {
     c: f"var(--series-{i})" for i, c in enumerate(_SERIES)
 }
 _DASHES = ("-", "--", ":", "-.")
+_BORDERS = ("solid", "dashed", "dotted", "double")
+"""The same in the legend of the page."""
 _SETTINGS: Any = {
     **{"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "path.simplify_threshold": 0.5},
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _INK),
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": _GRID},
     **{"legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.6, "axes.formatter.useoffset": False},
 }
-
-
-class Chart(NamedTuple):
-    """A picture of numbers, and the numbers in words."""
-
-    title: str
-    svg: str
-    text: str
 
 
 class Curve(NamedTuple):
@@ -50,6 +43,32 @@ class Curve(NamedTuple):
     values: Sequence[float]
     color: int
     dash: int
+    run: str = ""
+    """Letter of its run, if there are several."""
+
+    @property
+    def called(self) -> str:
+        """Its name where the run has to be told."""
+        return f"{self.run} {self.name}" if self.run else self.name
+
+
+class Chart(NamedTuple):
+    """A picture of numbers, and the numbers in words."""
+
+    title: str
+    svg: str
+    text: str
+    curves: Sequence[Curve] = ()
+
+
+class Key(NamedTuple):
+    """An entry of the legend of all charts."""
+
+    name: str
+    color: str
+    """A color of the page."""
+    line: str
+    """Style of a border."""
 
 
 class Plan(NamedTuple):
@@ -58,6 +77,8 @@ class Plan(NamedTuple):
     title: str
     keys: dict[str, str]
     """Key of metrics.jsonl -> name of its curve."""
+    color: int = 0
+    """Of the first curve: names in the legend of all charts have a color each."""
 
 
 PLANS = (
@@ -68,7 +89,11 @@ PLANS = (
     Plan("Weight of the unlabeled term", {"unlabeled_weight": "weight"}),
     Plan("Trust: share of the pull between unlabeled images that is right", {"trust": "trust"}),
     Plan("Learning rate", {"lr": "learning rate"}),
-    Plan("Affinity of pairs", {"affinity_p50": "median", "affinity_p90": "90%", "affinity_p99": "99%"}),
+    Plan(
+        "Affinity of pairs",
+        {"affinity_p50": "median", "affinity_p90": "90% quantile", "affinity_p99": "99% quantile"},
+        color=2,
+    ),
     Plan("Effective rank of the embeddings", {"effective_rank": "effective rank"}),
     Plan("Images per second", {"images_per_second": "images/s"}),
 )
@@ -85,13 +110,9 @@ def training_charts(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Chart]:
         curves = []
         for place, lines in enumerate(runs):
             for number, (key, name) in enumerate(plan.keys.items()):
-                found = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
-                # What is zero at first does not exist yet: the unlabeled terms begin after the warm-up.
-                found = list(itertools.dropwhile(lambda point: not point[1], found))
-                if found:
-                    label = f"{letter(place)} {name}" if len(runs) > 1 else name
+                if found := begun(lines, key):
                     steps, values = thin(found)
-                    curves.append(Curve(label, steps, values, place if len(runs) > 1 else number, number))
+                    curves.append(_curve(name, steps, values, number + plan.color, number, place, len(runs)))
         if curves:
             charts.append(draw(plan.title, curves))
     return charts
@@ -118,8 +139,8 @@ def candidate_charts(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Chart]:
         mixed = [line for line in candidate_rows(lines) if line["alpha"] is not None]
         if mixed:
             shares = [100 * line["alpha"] for line in mixed]
-            name = letter(place) if len(runs) > 1 else "MAP@R"
-            curves.append(Curve(name, shares, [100 * line["map@r"] for line in mixed], place, 0))
+            values = [100 * line["map@r"] for line in mixed]
+            curves.append(_curve("MAP@R", shares, values, 0, 0, place, len(runs)))
     title = "MAP@R on validation classes between frozen (0) and student (100), %"
     return [draw(title, curves, marker="o", axis="share of the student's weights, %")] if curves else []
 
@@ -130,10 +151,40 @@ def _score_curves(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> list[Cu
         for number, model in enumerate(("student", "teacher")):
             chosen = [line for line in lines if line["model"] in ("frozen", model) and key in line]
             if any(line["model"] == model for line in chosen):
-                name = f"{letter(place)} {model}" if len(runs) > 1 else model
                 steps, values = [line["step"] for line in chosen], [100 * line[key] for line in chosen]
-                curves.append(Curve(name, steps, values, place if len(runs) > 1 else number, number))
+                curves.append(_curve(model, steps, values, number, number, place, len(runs)))
     return curves
+
+
+def _curve(
+    name: str, steps: Sequence[float], values: Sequence[float], color: int, dash: int, place: int, num_runs: int
+) -> Curve:
+    """Of several runs each has a color, else each curve of a chart."""
+    if num_runs > 1:
+        return Curve(name, steps, values, place, dash, letter(place))
+    return Curve(name, steps, values, color, dash)
+
+
+def chart_keys(charts: Sequence[Chart], letters: Sequence[str]) -> list[Key]:
+    """One legend for all charts: which run a color is, and what lines are, where a chart has several.
+
+    Args:
+        charts: of all runs.
+        letters: of the runs; one that is empty if there is one run.
+    """
+    several = [curve for chart in charts if len({c.name for c in chart.curves}) > 1 for curve in chart.curves]
+    if len(letters) == 1:
+        named = {c.name: Key(c.name, _page_color(c.color), _BORDERS[c.dash % len(_BORDERS)]) for c in several}
+        return list(named.values())
+    keys = [Key(f"run {name}", _page_color(place), _BORDERS[0]) for place, name in enumerate(letters)]
+    for dash in sorted({curve.dash for curve in several}):
+        names = dict.fromkeys(curve.name for curve in several if curve.dash == dash)
+        keys.append(Key(", ".join(names), "var(--ink)", _BORDERS[dash % len(_BORDERS)]))
+    return keys
+
+
+def _page_color(number: int) -> str:
+    return f"var(--series-{number % len(_SERIES)})"
 
 
 def letter(place: int) -> str:
@@ -154,17 +205,16 @@ def draw(title: str, curves: Sequence[Curve], *, marker: str | None = None, axis
         for curve in curves:
             color = _SERIES[curve.color % len(_SERIES)]
             line = _DASHES[curve.dash % len(_DASHES)]
-            axes.plot(curve.steps, curve.values, line, color=color, marker=marker, markersize=4, label=curve.name)
+            axes.plot(curve.steps, curve.values, line, color=color, marker=marker, markersize=4)
         axes.set_xlabel(axis)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        if len(curves) > 1:
-            figure.legend(loc="outside upper right", ncols=min(len(curves), 4))
         svg = page_svg(figure)
     words = [
-        f"{c.name} from {c.values[0]:.3g} at {axis} {c.steps[0]:.0f} to {c.values[-1]:.3g} at {axis} {c.steps[-1]:.0f}"
-        for c in curves
+        f"{curve.called} from "
+        + " to ".join(f"{curve.values[end]:.3g} at {axis} {curve.steps[end]:.0f}" for end in (0, -1))
+        for curve in curves
     ]
-    return Chart(title, svg, f"{title}: {'; '.join(words)}.")
+    return Chart(title, svg, f"{title}: {'; '.join(words)}.", curves)
 
 
 OTHERS = -1

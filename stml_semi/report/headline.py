@@ -38,6 +38,8 @@ class Row(NamedTuple):
     cells: list[Cell]
     gain: list[Cell]
     """Over the frozen backbone; empty for that itself."""
+    versus: list[Cell]
+    """Over the first run's model, where both scored the same images; else empty."""
     exported: bool
     note: str = ""
     """How a candidate compares with the student."""
@@ -89,6 +91,10 @@ def percent(interval: Interval) -> Cell:
     """An interval of a share as a cell."""
     low, high = (_minus(f"{100 * end:.1f}") for end in (interval.low, interval.high))
     return Cell(_minus(f"{100 * interval.mean:.1f}"), f"{low} to {high}")
+
+
+def _signed(interval: Interval) -> Cell:
+    return percent(interval)._replace(value=_minus(f"{100 * interval.mean:+.1f}"))
 
 
 def _minus(number: str) -> str:
@@ -150,7 +156,9 @@ def _row(
             more = assessed.gain.get(key) if assessed and assessed.gain and known else None
             gain.append(Cell(_minus(f"{100 * (value - frozen[key]):+.1f}"), percent(more).interval if more else ""))
     name = candidate_name(line) if "candidate" in line else result_name(line)
-    return Row(place, name, line.get("weights_step", line["step"]), cells, gain, is_exported, _compared(line))
+    found = assessed.versus if assessed and assessed.versus and is_exported else {}
+    versus = [_signed(found[key]) for key in columns if key in found]
+    return Row(place, name, line.get("weights_step", line["step"]), cells, gain, versus, is_exported, _compared(line))
 
 
 def _compared(line: dict[str, Any]) -> str:

@@ -11,17 +11,17 @@ from stml_semi.config import Mark, TrainConfig, fields_that, flag
 from stml_semi.data.run_tables import Tables
 from stml_semi.data.workers import resolve_num_workers
 from stml_semi.metrics import score_title
-from stml_semi.report.charts import candidate_charts, letter, score_charts, training_charts
+from stml_semi.report.charts import candidate_charts, chart_keys, letter, score_charts, training_charts
 from stml_semi.report.headline import headlines, percent
 from stml_semi.report.pictures import Pictures
 from stml_semi.report.retrieval.sample import frozen_backbone
-from stml_semi.report.retrieval.view import Model, RetrievalView, view_retrieval
+from stml_semi.report.retrieval.view import MOST_CLASSES, Model, RetrievalView, view_retrieval
 from stml_semi.report.unlabeled.affinities import affinity_charts
 from stml_semi.report.unlabeled.pool_sample import DUPLICATE
 from stml_semi.report.unlabeled.pool_view import PoolView, view_pool
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.run_folder.log import exported
-from stml_semi.run_folder.verdict import Verdict, verdict
+from stml_semi.run_folder.verdict import Verdict, difference, verdict
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.files import write_text
 from stml_semi.runtime.templates import render
@@ -48,6 +48,20 @@ class Setting(NamedTuple):
     values: list[str]
     differs: bool
     is_default: bool
+
+
+class Comparison(NamedTuple):
+    """A run beside the first one, on the same images."""
+
+    first: str
+    """Its letter."""
+    other: str
+    verdict: Verdict
+    name: str
+    """Of the images."""
+    num_pictures: int
+    complete: bool
+    """Whether these are all images of that name."""
 
 
 class RunView(NamedTuple):
@@ -87,6 +101,10 @@ def write_page(runs: Sequence[ReportedRun], target: Path, *, device: torch.devic
     retrieval = _retrieval_views(runs, pictures, notes, device)
     lines = [run.folder.log.lines() for run in runs]
     views = [_view(place, run, pictures, notes, len(runs), device) for place, run in enumerate(runs)]
+    charts = score_charts(lines) + candidate_charts(lines) + training_charts(lines) + affinity_charts(lines)
+    compared = _comparisons(retrieval)
+    if len({c.other for c in compared}) < len(runs) - 1:
+        notes.append("Runs that were not evaluated on the same images, or have no model, are not compared.")
     text = render(
         "report/page.html",
         {
@@ -96,12 +114,15 @@ def write_page(runs: Sequence[ReportedRun], target: Path, *, device: torch.devic
             "many": len(runs) > 1,
             "notes": notes,
             "headlines": headlines(lines, retrieval),
-            "charts": score_charts(lines) + candidate_charts(lines) + training_charts(lines) + affinity_charts(lines),
+            "compared": compared,
+            "charts": charts,
+            "keys": chart_keys(charts, [view.letter for view in views]),
             "retrieval": retrieval,
             "settings": _settings([run.config for run in runs]),
             "pictures": pictures.uris,
             "letter": letter,
             "duplicate": DUPLICATE,
+            "most_classes": MOST_CLASSES,
         },
         filters={"score_title": score_title, "percent": percent},
     )
@@ -157,6 +178,22 @@ def _models(
     return frozen + trained
 
 
+def _comparisons(retrieval: Sequence[RetrievalView]) -> list[Comparison]:
+    """Every run beside the first one that was evaluated on the same images."""
+    found = []
+    for view in retrieval:
+        letters = [letter(model.run) for model in view.models if model.run is not None]
+        for model in view.models:
+            if model.run is not None and model.versus is not None:
+                said = difference(model.versus, f"run {letters[0]}")
+                text = f"Run {letter(model.run)}: {said.text[:1].lower()}{said.text[1:]}"
+                shown = said._replace(text=text)
+                found.append(
+                    Comparison(letters[0], letter(model.run), shown, view.name, view.num_pictures, view.complete)
+                )
+    return found
+
+
 # ------------------------------------------------------------------ one run
 
 
@@ -182,7 +219,7 @@ def _view(
                 num_workers=resolve_num_workers(None),
             )
         except BadInput as error:
-            notes.append(f"{run.folder.path}: the unlabeled pictures are not shown: {error}.")
+            notes.append(f"{run.folder.path}: the unlabeled images are not shown: {error}.")
     bad = run.folder.log.bad_lines()
     sessions = run.folder.sessions()
     seconds = [session["seconds"] for session in sessions if session["seconds"] is not None]
@@ -206,10 +243,10 @@ def _view(
 
 def _facts(config: TrainConfig, sessions: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     known = {
-        "labeled": config.labeled,
-        "unlabeled": config.unlabeled,
-        "backbone": config.backbone_weights or config.backbone,
-        "date": sessions[-1]["started"].split()[0] if sessions else None,
+        "Labeled": config.labeled,
+        "Unlabeled": config.unlabeled,
+        "Backbone": config.backbone_weights or config.backbone,
+        "Date": sessions[-1]["started"].split()[0] if sessions else None,
     }
     return [(name, text) for name, text in known.items() if text]
 

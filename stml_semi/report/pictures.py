@@ -4,8 +4,8 @@ from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage
 from stml_semi.data.thumbnails import thumbnail
 
-SIDE = 96
-_QUALITY = 55
+SIDE = 128
+_QUALITY = 50
 
 
 class Pictures:

@@ -2,6 +2,15 @@
 const pictures = JSON.parse(document.getElementById("pictures").textContent);
 for (const image of document.querySelectorAll("img[data-picture]")) image.src = pictures[image.dataset.picture];
 
+// On a phone sections are closed, and beside others those of single runs; a link opens what it leads to.
+const narrow = matchMedia("(max-width: 40rem)").matches;
+for (const part of document.querySelectorAll("details.fold")) part.open = !narrow && !("closed" in part.dataset);
+const unfold = hash => {
+  if (hash) document.getElementById(hash.slice(1))?.closest("details")?.setAttribute("open", "");
+};
+for (const link of document.querySelectorAll("nav a")) link.addEventListener("click", () => unfold(link.hash));
+unfold(location.hash);
+
 // Any image but those of the matrix is enlarged by a click, Enter or space; Escape closes. Of a list, Tab reaches the
 // first image, arrow keys the others.
 const enlarged = document.getElementById("enlarged");
@@ -37,7 +46,7 @@ for (const gallery of document.querySelectorAll(".gallery")) {
     worst: (a, b) => a.dataset.after - b.dataset.after,
     fallen: (a, b) => a.dataset.after - a.dataset.before - (b.dataset.after - b.dataset.before),
   };
-  const few = matchMedia("(max-width: 40rem)").matches ? 4 : 10;
+  const few = narrow ? 4 : 10;
   let shown = few;
   const update = () => {
     const fitting = queries.filter(query => !ofClass.value || query.dataset.label === ofClass.value);

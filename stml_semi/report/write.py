@@ -46,7 +46,7 @@ def _open(path: str) -> ReportedRun:
         tables = exclude(config, open_tables(config), folder.read_overlap())
     except BadInput as error:
         # Moved or deleted since: curves and configuration can still be shown.
-        return ReportedRun(folder, config, None, problem=f"{path}: its pictures cannot be opened ({error}).")
+        return ReportedRun(folder, config, None, problem=f"{path}: its images cannot be opened ({error}).")
     return ReportedRun(folder, config, tables)
 
 

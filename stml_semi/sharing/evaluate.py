@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stml_semi.data.class_split import with_gallery
+from stml_semi.data.run_tables import open_labeled
 from stml_semi.data.sources.objects import Source, as_spec
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.workers import resolve_num_workers
@@ -41,7 +42,8 @@ def evaluate_model(
     """Retrieval metrics of a model: a line like those of metrics.jsonl; `step` is None unless the model is a run.
 
     Images that cannot be read are listed as `unreadable`, with reasons; classes of queries that find no image of their
-    class in the gallery as `unmatched_classes`, name -> number of queries.
+    class in the gallery as `unmatched_classes`, name -> number of queries. `num_trained_classes` counts those with
+    the name of a class that the model was trained on, where it is that of a run whose labeled images are still there.
 
     Args:
         model: what `load` opens.
@@ -100,6 +102,8 @@ def evaluate_model(
         line["unreadable"] = [bad._asdict() for bad in embedded.bad]
     if table.skipped:
         line["skipped"] = list(table.skipped)
+    if shared := len(_trained_classes(model) & set(table.classes)):
+        line["num_trained_classes"] = shared
     if confidence is not None:
         # Queries are drawn one by one, not by class: the classes themselves count as given.
         intervals = bootstrap(score_values(found.scores), confidence=confidence / 100)
@@ -135,6 +139,19 @@ def _per_class(names: Sequence[str], scores: ClassScores) -> list[dict[str, Any]
         for i, label in enumerate(scores.label.tolist())
     ]
     return sorted(rows, key=lambda row: (row["map@r"], row["class"]))
+
+
+def _trained_classes(model: str) -> set[str]:
+    """Names of the classes that a run was trained on, if the model is that of a run and its images are still there."""
+    path = Path(model)
+    folder = RunFolder(path.parent if path.name == "model" else path, writes=False)
+    if not folder.is_run():
+        return set()
+    try:
+        labeled = open_labeled(folder.config())[0]
+    except BadInput:  # Moved or deleted since: nothing can be said.
+        return set()
+    return set() if labeled is None else set(labeled.classes)
 
 
 def _step(model: str) -> int | None:

@@ -58,6 +58,18 @@ class Tab:
         assert {"color-contrast", "label"} & {rule["id"] for rule in found["passes"]}
         assert [(rule["id"], node["html"]) for rule in found["violations"] for node in rule["nodes"]] == []
 
+    def beyond(self) -> list[str]:
+        """Elements that reach beyond the screen, but for what is inside a part that scrolls sideways by itself."""
+        script = """width => {
+          const scrolls = e => /auto|scroll|hidden/.test(getComputedStyle(e).overflowX);
+          const inside = e => e.parentElement && (scrolls(e.parentElement) || inside(e.parentElement));
+          return [...document.querySelectorAll("body *:not(.skip)")].filter(e => {
+            const box = e.getBoundingClientRect();
+            return box.width && box.height && (box.left < -1 || box.right > width + 1) && !inside(e);
+          }).map(e => e.outerHTML.slice(0, 80));
+        }"""
+        return self.page.evaluate(script, self.width)
+
     def focus(self, selector: str) -> None:
         """Goes to an element as a keyboard does, by Tab alone."""
         target = self.page.locator(selector).first

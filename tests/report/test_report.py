@@ -13,12 +13,12 @@ from helpers.real_runs import lines
 
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.metrics import QueryScores
-from stml_semi.report.charts import draw_map, letter, score_charts, thin, training_charts
+from stml_semi.report.charts import chart_keys, draw_map, letter, score_charts, thin, training_charts
 from stml_semi.report.page import ReportedRun
 from stml_semi.report.pictures import Pictures
 from stml_semi.report.retrieval.projection import Projected
-from stml_semi.report.retrieval.sample import Retrieval, Searched, choose_rows
-from stml_semi.report.retrieval.view import _worst_classes
+from stml_semi.report.retrieval.sample import Retrieval, Searched, _choose_points, choose_rows
+from stml_semi.report.retrieval.view import Model, _assess, _by_class
 from stml_semi.report.write import report_runs, write_or_explain
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.run_folder.recipe import build_config
@@ -72,9 +72,9 @@ def test_a_run_without_evaluation_or_even_pictures_gets_the_rest_of_the_page(tmp
     unfinished(tmp_path / "run", str(tmp_path / "gone <b>"))
     page = Page(report_runs([str(tmp_path / "run")], None))
     page.check()
-    assert "step 20 of 90" in page.text
-    assert "name labeled pictures of other classes with --eval" in page.text
-    assert "its pictures cannot be opened (--labeled" in page.text
+    assert "Steps 20 of 90" in " ".join(page.text.split())
+    assert "name labeled images of other classes with --eval" in page.text
+    assert "its images cannot be opened (--labeled" in page.text
     assert "gone <b>" in page.text  # As text, not as markup.
     assert "--delta *" in page.text
     assert "Nearest neighbors" not in page.text
@@ -136,10 +136,14 @@ def test_the_page_of_a_run_says_what_the_run_measured(finished_run):
     assert found is not None
     assert found.text.startswith("On classes that were trained on")
     assert found.text in page.text
-    assert "backbone tiny-resnet, date 20" in page.text
-    # The six classes with the most points have a color, and all points have one of these or that of the others.
-    assert page.source.count('<span style="background: var(--series-') == 6
-    assert "other classes" in page.text
+    assert "Backbone tiny-resnet Date 20" in " ".join(page.text.split())
+    # Each of the eight classes has a color on the maps.
+    assert page.source.count('<span style="background: var(--series-') == 8
+    assert "48 images of all 8 classes" in page.text
+    assert "other classes" not in page.text
+    # One legend for all curves, in place of one in each.
+    assert page.source.count('<span class="line"') == 5
+    assert " ".join(page.text.split()).count("student teacher median 90% quantile 99% quantile") == 1
     queries = [values for tag, values in page.tags if tag == "article"]
     assert len(queries) == 48
     marks = [values["class"] for tag, values in page.tags if tag == "li" and values.get("class")]
@@ -168,6 +172,13 @@ def test_runs_side_by_side(finished_run, tmp_path):
     assert re.search(r"--delta</code> \*</th><td class=\"text\"><strong>1.0</strong></td><td", page.source)
     queries = [query.split("</article>")[0] for query in page.source.split("<article")[1:]]
     assert all(query.count("<h4>") == 3 for query in queries)  # The frozen backbone once.
+    # The same model twice: what is compared first is the runs with each other, query by query.
+    header = " ".join(page.text.split("Results")[0].split())
+    nothing = "(+0.0 points, +0.0 to +0.0)"
+    assert f"Run B: no clear difference from run A in recall@1 {nothing} and MAP@R {nothing}." in header
+    assert header.index("no clear difference from run A") < header.index("the frozen backbone")
+    assert page.text.count("vs. run A") == 1
+    assert "run A run B student, median teacher, 90% quantile 99% quantile" in " ".join(page.text.split())
 
 
 @pytest.mark.slow
@@ -177,7 +188,7 @@ def test_an_evaluation_too_large_for_the_page_is_sampled_and_says_so(finished_ru
     page.check()
     assert "a sample of" in page.text
     assert "Scores in percent within the sample" in page.text
-    assert "only a sample of the pictures was embedded again" in page.text
+    assert "only a sample of the images was embedded again" in page.text
 
 
 def test_terms_begin_where_they_exist_and_steps_are_whole():
@@ -201,8 +212,71 @@ def test_the_hardest_classes_and_what_they_are_taken_for(tmp_path):
     none = np.arange(0)
     found = Retrieval(np.arange(8), np.array([0, 0, 0, 0, 1, 1, 1, 1]), True, none, none, [look, look])
     pictures = Pictures()
-    worst, best = _worst_classes(table, found, pictures, np.array(table.classes)[found.labels])
-    assert (worst.label, worst.num_pictures, worst.taken_for, worst.times) == ("b", 4, "a", 2)
+    worst, best = _by_class(table, found, pictures, ["a", "b (U+03B2)"])
+    assert (worst.label, worst.num_pictures, worst.taken_for, worst.times) == ("b (U+03B2)", 4, "a", 2)
     assert (worst.before, worst.after) == (pytest.approx(0.25), pytest.approx(0.25))
     assert (worst.picture, worst.neighbor) == (pictures.add(table, 5), pictures.add(table, 0))
     assert (best.label, best.taken_for, best.times, best.picture) == ("a", "", 0, None)
+
+
+def test_runs_are_compared_query_by_query():
+    truth = torch.arange(40) % 8
+
+    def look(precision: torch.Tensor) -> Searched:
+        scores = QueryScores(precision[:, None], precision, precision, torch.full((40,), 4))
+        return Searched(
+            scores,
+            np.zeros((0, 1), dtype=np.int64),
+            np.zeros(40, dtype=np.int64),
+            Projected(np.zeros((0, 2)), ("", ""), ""),
+        )
+
+    noise = torch.rand(40, generator=torch.Generator().manual_seed(0)).double() / 2
+    looks = [look(noise), look(noise + 0.1), look(noise + 0.3 + 0.01 * truth)]
+    models = [Model("frozen", None, None), Model("A", None, 0, 0), Model("B", None, 1, 0)]  # pyright: ignore
+    none = np.arange(0)
+    frozen, first, other = _assess(models, Retrieval(none, truth.numpy(), True, none, none, looks), (1,))
+    assert frozen.versus is None
+    assert first.versus is None
+    assert other.versus is not None
+    mean, low, high = other.versus["map@r"]
+    # Far more certain than the scores themselves, which differ from query to query.
+    assert 0.21 < low < mean < high < 0.26
+    assert mean == pytest.approx(0.235)
+    assert other.scores["map@r"].high - other.scores["map@r"].low > 3 * (high - low)
+
+
+def test_curves_have_one_legend():
+    line = {"model": "student", "data": "x", "recall@1": 0.5, "map@r": 0.5}
+    run = [line | {"step": step, "model": model} for step in (1, 2) for model in ("student", "teacher")]
+    run += [{"step": 1, "labeled_loss": 1.0, "affinity_p50": 0.1, "affinity_p90": 0.5}]
+    charts = score_charts([run]) + training_charts([run])
+    keys = chart_keys(charts, [""])
+    assert [(key.name, key.line) for key in keys] == [
+        ("student", "solid"),
+        ("teacher", "dashed"),
+        ("median", "solid"),
+        ("90% quantile", "dashed"),
+    ]
+    assert len({key.color for key in keys}) == 4
+    charts = score_charts([run, run]) + training_charts([run, run])
+    assert [key[::2] for key in chart_keys(charts, ["A", "B"])] == [
+        ("run A", "solid"),
+        ("run B", "solid"),
+        ("student, median", "solid"),
+        ("teacher, 90% quantile", "dashed"),
+    ]
+    assert not any("student" in chart.svg for chart in charts)
+
+
+def test_points_of_the_map_are_whole_classes():
+    labels = np.arange(4400) % 200
+    points = _choose_points(labels, np.random.default_rng(0))
+    assert len(points) == len(set(points)) == 300
+    counts = np.bincount(labels[points])
+    assert sorted(counts[counts > 0])[1:] == [22] * 13  # All but the class that was cut off.
+    assert set(labels[points]) != set(range(14))
+    few = _choose_points(np.arange(2000) % 4, np.random.default_rng(0))
+    assert len(few) == 300
+    assert np.bincount(few % 4).min() > 50
+    assert len(_choose_points(np.zeros(40, dtype=np.int64), np.random.default_rng(0))) == 40

@@ -30,15 +30,15 @@ def lines(recall: tuple[float, float, float], map_at_r: tuple[float, float, floa
             (0.003, -0.005, 0.011),
             (-0.0, -0.01, 0.01),
             "unclear",
-            "No clear difference from the frozen backbone: +0.3 points of recall@1 (-0.5 to +1.1) and -0.0 points of "
-            "MAP@R (-1.0 to +1.0).",
+            "No clear difference from the frozen backbone in recall@1 (+0.3 points, -0.5 to +1.1) and MAP@R (+0.0 "
+            "points, -1.0 to +1.0).",
         ),
         (
             (0.003, -0.005, 0.011),
             (0.02, 0.01, 0.03),
             "better",
-            "Better than the frozen backbone by 2.0 points of MAP@R (1.0 to 3.0); no clear difference from the frozen "
-            "backbone: +0.3 points of recall@1 (-0.5 to +1.1).",
+            "Better than the frozen backbone by 2.0 points of MAP@R (1.0 to 3.0); no clear difference in recall@1 "
+            "(+0.3 points, -0.5 to +1.1).",
         ),
     ],
 )
@@ -46,12 +46,21 @@ def test_the_sentence_follows_from_the_intervals(recall, map_at_r, level, text):
     assert verdict(lines(recall, map_at_r), "") == (text, level)
 
 
-def test_worse_comes_with_advice():
-    found = verdict(lines((-0.05, -0.06, -0.04), (0.02, 0.01, 0.03)), "")
+@pytest.mark.parametrize(
+    ("more", "advice"),
+    [
+        ({"labeled_loss": 2.0}, "or --validation-classes 0.2, which exports the frozen backbone"),
+        ({"split": "validation", "model": "frozen"}, "or keep more --validation-classes"),
+        ({"labeled_loss": 0.0}, "or fewer --max-steps."),  # Of unlabeled images alone no classes can be kept.
+    ],
+)
+def test_worse_comes_with_advice_that_fits(more, advice):
+    found = verdict([{"step": 5, **more}, *lines((-0.05, -0.06, -0.04), (0.02, 0.01, 0.03))], "")
     assert found is not None
     assert found.level == "worse"
     assert "Better than the frozen backbone by 2.0 points of MAP@R" in found.text
     assert "worse than the frozen backbone by 5.0 points of recall@1 (4.0 to 6.0): try a lower" in found.text
+    assert advice in found.text
 
 
 def test_trained_classes_are_called_that():

@@ -24,6 +24,18 @@ def test_the_report_reads_well_everywhere(chromium, finished_run):
     for scheme, width in zip(SCHEMES, WIDTHS, strict=True):
         tab = Tab(chromium, (finished_run / "report.html").as_uri(), scheme=scheme, width=width)
         tab.check()
+        assert tab.beyond() == []
+        folded = tab.page.locator("details.fold:not([open])")
+        if width < 640:
+            # A phone shows what there is; a link opens its part.
+            assert tab.page.evaluate("document.documentElement.scrollHeight") < 6000
+            assert folded.count() == tab.page.locator("details.fold").count() == 6
+            tab.page.click("nav a[href='#curves']")
+            assert tab.page.locator("details.fold[open] #curves").is_visible()
+            tab.page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+            tab.check()
+            assert tab.beyond() == []
+        assert folded.count() == 0
         shown = tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (shown == "rgb(255, 255, 255)") == (scheme == "light")
         tab.page.close()
@@ -78,9 +90,9 @@ def test_the_report_works_by_keyboard(chromium, finished_run):
     page.keyboard.press("ArrowLeft")
     assert page.locator(".relations .pointed").inner_text().endswith(" and itself")
 
-    tab.focus("summary")
+    tab.focus(".configuration summary")
     page.keyboard.press("Enter")
-    assert page.locator("details table").is_visible()
+    assert page.locator(".configuration table").is_visible()
     tab.check()
 
 

@@ -12,6 +12,9 @@ from PIL import Image
 
 from stml_semi import load
 from stml_semi.metrics import bootstrap, class_scores, query_scores, score_names, score_values, summarize
+from stml_semi.models.backbone import open_backbone
+from stml_semi.run_folder.folder import RunFolder
+from stml_semi.run_folder.recipe import build_config
 
 
 @pytest.fixture
@@ -105,6 +108,25 @@ def test_a_gallery_of_its_own(monkeypatch, capsys, birds, tmp_path):
     assert line["recall@1"] == pytest.approx(np.mean(scored))
     code, out, _ = call(monkeypatch, capsys, *flags, "--gallery", tmp_path / "museum")
     assert "8 queries among 9 images" in " ".join(out.split())
+
+
+def test_trained_classes_are_counted(monkeypatch, capsys, birds, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.prepare(build_config({"labeled": str(birds), "backbone": "tiny-resnet", "test_classes": 0.5}), {})
+    run.log.write({"step": 1, "loss": 1.0})
+    open_backbone("tiny-resnet").model.save_pretrained(run.model)
+    open_backbone("tiny-resnet").processor.save_pretrained(run.model)
+    flags = ["evaluate", "--data", birds, "--num-workers", 0]
+    code, out, err = call(monkeypatch, capsys, *flags, "--model", run.path)
+    assert code == 0, err
+    assert "Trained classes among these, by name: 2. Their scores" in " ".join(out.split())
+    line = json.loads(call(monkeypatch, capsys, *flags, "--model", run.model, "--json")[1])
+    assert line["num_trained_classes"] == 2
+    assert "num_trained" not in call(monkeypatch, capsys, *flags, "--model", "tiny-resnet", "--json")[1]
+    # Images that have moved since say nothing.
+    config = run.config_file.read_text().replace(str(birds), str(tmp_path / "gone"))
+    run.config_file.write_text(config)
+    assert "num_trained" not in call(monkeypatch, capsys, *flags, "--model", run.path, "--json")[1]
 
 
 def test_a_gallery_that_cannot_be_searched(monkeypatch, capsys, birds, tmp_path):

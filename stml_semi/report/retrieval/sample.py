@@ -26,6 +26,7 @@ NUM_NEIGHBORS = 10
 _CANDIDATES = 300
 """Queries among which those of the page are chosen."""
 _POINTS = 300
+_POINTS_PER_CLASS = 30
 
 
 class Sample(NamedTuple):
@@ -131,7 +132,7 @@ def search(
     labels = torch.from_numpy(table.labels[rows])
     scores = [query_scores(part, labels, recall_at=table.recall_at) for part in vectors]
     queries = _choose_queries(scores[0], scores[-1], num_queries, np.random.default_rng(seed))
-    points = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_POINTS])
+    points = _choose_points(labels.numpy(), np.random.default_rng(seed))
     models = [_search_one(part, score, queries, points) for part, score in zip(vectors, scores, strict=True)]
     return Retrieval(rows, labels.numpy(), sample.complete, queries, points, models)
 
@@ -153,6 +154,19 @@ def _choose_queries(first: QueryScores, last: QueryScores, count: int, rng: np.r
     worst = worst[~np.isin(worst, gained)][:third]
     others = candidates[~np.isin(candidates, np.concatenate([gained, worst]))]
     return np.concatenate([gained, worst, others])[:count]
+
+
+def _choose_points(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Places of the points of the map: random classes with what they have, so that one sees which keep together."""
+    order = rng.permutation(len(labels))
+    place = np.empty(labels.max() + 1, dtype=np.int64)
+    place[rng.permutation(len(place))] = np.arange(len(place))
+    by_class = order[np.argsort(place[labels[order]], kind="stable")]
+    same = np.concatenate([[True], np.diff(labels[by_class]) != 0])
+    within = np.arange(len(by_class)) - np.maximum.accumulate(np.where(same, np.arange(len(by_class)), 0))
+    few = by_class[within < _POINTS_PER_CLASS]
+    # Of few large classes, all have a share of the points.
+    return np.sort(few[:_POINTS] if len(few) >= _POINTS else order[:_POINTS])
 
 
 def _search_one(

@@ -5,17 +5,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stml_semi.data.image_table import ImageTable
 from stml_semi.metrics import Interval, bootstrap, class_scores, score_names, score_values
 from stml_semi.report.charts import OTHERS, draw_map
 from stml_semi.report.pictures import Pictures
 from stml_semi.report.retrieval.sample import Retrieval, search
+from stml_semi.runtime.names import with_code_points
 from stml_semi.sharing.load import Retriever
 
-_COLORS = 6
+_COLORS = 10
 """Classes with a color of their own on the maps."""
-_WORST = 12
+MOST_CLASSES = 500
+_WITH_PICTURES = 12
+"""Classes with an image of what they are taken for."""
 
 
 class Model(NamedTuple):
@@ -68,10 +72,12 @@ class Assessed(NamedTuple):
     scores: dict[str, Interval]
     gain: dict[str, Interval] | None
     """Over the frozen backbone, query by query."""
+    versus: dict[str, Interval] | None
+    """Over the first run's model, query by query; None for that itself."""
 
 
 class ClassRow(NamedTuple):
-    """A class that is found badly after training, and what it is taken for."""
+    """A class and what it is taken for."""
 
     label: str
     num_pictures: int
@@ -83,9 +89,9 @@ class ClassRow(NamedTuple):
     """Class of most of the wrong nearest neighbors; empty where all are right."""
     times: int
     """How many pictures have such a nearest neighbor."""
-    picture: int | None
-    """One of these pictures."""
-    neighbor: int | None
+    picture: int | None = None
+    """One of these images, of the classes that the page shows images of."""
+    neighbor: int | None = None
     """Its nearest neighbor."""
 
 
@@ -101,11 +107,13 @@ class RetrievalView(NamedTuple):
     queries: list[Query]
     classes: list[str]
     """Of the queries, sorted."""
-    worst: list[ClassRow]
-    """The classes that the last model finds worst."""
+    by_class: list[ClassRow]
+    """The classes that the last model finds worst come first; at most `MOST_CLASSES`."""
     legend: list[tuple[int, str]]
     """Number of a series -> class, of the classes that have a color on the maps."""
     points: list[Point]
+    num_shown_classes: int
+    """Of the points."""
     maps: list[str]
     seen: list[str]
     """By model: what its map shows."""
@@ -129,7 +137,8 @@ def view_retrieval(
     num_queries = int(np.clip(1200 // (10 * len(models)), 12, 60))
     retrievers = [model.retriever for model in models]
     found = search(table, retrievers, num_queries=num_queries, num_workers=num_workers)
-    names = np.array(table.classes)[found.labels]
+    classes = [with_code_points(name) for name in table.classes]
+    names = np.array(classes)[found.labels]
     queries = [_query(table, found, pictures, names, i) for i in range(len(found.queries))]
     right = [found.labels[look.nearest] == found.labels for look in found.models]
     shown = found.labels[found.points]
@@ -154,9 +163,10 @@ def view_retrieval(
         _assess(models, found, table.recall_at),
         queries,
         sorted({query.label for query in queries}),
-        _worst_classes(table, found, pictures, names),
-        [(color, table.classes[label]) for color, label in enumerate(colored) if (shown == label).any()],
+        _by_class(table, found, pictures, classes),
+        [(color, classes[label]) for color, label in enumerate(colored) if (shown == label).any()],
         points,
+        len(np.unique(shown)),
         maps,
         [look.projected.words for look in found.models],
     )
@@ -180,32 +190,29 @@ def _query(table: ImageTable, found: Retrieval, pictures: Pictures, names: NDArr
     return Query(pictures.add(table, row), str(names[place]), table.describe(row), neighbors, *precision)
 
 
-def _worst_classes(table: ImageTable, found: Retrieval, pictures: Pictures, names: NDArray[np.str_]) -> list[ClassRow]:
+def _by_class(table: ImageTable, found: Retrieval, pictures: Pictures, classes: list[str]) -> list[ClassRow]:
     first, last = found.models[0], found.models[-1]
-    labels = torch.from_numpy(found.labels)
+    labels, nearest = torch.from_numpy(found.labels), found.labels[last.nearest]
     before, after = (class_scores(look.scores, labels, recall_at=table.recall_at) for look in (first, last))
     rows = []
-    for at in after.values["map@r"].argsort()[:_WORST].tolist():
+    for at in after.values["map@r"].argsort(stable=True)[:MOST_CLASSES].tolist():
         label = int(after.label[at])
         own = np.flatnonzero(found.labels == label)
-        wrong = own[found.labels[last.nearest[own]] != label]
-        others, counts = np.unique(found.labels[last.nearest[wrong]], return_counts=True)
-        example = None
-        if len(wrong):
-            taken = others[counts.argmax()]
-            example = wrong[found.labels[last.nearest[wrong]] == taken][0]
-        rows.append(
-            ClassRow(
-                table.classes[label],
-                len(own),
-                float(before.values["map@r"][at]),
-                float(after.values["map@r"][at]),
-                "" if example is None else str(names[last.nearest[example]]),
-                int(counts.max(initial=0)),
-                None if example is None else pictures.add(table, int(found.rows[example])),
-                None if example is None else pictures.add(table, int(found.rows[last.nearest[example]])),
-            )
+        wrong = own[nearest[own] != label]
+        others, counts = np.unique(nearest[wrong], return_counts=True)
+        row = ClassRow(
+            classes[label],
+            len(own),
+            float(before.values["map@r"][at]),
+            float(after.values["map@r"][at]),
+            classes[others[counts.argmax()]] if len(wrong) else "",
+            int(counts.max(initial=0)),
         )
+        if len(rows) < _WITH_PICTURES and len(wrong):
+            example = wrong[nearest[wrong] == others[counts.argmax()]][0]
+            shown = (pictures.add(table, int(found.rows[place])) for place in (example, last.nearest[example]))
+            row = row._replace(**dict(zip(("picture", "neighbor"), shown, strict=True)))
+        rows.append(row)
     return rows
 
 
@@ -214,11 +221,14 @@ def _assess(models: list[Model], found: Retrieval, recall_at: tuple[int, ...]) -
     scored = found.models[0].scores.num_relevant > 0
     classes = torch.from_numpy(found.labels)[scored]
     values = [score_values(look.scores) for look in found.models]
+    first = next((place for place, model in enumerate(models) if model.run is not None), None)
+
+    def resampled(difference: Tensor) -> dict[str, Interval]:
+        return dict(zip(keys, bootstrap(difference, groups=classes), strict=True))
+
     assessed = []
-    for model, own in zip(models, values, strict=True):
-        gain = None
-        if model.start is not None:
-            gain = dict(zip(keys, bootstrap(own - values[model.start], groups=classes), strict=True))
-        scores = dict(zip(keys, bootstrap(own, groups=classes), strict=True))
-        assessed.append(Assessed(model.name, model.run, scores, gain))
+    for place, (model, own) in enumerate(zip(models, values, strict=True)):
+        gain = None if model.start is None else resampled(own - values[model.start])
+        versus = None if model.run is None or place == first or first is None else resampled(own - values[first])
+        assessed.append(Assessed(model.name, model.run, resampled(own), gain, versus))
     return assessed
