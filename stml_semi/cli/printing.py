@@ -85,13 +85,13 @@ def print_scores(title: str, rows: dict[str, dict[str, Any]]) -> None:
     columns = list(zip(*lines, strict=True))
     if _width(columns, 1) > max(console.width, _width(lines, 1)):
         columns, lines = lines, list(map(list, columns))
-    table = _table(visible(title), dense=_width(columns, 2) > console.width)
+    table = _table(dense=_width(columns, 2) > console.width)
     for place, heading in enumerate(lines[0]):
         # The name of a split is no emoji (":train:"), nor are brackets in a path markup.
         table.add_column(Text(heading), justify="right" if place else "left", overflow="fold")
     for line in lines[1:]:
         table.add_row(*map(Text, line), style="dim" if line[0].endswith("% interval") else "")
-    console.print(table)
+    _print_table(console, title, table)
     console.print()
     for sentence in left_out(first):
         console.print(f"warning: {sentence}", style="yellow", soft_wrap=True)
@@ -102,10 +102,16 @@ def _width(columns: Sequence[Sequence[str]], gap: int) -> int:
     return sum(max(map(cell_len, column)) + gap for column in columns) - gap
 
 
-def _table(title: str, *, dense: bool = False) -> Table:
+def _table(*, dense: bool = False) -> Table:
     """A table with two characters between its columns, or with one."""
     look = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False, "show_edge": False}
-    return Table(title=Text(title), title_justify="left", title_style="bold", padding=(0, 0 if dense else 1), **look)
+    return Table(padding=(0, 0 if dense else 1), **look)
+
+
+def _print_table(console: PlainConsole, title: str, table: Table) -> None:
+    """A table below its title, which is as wide as the terminal, not the table, and breaks no path."""
+    console.print(Text(visible(title), style="bold", overflow="ignore"), crop=False, soft_wrap=False)
+    console.print(table)
 
 
 def left_out(line: dict[str, Any]) -> list[str]:
@@ -138,28 +144,28 @@ def print_worst_classes(rows: Sequence[dict[str, Any]], count: int = 10) -> None
     """The classes that are found worst, of a list that begins with them."""
     keys = [key for key in rows[0] if key not in ("class", "num_queries")]
     title = f"worst {min(count, len(rows))} of {len(rows)} classes"
-    table = _table(title)
+    table = _table()
     table.add_column("class")
     table.add_column("queries", justify="right")
     for key in keys:
         table.add_column(score_title(key), justify="right")
     for row in rows[:count]:
         table.add_row(Text(visible(row["class"])), str(row["num_queries"]), *(f"{100 * row[key]:.1f}" for key in keys))
-    PlainConsole().print(table)
+    _print_table(PlainConsole(), title, table)
 
 
 def print_answers(answers: Sequence[Answer]) -> None:
     """Nearest images of each query, nearest first."""
     console = PlainConsole(soft_wrap=True)
     for answer in answers:
-        table = _table(visible(answer.query))
+        table = _table()
         table.add_column("", justify="right")
         table.add_column("cosine", justify="right")
         table.add_column("row", justify="right")
         table.add_column("image", overflow="fold")
         for rank, hit in enumerate(answer.hits, 1):
             table.add_row(str(rank), f"{hit.similarity:.4f}", str(hit.row), Text(visible(hit.image)))
-        console.print(table)
+        _print_table(console, answer.query, table)
 
 
 def print_groups(groups: Sequence[Group]) -> None:

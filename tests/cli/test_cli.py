@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -180,6 +179,7 @@ def test_train_evaluate_and_load_as_a_user_does(folders):
         "bad_images.jsonl",
         "checkpoints",
         "config.yaml",
+        "frozen_scores.safetensors",
         "metrics.jsonl",
         "model",
         "overlap.jsonl",
@@ -197,20 +197,20 @@ def test_train_evaluate_and_load_as_a_user_does(folders):
     )
     assert evaluated.returncode == 0, evaluated.stderr
     result = json.loads(evaluated.stdout)
-    assert set(result) == {"step", "data", "model"} | metric_keys
+    assert set(result) == {"step", "data", "model", "num_trained_classes"} | metric_keys
     assert result["step"] == 6
     for key in metric_keys:
         assert result[key] == pytest.approx(scores[3][key], abs=1e-6)
 
 
 @pytest.mark.slow
-def test_help_answers_in_well_under_a_second():
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, str(ROOT / "cli.py"), "semi", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.5  # The promise is 0.5 s on an idle machine; what is heavy costs at least 2 s.
+def test_help_loads_nothing_heavy():
+    """It answers in a quarter of a second; torch alone would take a second and more."""
+    command = [sys.executable, "-X", "importtime", str(ROOT / "cli.py"), "semi", "--help"]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    loaded = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "typer" in loaded
+    assert loaded.isdisjoint({"torch", "torchvision", "transformers", "datasets", "accelerate", "numpy", "PIL"})
 
 
 def test_resume_refuses_another_objective_and_keeps_the_configuration(monkeypatch, capsys, tmp_path):

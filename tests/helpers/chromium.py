@@ -51,8 +51,7 @@ class Tab:
         if quiet:
             assert self.said == []
         assert self.page.evaluate("document.documentElement.scrollWidth") <= self.width
-        unloaded = "[...document.images].filter(i => !i.hidden && i.checkVisibility() && !i.naturalWidth).length"
-        assert self.page.evaluate(unloaded) == 0
+        self.page.wait_for_function("[...document.images].every(i => !i.checkVisibility() || i.naturalWidth)")
         axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is missing")
         found = axe.Axe().run(self.page).response
         assert {"color-contrast", "label"} & {rule["id"] for rule in found["passes"]}

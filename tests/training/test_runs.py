@@ -126,7 +126,7 @@ def test_bad_pictures_are_replaced_and_listed_once(tmp_path):
     flags += ["--max-bad-fraction", "0.05", "--relevance", "0.9"]
     done = train(tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr
-    assert "2 bad images" in done.stderr
+    assert "2 unreadable" in done.stderr
     assert lines(tmp_path / "run")[-1]["bad_images"] == 2
     listed = [json.loads(line) for line in (tmp_path / "run" / "bad_images.jsonl").read_text().splitlines()]
     assert sorted(Path(line["image"]).name for line in listed) == ["2.png", "4.png"]

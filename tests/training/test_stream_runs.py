@@ -31,7 +31,7 @@ def undisturbed(tmp_path_factory):
     flags = [*FLAGS, "--unlabeled", str(place / "shards")]
     done = train(place / "run", *flags, command="unsup")
     assert done.returncode == 0, done.stderr
-    assert "a stream of unlabeled images" in done.stderr
+    assert "shards: a stream" in " ".join(done.stderr.split())
     assert not (place / "run" / "pool").exists()
     return place / "run", flags
 
@@ -50,7 +50,7 @@ def test_the_report_reads_the_last_pool_of_a_stream_again(undisturbed, tmp_path,
     live.parent.mkdir(parents=True)
     live.touch()
     page = report_runs([str(whole)], str(tmp_path / "report.html")).read_text()
-    assert f"At step 33, {POOL} of {SHARDS * PER_SHARD} unlabeled pictures were live." in page
+    assert f"At step 33, {POOL} of {SHARDS * PER_SHARD} unlabeled images were live." in page
     assert "::" in page  # A member of a shard, by its name.
     assert live.exists()
     shutil.rmtree(whole / "pool")
@@ -63,7 +63,7 @@ def test_the_report_reads_the_last_pool_of_a_stream_again(undisturbed, tmp_path,
     finally:
         for shard, data in zip(shards, kept, strict=True):
             shard.write_bytes(data)
-    assert re.search("the unlabeled pictures are not shown: .*the stream holds other pictures than when", page)
+    assert re.search("the unlabeled images are not shown: .*the stream holds other images than when", page)
     assert not list(tmp_path.glob("stml-semi-*"))
 
 
@@ -101,7 +101,7 @@ def test_two_processes_see_the_same_stream_before_and_after_a_kill(undisturbed, 
     running.communicate()
     done = train(folder, "--resume", processes=2, command="unsup", report=True)
     assert done.returncode == 0, done.stderr
-    assert "unlabeled pictures were live" in (folder / "report.html").read_text()  # By one process alone.
+    assert "unlabeled images were live" in (folder / "report.html").read_text()  # By one process alone.
     assert not (folder / "pool").exists()
     for a, b in zip(lines(whole), lines(folder), strict=True):
         assert {term: a[term] for term in TERMS} == pytest.approx({term: b[term] for term in TERMS}, rel=1e-3, abs=1e-6)

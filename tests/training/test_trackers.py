@@ -126,7 +126,7 @@ def test_a_run_reports_every_value_and_pictures_of_retrieval(monkeypatch, record
     expected = {}
     for line in lines:
         place = f"eval/{line['model']}" if "model" in line else "train"
-        values = {key: value for key, value in line.items() if key not in ("step", "model", "data")}
+        values = {key: value for key, value in line.items() if key not in ("step", "model", "data", "over_frozen")}
         expected |= {(f"{place}/{key.replace('@', '_at_')}", line["step"]): value for key, value in values.items()}
     assert seen == pytest.approx(expected)
     assert [step for step, _ in recorder.seen] == [0, 2]

@@ -130,7 +130,7 @@ class LiveStream:
         live = self._read(refresh, [Position(*part) for part in record["before"]])
         if live.record is None or live.record["digest"] != record["digest"]:
             raise RunFailed.on_all(
-                f"--unlabeled {self.stream.name}: the stream holds other pictures than when the checkpoint was "
+                f"--unlabeled {self.stream.name}: the stream holds other images than when the checkpoint was "
                 f"written; bring the old ones back, or start another run"
             )
         return live

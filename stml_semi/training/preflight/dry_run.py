@@ -199,8 +199,10 @@ def _amount(size: float) -> str:
 
 def _bytes_kept(embedder: Embedder, size: tuple[int, int]) -> float:
     """What the backward pass needs to keep of one image, in float32; measured on two gray ones."""
-    # A copy: the forward counts in BatchNorm, and its graph may hold on to parameters that are moved later.
-    model = copy.deepcopy(embedder, {id(p): p for p in embedder.parameters() if not p.requires_grad}).train()
+    # A copy that shares the weights' memory: the forward counts in BatchNorm, and what it leaves behind may hold on to
+    # parameters that are moved to a device later.
+    shared = {id(p): torch.nn.Parameter(p.data, p.requires_grad) for p in embedder.parameters()}
+    model = copy.deepcopy(embedder, shared).train()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 

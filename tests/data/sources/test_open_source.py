@@ -52,7 +52,7 @@ def test_hub_ids_that_cannot_be_had(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     offline = refusal(open_labeled, "offline")
     assert "hub cannot be reached: go online and unset HF_HUB_OFFLINE, or give a local path" in offline
-    assert "no data set on the Hugging Face hub; did you mean kanji?" in refusal(open_labeled, "kanij")
+    assert "no such file or folder; did you mean kanji?" in refusal(open_labeled, "kanij")
     assert "did you mean birds?" in refusal(open_labeled, "brids")
     assert "benchmarks are kanji, kanji-more" in refusal(open_labeled, "someone/qqqq")
     script = refusal(open_labeled, "script")
