@@ -22,7 +22,7 @@ from stml_semi.data.batches.pool import Calibrated, KnownImages, PoolTable
 from stml_semi.losses.evidence import Weights
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput, one_line
-from stml_semi.runtime.files import flush, sha256
+from stml_semi.runtime.files import flush, sha256, share
 
 _SUMMARY = "state.json"
 _FILES = _MODULES, _OPTIMIZER, _POOL = "modules.safetensors", "optimizer.safetensors", "pool.safetensors"
@@ -90,6 +90,7 @@ def save_checkpoint(folder: Path, step: int, state: TrainState, table: PoolTable
         }
         summary["self"] = _digest(summary)
         (temporary / _SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        share(temporary)
         for path in temporary.iterdir():
             flush(path)
         replaced = folder / f".step-{step}.replaced"

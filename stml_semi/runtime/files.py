@@ -38,6 +38,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     remove_abandoned(path.parent, glob.escape(path.name))
     try:
         yield partial
+        share(partial)
         if durable:
             flush(partial)
         partial.replace(path)
@@ -60,6 +61,24 @@ def scratch_beside(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def share(path: Path) -> None:
+    """Gives a file, or all that is in a folder, the permissions of any new one: safetensors shuts others out.
+
+    What a new file may be is found by making one: the umask of a process cannot be read without changing it, and a
+    folder may have rules of its own.
+    """
+    files = [inner for inner in path.rglob("*") if inner.is_file()] if path.is_dir() else [path]
+    private = [file for file in files if not file.stat().st_mode & 0o077]
+    if not private:
+        return
+    probe = private[0].with_name(f"{private[0].name}.mode")
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for file in private:
+        file.chmod(mode)
 
 
 _ABANDONED_SECONDS = 24 * 3600.0

@@ -15,7 +15,7 @@ from torch import nn
 from stml_semi.models.adaptation import merged
 from stml_semi.models.embedder import Embedder
 from stml_semi.models.pooling import Pooling
-from stml_semi.runtime.files import scratch_beside
+from stml_semi.runtime.files import scratch_beside, share
 from stml_semi.runtime.finite import check_weights
 from stml_semi.sharing.inputs import for_any_image
 
@@ -91,8 +91,7 @@ def export_model(
             _update(target / "sentence_bert_config.json", processor_kwargs={"backend": backend})
         for name, content in (files or {}).items():
             (target / name).write_bytes(content)
-        for path in (target, *target.rglob("*")):  # Others may read it, too: safetensors writes private files.
-            path.chmod(0o755 if path.is_dir() else 0o644)
+        share(target)
         if folder.is_dir():
             folder.rename(scratch / "before")  # Until now whole, and gone with the scratch: no time without a model.
         target.rename(folder)

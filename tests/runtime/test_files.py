@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from stml_semi.runtime import files
 from stml_semi.runtime.files import (
@@ -118,3 +120,19 @@ def test_a_pipe_or_link_is_written_to_and_stays(tmp_path):
     assert link.is_symlink()
     assert (tmp_path / "file").read_text() == "behind it"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_what_safetensors_writes_follows_the_umask(umask, mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "scores.safetensors") as partial:
+            save_file({"a": torch.zeros(1)}, partial)
+        (tmp_path / "model" / "part").mkdir(parents=True)
+        save_file({"a": torch.zeros(1)}, tmp_path / "model" / "part" / "a.safetensors")
+        files.share(tmp_path / "model")
+    finally:
+        os.umask(before)
+    for file in ("scores.safetensors", "model/part/a.safetensors"):
+        assert (tmp_path / file).stat().st_mode & 0o777 == mode
+    assert [file.name for file in tmp_path.rglob("*.mode")] == []
