@@ -160,7 +160,7 @@ def test_another_stream_than_the_one_of_the_checkpoint_is_refused(tmp_path):
     record = live(folder, tmp_path, pool_size=10).draw(0, None).record
     for shard in folder.iterdir():
         miniature.write_shard(shard, [(9, i) for i in range(9)])
-    with pytest.raises(RunFailed, match="holds other pictures than when the checkpoint was written"):
+    with pytest.raises(RunFailed, match="holds other images than when the checkpoint was written"):
         live(folder, tmp_path, pool_size=10).again(0, record)
 
 
