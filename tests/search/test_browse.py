@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.command_line import call
 from helpers.pictures import write_pictures
 from helpers.real_runs import ROOT
@@ -23,6 +24,7 @@ from stml_semi.data.images import BadImage
 from stml_semi.search.browse.finder import MAX_BYTES, Finder
 from stml_semi.search.browse.server import PageServer, is_loopback, serve
 from stml_semi.search.embed import embed_source
+from stml_semi.search.index import Index
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,8 @@ class Reply:
         return json.loads(self.body)["error"]
 
 
-def upload(server: PageServer, body: bytes, kind: str = "image/png", **headers: str) -> Reply:
-    return Reply(server, "POST", "/search", body, Content_Type=kind, **headers)
+def upload(server: PageServer, body: bytes, kind: str = "image/png", path: str = "/search", **headers: str) -> Reply:
+    return Reply(server, "POST", path, body, Content_Type=kind, **headers)
 
 
 def png(width: int = 24, height: int = 24) -> bytes:
@@ -93,9 +95,33 @@ def test_a_request_says_how_many_neighbors_it_wants(folder, server):
     body = (folder / "photos" / "2" / "1.png").read_bytes()
     reply = Reply(server, "POST", "/search?k=7", body, Content_Type="image/png")
     assert len(json.loads(reply.body)["hits"]) == 7
-    for wrong in ("?k=0", "?k=201", "?k=x", "?k=1&k=2", "?n=3", "?k=" + 9 * "9"):
+    for wrong in ("?k=0", "?k=201", "?k=x", "?k=1&k=2", "?n=3", "?k=" + 9 * "9", "?k=1,2", "?rows=", "?k=2&"):
         reply = Reply(server, "GET", f"/row/0{wrong}")
         assert (reply.status, reply.error) == (400, "k is a number from 1 to 200")
+
+
+def test_several_images_are_searched_for_by_their_mean(folder, server):
+    hits = json.loads(Reply(server, "GET", "/row/0,11?k=5").body)["hits"]
+    index = Index.open(str(folder / "index"))
+    part = index.part(0)
+    places = {int(row): place for place, row in enumerate(part.rows)}
+    mean = part.embeddings[[places[0], places[11]]].mean(0)
+    cosines = torch.cosine_similarity(part.embeddings, mean[None])
+    order = [int(part.rows[place]) for place in cosines.argsort(descending=True)]
+    assert [hit["row"] for hit in hits] == [row for row in order if row not in (0, 11)][:5]
+    assert hits[0]["similarity"] == pytest.approx(float(cosines[places[hits[0]["row"]]]), abs=1e-5)
+    # An upload that is a row of the index counts like this row; only the rows are left out.
+    image = Path(part.images[places[0]]).read_bytes()
+    reply = Reply(server, "POST", "/search?rows=11&k=6", image, Content_Type="image/png")
+    both = [hit["row"] for hit in json.loads(reply.body)["hits"]]
+    assert sorted(both) == sorted([0, *[hit["row"] for hit in hits]])
+    for wrong, status, said in [
+        ("0,99", 404, "the index has no row 99"),
+        (",".join(map(str, range(21))), 400, "at most 20 images make a query"),
+    ]:
+        reply = Reply(server, "GET", f"/row/{wrong}")
+        assert (reply.status, reply.error) == (status, said)
+        assert upload(server, image, path=f"/search?rows={wrong}").error == said
 
 
 def test_pictures_are_served_by_row_and_only_as_pictures(server):
@@ -229,7 +255,7 @@ def test_an_index_without_its_pictures_still_answers(folder, tmp_path):
     text = (tmp_path / "index" / "index.json").read_text()
     (tmp_path / "index" / "index.json").write_text(text.replace(str(folder), str(tmp_path / "moved")))
     finder = Finder(str(tmp_path / "index"), None, k=2)
-    assert len(finder.by_row(0)) == 2
+    assert len(finder.by_rows([0])) == 2
     with pytest.raises(LookupError):
         finder.thumbnail(0)
     with pytest.raises(BadImage):

@@ -1,5 +1,6 @@
 """The report and the browse page in a real browser: quiet, readable, usable without a mouse."""
 
+import re
 import threading
 
 import pytest
@@ -176,6 +177,26 @@ def test_the_browse_page_finds_and_explains_by_keyboard(chromium, site, tmp_path
     status.filter(has_text="6 neighbors of row 7").wait_for()
     page.goto(page.url)  # A bookmark.
     status.filter(has_text="6 neighbors of row 7").wait_for()
+
+    tab.focus(".answers .add >> nth=1")
+    added = page.locator(".answers .add").nth(1).get_attribute("aria-label")
+    (row,) = re.findall(r"Add neighbor 2, row (\d+), to the query", added or "")
+    page.keyboard.press("Enter")
+    status.filter(has_text=f"6 neighbors of rows 7, {row}").wait_for()
+    assert page.url.endswith(f"#row=7,{row}&k=6")
+    assert page.locator(".parts img").count() == 2
+    tab.check()
+    tab.focus(".parts .remove >> nth=0")
+    page.keyboard.press("Enter")
+    status.filter(has_text=f"6 neighbors of row {row}").wait_for()
+    assert not page.locator(".parts .remove").is_visible()
+    page.go_back()
+    status.filter(has_text=f"6 neighbors of rows 7, {row}").wait_for()
+    page.set_input_files("#file", pictures / "c" / "2.png")
+    status.filter(has_text="6 neighbors of 2.png").wait_for()
+    page.locator(".answers .add").nth(2).click()
+    status.filter(has_text="6 neighbors of 2.png and row").wait_for()
+    assert page.locator(".parts img").evaluate_all("images => images.every(i => i.complete && i.naturalWidth)")
 
     (tmp_path / "notes.txt").write_text("no picture")
     page.set_input_files("#file", tmp_path / "notes.txt")

@@ -2,11 +2,13 @@
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stml_semi.data.images import BadImage, read_image
@@ -27,6 +29,8 @@ _SIDE = 256
 _SAMPLES = 12
 MOST_NEIGHBORS = 200
 """That a page asks for."""
+MOST_AVERAGED = 20
+"""Images of a query."""
 _MOST_BYTES_IN_MEMORY = 2 * 2**30
 
 
@@ -76,15 +80,17 @@ class Finder:
         rows = np.concatenate([part.rows for part in self._parts or [self.index.part(0)]])
         return rows[np.unique(np.linspace(0, len(rows) - 1, _SAMPLES).astype(int))].tolist() if len(rows) else []
 
-    def by_picture(self, data: bytes, k: int | None = None) -> list[ShownHit]:
-        """Neighbors of an uploaded picture.
+    def by_picture(self, data: bytes, rows: Sequence[int] = (), k: int | None = None) -> list[ShownHit]:
+        """Neighbors of an uploaded picture, or of its mean with rows of the index, which are left out.
 
         Args:
             data: the encoded picture.
+            rows: of the index.
             k: how many; default: as the finder was made for.
 
         Raises:
             BadImage: it is of no known format, damaged, or too large.
+            LookupError, BadInput: as `by_rows`.
         """
         try:
             with self._decoders:
@@ -92,13 +98,14 @@ class Finder:
         except BadImage as error:
             raise BadImage(f"{error}; this page takes {', '.join(FORMATS)}") from None
         with self._lock:
-            return self._nearest(torch.from_numpy(self.retriever.encode([picture])), -1, k)
+            own = torch.from_numpy(self.retriever.encode([picture]))
+            return self._nearest([*own, *self._embeddings(rows)], rows, k)
 
-    def by_row(self, row: int, k: int | None = None) -> list[ShownHit]:
-        """Neighbors of a row of the index, itself left out.
+    def by_rows(self, rows: Sequence[int], k: int | None = None) -> list[ShownHit]:
+        """Neighbors of a row of the index, or of the mean of several; themselves left out.
 
         Args:
-            row: of the index.
+            rows: of the index; at least one.
             k: as of `by_picture`.
 
         Raises:
@@ -106,11 +113,7 @@ class Finder:
             BadInput: the index is damaged.
         """
         with self._lock:
-            found = readable_rows(self.index, [row])
-            if row not in found:
-                reason = ": its picture could not be read" if row < self.index.info.num_rows else ""
-                raise LookupError(f"the index has no row {row}{reason}")
-            return self._nearest(found[row].embedding[None], row, k)
+            return self._nearest(self._embeddings(rows), rows, k)
 
     def thumbnail(self, row: int) -> Thumbnail:
         """A row's image, made small.
@@ -128,10 +131,19 @@ class Finder:
         except (BadImage, OSError) as error:  # OSError: a table whose file is gone.
             raise LookupError(f"the picture of row {row} cannot be read ({one_line(error)})") from None
 
-    def _nearest(self, query: Tensor, own: int, k: int | None) -> list[ShownHit]:
+    def _embeddings(self, rows: Sequence[int]) -> list[Tensor]:
+        found = readable_rows(self.index, rows)
+        for row in rows:
+            if row not in found:
+                reason = ": its image could not be read" if row < self.index.info.num_rows else ""
+                raise LookupError(f"the index has no row {row}{reason}")
+        return [found[row].embedding for row in rows]
+
+    def _nearest(self, queries: Sequence[Tensor], own: Sequence[int], k: int | None) -> list[ShownHit]:
         parts = self.index.parts() if self._parts is None else self._parts
-        (hits,) = nearest_rows(parts, query, torch.tensor([own]), k or self.k)
-        return [_shown(hit) for hit in hits]
+        mean, count = F.normalize(torch.stack([*queries]).mean(0, keepdim=True)), k or self.k
+        (hits,) = nearest_rows(parts, mean, torch.tensor([-1]), count + len(own))
+        return [_shown(hit) for hit in hits if hit.row not in own][:count]
 
 
 def _shown(hit: Hit) -> ShownHit:

@@ -14,14 +14,14 @@ import socketserver
 import traceback
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from stml_semi.data.images import BadImage
 from stml_semi.runtime.errors import BadInput
 from stml_semi.search.browse.answers import Answer, fixed_pages, json_answer, neighbors_answer
 from stml_semi.search.browse.connections import Arriving, Room
-from stml_semi.search.browse.finder import FORMATS, MAX_BYTES, MOST_NEIGHBORS, Finder
+from stml_semi.search.browse.finder import FORMATS, MAX_BYTES, MOST_AVERAGED, MOST_NEIGHBORS, Finder
 
 _SECONDS = 30.0
 """For a whole request to arrive, and for its answer to be taken."""
@@ -38,7 +38,8 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-_ROW = re.compile(r"/(picture|row)/(\d{1,12})", re.ASCII)
+_ROW = re.compile(r"/picture/(\d{1,12})|/row/(\d{1,12}(?:,\d{1,12})*)", re.ASCII)
+_OPTIONS = re.compile(r"(k|rows)=(\d{1,12}(?:,\d{1,12})*)", re.ASCII)
 
 
 class Refused(Exception):
@@ -132,18 +133,32 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _count(query: str) -> int | None:
-    """How many neighbors a request asks for; None if it does not say.
+class _Options(NamedTuple):
+    k: int | None
+    """Neighbors; None if the request does not say."""
+    rows: list[int]
+    """Of the index, averaged with an upload."""
+
+
+def _options(query: str) -> _Options:
+    """What a request asks for beside its path.
 
     Raises:
-        Refused: what it says is no such number.
+        Refused: it is not what the page sends.
     """
-    if not query:
-        return None
-    found = re.fullmatch(r"k=(\d{1,4})", query, re.ASCII)
-    if not found or not 1 <= int(found[1]) <= MOST_NEIGHBORS:
+    found = [_OPTIONS.fullmatch(part) for part in query.split("&")] if query else []
+    given = {part[1]: part[2] for part in found if part}
+    k = given.get("k", "1")
+    if len(given) < len(found) or "," in k or not 1 <= int(k) <= MOST_NEIGHBORS:
         raise Refused(HTTPStatus.BAD_REQUEST, f"k is a number from 1 to {MOST_NEIGHBORS}")
-    return int(found[1])
+    return _Options(int(k) if "k" in given else None, _rows(given["rows"]) if "rows" in given else [])
+
+
+def _rows(text: str) -> list[int]:
+    rows = list(dict.fromkeys(map(int, text.split(","))))
+    if len(rows) > MOST_AVERAGED:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"at most {MOST_AVERAGED} images make a query")
+    return rows
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -191,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._check_sender(path)
         if path == "/search":
             self._check_method("POST")
-            return self._search(_count(asked.query))
+            return self._search(_options(asked.query))
         known = _ROW.fullmatch(path)
         if not known and path not in self.server.pages:
             raise Refused(HTTPStatus.NOT_FOUND, "there is no such page")
@@ -199,13 +214,13 @@ class _Handler(BaseHTTPRequestHandler):
         if not known:
             return self.server.pages[path]
         with self.server.places.working(self.connection):
-            return self._of_row(known[1], int(known[2]), _count(asked.query))
+            return self._of_rows(known[1], known[2], _options(asked.query))
 
-    def _of_row(self, what: str, row: int, k: int | None) -> Answer:
+    def _of_rows(self, picture: str | None, rows: str, options: _Options) -> Answer:
         try:
-            if what == "row":
-                return neighbors_answer(self.server.finder.by_row(row, k))
-            return Answer(*self.server.finder.thumbnail(row))
+            if picture is None:
+                return neighbors_answer(self.server.finder.by_rows(_rows(rows), options.k))
+            return Answer(*self.server.finder.thumbnail(int(picture)))
         except LookupError as error:
             raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
 
@@ -226,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.METHOD_NOT_ALLOWED, f"{self.command} is not allowed here, only {allow}", allow=allow
             )
 
-    def _search(self, k: int | None) -> Answer:
+    def _search(self, options: _Options) -> Answer:
         kind = self.headers.get_content_type()
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"\d{1,15}", length, re.ASCII):
@@ -243,7 +258,9 @@ class _Handler(BaseHTTPRequestHandler):
             if not kind.startswith("image/"):
                 raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"not an image ({', '.join(FORMATS)})")
             with places.working(self.connection), uploads.working(self.connection):
-                return neighbors_answer(self.server.finder.by_picture(data, k))
+                return neighbors_answer(self.server.finder.by_picture(data, options.rows, options.k))
+        except LookupError as error:
+            raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
         except BadImage as error:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
         finally:
