@@ -29,6 +29,13 @@ def evaluate(
         float | None, typer.Option(help="Percent: adds confidence intervals from a bootstrap over queries.")
     ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Add a table of the worst classes.")] = False,
+    open_set: Annotated[
+        bool,
+        typer.Option("--open-set", help="Add how similar a match has to be, if half of the queries have none."),
+    ] = False,
+    save_thresholds: Annotated[
+        bool, typer.Option("--save-thresholds", help="Put these thresholds into the model, for `search`.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Score a model on labeled images: recall@k, R-precision and MAP@R, each image against all others, or against
@@ -54,18 +61,22 @@ def evaluate(
             bf16=bf16,
             confidence=confidence,
             per_class=per_class,
+            open_set=open_set,
+            save_thresholds=save_thresholds,
         )
     if not is_main():
         return
     if as_json:
         print(json.dumps(line))
     else:
-        from stml_semi.cli.printing import print_scores, print_worst_classes
+        from stml_semi.cli.printing import print_open_set, print_scores, print_worst_classes
 
         title = f"{line['data']}: {line['num_queries']:,} queries among {line['num_gallery']:,} images"
         print_scores(title, {model: line})
         if per_class:
             print_worst_classes(line["per_class"])
+        if "thresholds" in line:
+            print_open_set(line["thresholds"], line["fnmr"])
 
 
 def export(

@@ -154,10 +154,36 @@ def print_worst_classes(rows: Sequence[dict[str, Any]], count: int = 10) -> None
     _print_table(PlainConsole(), title, table)
 
 
+def print_open_set(thresholds: Sequence[Sequence[float]], fnmr: dict[str, float]) -> None:
+    """How similar a match has to be, and the error rates of pairs."""
+    console = PlainConsole()
+    console.print()
+    table = _table()
+    for column in ("right among answers", "cosine from", "matches found"):
+        table.add_column(column, justify="right")
+    known = {precision: (similarity, answered) for precision, similarity, answered in thresholds}
+    for precision in (0.5, 0.8, 0.9, 0.95, 0.98, 0.99):
+        similarity, answered = known.get(precision, (None, None))
+        shown = ("never", "") if similarity is None else (f"{similarity:.3f}", f"{answered:.1%}")
+        table.add_row(f"{precision:.0%}", *shown)
+    _print_table(console, "thresholds, if one query in two has no match", table)
+    console.print()
+    table = _table()
+    for column in ("false match rate", "false non-match rate"):
+        table.add_column(column, justify="right")
+    for rate, missed in fnmr.items():
+        table.add_row(f"{float(rate):.4g}", f"{missed:.4f}")
+    _print_table(console, "pairs of images", table)
+
+
 def print_answers(answers: Sequence[Answer]) -> None:
     """Nearest images of each query, nearest first."""
     console = PlainConsole(soft_wrap=True)
     for answer in answers:
+        if not answer.hits:
+            console.print(Text(visible(answer.query), style="bold"))
+            console.print("no match in the index")
+            continue
         table = _table()
         table.add_column("", justify="right")
         table.add_column("cosine", justify="right")

@@ -69,6 +69,10 @@ def search(
     model: Annotated[str | None, typer.Option(help="Default: the one that made the index.")] = None,
     k: Annotated[int, typer.Option("--k", help="Answers per query.", min=1)] = 10,
     backend: Annotated[str, typer.Option(help="exact, or faiss where that is installed.")] = "exact",
+    min_precision: Annotated[
+        float | None,
+        typer.Option(help="Leave out what is less similar than a match with this share of right answers, e.g. 0.95."),
+    ] = None,
     html: Annotated[str | None, typer.Option(help="Write a page with pictures to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of tables.")] = False,
 ) -> None:
@@ -82,7 +86,15 @@ def search(
         from stml_semi.search.query import search as find
 
         among("--backend", backend, *get_args(Backend))
-        answers = find(index, images or (), rows=row or (), model=model, k=k, backend=cast(Backend, backend))
+        answers = find(
+            index,
+            images or (),
+            rows=row or (),
+            model=model,
+            k=k,
+            backend=cast(Backend, backend),
+            min_precision=min_precision,
+        )
         if html:
             from stml_semi.search.answers_page import write_page
 

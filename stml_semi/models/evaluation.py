@@ -13,7 +13,7 @@ from stml_semi.data.batches.eval_images import EvalPieces, joined
 from stml_semi.data.batches.loading import BadImageEntry
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.workers import decode_ahead
-from stml_semi.metrics import QueryScores, query_scores, summarize
+from stml_semi.metrics import OpenSetScores, QueryScores, Threshold, open_set_scores, query_scores, summarize
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.exact import exact_float32
@@ -140,6 +140,36 @@ def score_queries(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[i
     Raises:
         BadInput: no image can be read.
     """
+    asked = _readable(table, embedded)
+    count = len(asked.labels)
+    share = distributed.share(count, rank=distributed.rank(), world_size=distributed.world_size())
+    rows = torch.arange(count, device=asked.labels.device)[share]
+    scores = query_scores(**asked._asdict(), recall_at=recall_at, rows=rows)
+    gathered = QueryScores(*(distributed.gather(part, count) for part in scores))
+    return TableScores(gathered, asked.labels, count if asked.gallery is None else len(asked.gallery))
+
+
+def score_open_set(table: ImageTable, embedded: EmbeddedTable) -> OpenSetScores | None:
+    """What the queries of `score_queries` find of their own class and of others; the same on every process.
+
+    None if there is one class alone, or no two images of a class.
+
+    Raises:
+        BadInput: no image can be read.
+    """
+    scores = open_set_scores(**_readable(table, embedded)._asdict())
+    return scores if scores.genuine.any() and scores.impostor.any() else None
+
+
+class _Readable(NamedTuple):
+    embeddings: Tensor
+    labels: Tensor
+    gallery: Tensor | None = None
+    gallery_labels: Tensor | None = None
+
+
+def _readable(table: ImageTable, embedded: EmbeddedTable) -> _Readable:
+    """The queries of a table, and what they are looked up in unless that is themselves."""
     assert table.labels is not None
     if not embedded.readable.any():
         raise BadInput(f"{table.name}: none of its {len(table)} images can be read, such as {table.describe(0)}")
@@ -147,18 +177,10 @@ def score_queries(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[i
     # Millions of embeddings are not copied if all are there.
     embeddings = embedded.embeddings if embedded.readable.all() else embedded.embeddings[keep]
     labels = torch.from_numpy(table.labels).to(keep.device)[keep]
-    gallery = gallery_labels = None
-    if table.queries is not None:
-        asks = torch.from_numpy(table.queries).to(keep.device)[keep]
-        gallery, gallery_labels = embeddings[~asks], labels[~asks]
-        embeddings, labels = embeddings[asks], labels[asks]
-    share = distributed.share(len(labels), rank=distributed.rank(), world_size=distributed.world_size())
-    rows = torch.arange(len(labels), device=keep.device)[share]
-    scores = query_scores(
-        embeddings, labels, recall_at=recall_at, gallery=gallery, gallery_labels=gallery_labels, rows=rows
-    )
-    gathered = QueryScores(*(distributed.gather(part, len(labels)) for part in scores))
-    return TableScores(gathered, labels, len(labels) if gallery is None else len(gallery))
+    if table.queries is None:
+        return _Readable(embeddings, labels)
+    asks = torch.from_numpy(table.queries).to(keep.device)[keep]
+    return _Readable(embeddings[asks], labels[asks], embeddings[~asks], labels[~asks])
 
 
 def count_left_out(table: ImageTable, readable: NDArray[np.bool_], scores: QueryScores) -> dict[str, int]:
@@ -190,6 +212,8 @@ class Scored(NamedTuple):
     means: dict[str, float]
     """Retrieval metrics, and counts of what they leave out; see `count_left_out`."""
     queries: TableScores
+    thresholds: list[Threshold]
+    """Cosines from which the nearest image is a match; none where they were not asked for."""
 
 
 def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> Scored:
@@ -200,4 +224,4 @@ def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]
     """
     found = score_queries(table, embedded, recall_at)
     means = summarize(found.scores, recall_at=recall_at, num_gallery=found.num_gallery)
-    return Scored(means | count_left_out(table, embedded.readable, found.scores), found)
+    return Scored(means | count_left_out(table, embedded.readable, found.scores), found, [])

@@ -152,7 +152,7 @@ def exported(lines: Sequence[dict[str, Any]]) -> Choice | None:
     without validation the last student. None if nothing is logged yet.
     """
     if chosen := next(filter(_is_chosen, lines), None):
-        return _choice(chosen)
+        return choice_of(chosen)
     scores = {line["step"]: line["map@r"] for line in lines if is_validation(line) and line["model"] == "student"}
     if scores:
         return Choice("student", max(scores, key=lambda step: (scores[step], -step)))
@@ -163,14 +163,15 @@ def exported(lines: Sequence[dict[str, Any]]) -> Choice | None:
 def decided(lines: Sequence[dict[str, Any]], step: int) -> Choice | None:
     """What validation chose at the end of a run, if the end was after `step` steps: else a choice is still to come."""
     chosen = next((line for line in lines if _is_chosen(line) and line["step"] == step), None)
-    return None if chosen is None else _choice(chosen)
+    return None if chosen is None else choice_of(chosen)
 
 
 def _is_chosen(line: dict[str, Any]) -> bool:
     return is_candidate(line) and line["exported"]
 
 
-def _choice(line: dict[str, Any]) -> Choice:
+def choice_of(line: dict[str, Any]) -> Choice:
+    """The model that a candidate's line speaks of."""
     model = line["candidate"]
     return Choice(model, line["weights_step"], line["alpha"] if model == "interpolated" else None)
 

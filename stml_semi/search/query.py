@@ -16,7 +16,8 @@ from stml_semi.runtime.errors import BadInput
 from stml_semi.search.changes import row_key
 from stml_semi.search.embed import fingerprint
 from stml_semi.search.index import Index, Part
-from stml_semi.sharing.load import Retriever, load
+from stml_semi.sharing.load import Retriever, load, model_folder
+from stml_semi.sharing.thresholds import read_thresholds
 
 Backend = Literal["exact", "faiss"]
 
@@ -53,6 +54,7 @@ def search(
     model: str | None = None,
     k: int = 10,
     backend: Backend = "exact",
+    min_precision: float | None = None,
 ) -> list[Answer]:
     """The k nearest rows of an index for picture files, and for rows of the index (those without themselves).
 
@@ -63,6 +65,8 @@ def search(
         model: default: the one that made the index.
         k: answers per query; all there are, if fewer.
         backend: "exact", or "faiss": its flat search, exact up to the rounding of float32.
+        min_precision: leave out what is less similar than a match of this precision (0..1), by the thresholds of the
+            model: no hits are left of what is not in the index.
 
     Raises:
         BadInput: no index, a picture that cannot be read, a row that is not there, another model than the index's,
@@ -71,6 +75,7 @@ def search(
     if backend == "faiss" and find_spec("faiss") is None:
         raise BadInput("--backend faiss: it is not installed; pip install 'stml-semi[faiss]', or leave the flag out")
     index = Index.open(folder)
+    least = -1.0 if min_precision is None else _threshold(index, model, min_precision)
     if not images and not rows:
         raise BadInput("search: nothing to search for; name image files, or --row with rows of the index")
     queries = [_embed(index, images, model)] if images else []
@@ -81,7 +86,21 @@ def search(
         asked.extend((found[row].image, row) for row in rows)
     own = torch.tensor([-1 if row is None else row for _, row in asked])
     nearest = nearest_rows(index.parts(), torch.cat(queries), own, k, backend)
-    return [Answer(image, row, hits) for (image, row), hits in zip(asked, nearest, strict=True)]
+    near = [[hit for hit in hits if hit.similarity >= least] for hits in nearest]
+    return [Answer(image, row, hits) for (image, row), hits in zip(asked, near, strict=True)]
+
+
+def _threshold(index: Index, model: str | None, precision: float) -> float:
+    if not 0 < precision < 1:
+        raise BadInput(f"--min-precision {precision:g}: is a share of right answers; give a number such as 0.95")
+    name = model or index.info.model
+    known = read_thresholds(model_folder(name))
+    if known is None:
+        raise BadInput(
+            f"--min-precision: {name} has no thresholds; train with --validation-classes 0.2, or run `stml-semi "
+            f"evaluate --model MODEL --data LABELED --save-thresholds` on classes that it was not trained on"
+        )
+    return known.at(precision).similarity
 
 
 def _embed(index: Index, images: Sequence[str], model: str | None) -> Tensor:

@@ -11,7 +11,7 @@ import yaml
 from stml_semi.config import Mark, TrainConfig, fields_that, flag
 from stml_semi.data.benchmarks.facts import BENCHMARKS, benchmark_of
 from stml_semi.data.sources.request import specs_of
-from stml_semi.metrics import score_title
+from stml_semi.metrics import Threshold, score_title
 from stml_semi.models.model_files import parse_name
 from stml_semi.run_folder.log import Served, exported, is_validation, score_keys, weights_name
 from stml_semi.run_folder.verdict import verdict
@@ -21,6 +21,7 @@ from stml_semi.sharing.card_curves import FILE as CURVES
 from stml_semi.sharing.card_curves import draw_curves
 from stml_semi.sharing.inputs import Inputs
 from stml_semi.sharing.origin import Origin
+from stml_semi.sharing.thresholds import FILE, Thresholds
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -41,6 +42,8 @@ _TRAINING = {
     "sup": "labeled images alone, by a proxy loss",
     "unsup": "unlabeled images alone, by self-taught relations (STML)",
 }
+_PRECISIONS = (0.8, 0.9, 0.95, 0.99)
+"""Of the thresholds that the card shows."""
 _STORED = ", stored as {}: half the size, computed with in float32"
 _CHOSEN = ": the {} was chosen on {:g}% of the labeled classes, kept out of training"
 _WEIGHTS: dict[Served, str] = {
@@ -79,6 +82,8 @@ class CardFacts(NamedTuple):
     """Share of the student's weights in interpolated ones."""
     width: int | None = None
     """Of an embedding, if it is not the configuration's: a frozen backbone has no head."""
+    thresholds: Thresholds | None = None
+    """What validation classes say of the cosine of a match."""
 
 
 def card_files(facts: CardFacts) -> dict[str, bytes]:
@@ -95,6 +100,8 @@ def card_files(facts: CardFacts) -> dict[str, bytes]:
         "README.md": card.encode(errors="backslashreplace"),
         "training_config.yaml": training_yaml(facts.config).encode(),
     }
+    if facts.thresholds is not None:
+        files[FILE] = facts.thresholds.to_json()
     return files if curves is None else files | {CURVES: curves}
 
 
@@ -238,6 +245,8 @@ def _card(facts: CardFacts, *, curves: bool) -> str:
         "chosen": _CHOSEN.format("step" if facts.weights == "student" else "model", 100 * kept) if kept else "",
         "command": command_line(config),
         "inputs": facts.inputs,
+        "thresholds": facts.thresholds,
+        "shown_thresholds": _shown(facts.thresholds),
         "onnx": facts.onnx,
         "curves": CURVES if curves else None,
     }
@@ -248,6 +257,10 @@ def _verdict(facts: CardFacts) -> str:
     """Of the weights that the run exports; other weights have none."""
     choice, found = exported(facts.lines), verdict(facts.lines, facts.claim)
     return found.text if found and choice and choice.model == facts.weights else ""
+
+
+def _shown(known: Thresholds | None) -> list[Threshold]:
+    return [] if known is None else [one for one in known.thresholds if one.precision in _PRECISIONS]
 
 
 def _row(line: dict[str, Any]) -> str:

@@ -9,18 +9,36 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stml_semi.data.class_split import with_gallery
+from stml_semi.data.image_table import ImageTable
 from stml_semi.data.run_tables import open_labeled
 from stml_semi.data.sources.objects import Source, as_spec
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.workers import resolve_num_workers
-from stml_semi.metrics import ClassScores, bootstrap, class_scores, score_names, score_values, summarize
-from stml_semi.models.evaluation import count_left_out, embed_table, score_queries
+from stml_semi.metrics import (
+    ClassScores,
+    Threshold,
+    bootstrap,
+    class_scores,
+    false_non_match_rate,
+    precision_thresholds,
+    score_names,
+    score_values,
+    summarize,
+)
+from stml_semi.models.evaluation import EmbeddedTable, count_left_out, embed_table, score_open_set, score_queries
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.run_folder.log import exported_step
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.failures import writing
 from stml_semi.runtime.progress import Counter
-from stml_semi.sharing.load import load
+from stml_semi.sharing.load import load, model_folder
+from stml_semi.sharing.thresholds import Thresholds, as_lists, write_thresholds
+
+_MATCH_RATES = (0.1, 0.01, 0.001, 0.0001)
+"""False match rates that are reported..."""
+_FEW = 10
+"""...if so many false matches make them up."""
 
 
 def evaluate_model(
@@ -37,6 +55,8 @@ def evaluate_model(
     bf16: bool = False,
     confidence: float | None = None,
     per_class: bool = False,
+    open_set: bool = False,
+    save_thresholds: bool = False,
     data_root: str | None = None,
 ) -> dict[str, Any]:
     """Retrieval metrics of a model: a line like those of metrics.jsonl; `step` is None unless the model is a run.
@@ -59,11 +79,16 @@ def evaluate_model(
         bf16: run the backbone in bfloat16 (scores are computed from float32 embeddings either way).
         confidence: percent; adds `intervals`, name of a metric -> [low, high], from a bootstrap over queries.
         per_class: adds `per_class`, a dict per class, worst MAP@R first.
+        open_set: adds `thresholds`, lists of a precision, the cosine from which the nearest image is a match with this
+            precision, and the share of matches found then (see `precision_thresholds`); and `fnmr`, false match rate
+            -> false non-match rate over all pairs.
+        save_thresholds: write these thresholds beside the model, for `search`.
 
     Raises:
         BadInput: nothing to open, or nothing to score.
     """
     model, wanted = str(model), _recall_at(recall_at)
+    place = _model_here(model) if save_thresholds else None
     data, gallery = as_spec(data, "--data"), as_spec(gallery, "--gallery")
     if confidence is not None and not 0 < confidence < 100:
         raise BadInput(f"--confidence {confidence}: is in percent; give a number between 0 and 100, such as 95")
@@ -74,6 +99,9 @@ def evaluate_model(
             raise BadInput(f"--gallery {gallery}: is --data itself, where every picture finds itself; leave it out")
         table = with_gallery(table, open_source(gallery, flag="--gallery", labels="required", **columns))
     wanted = wanted or table.recall_at
+    shared = len(_trained_classes(model) & set(table.classes))
+    if place is not None and shared == len(table.classes):
+        raise BadInput(f"--save-thresholds: the model was trained on the classes of {data}; give images of others")
     accelerator = Accelerator()
     retriever = load(model, device=accelerator.device, image_size=image_size)
     workers = resolve_num_workers(num_workers)
@@ -102,17 +130,47 @@ def evaluate_model(
         line["unreadable"] = [bad._asdict() for bad in embedded.bad]
     if table.skipped:
         line["skipped"] = list(table.skipped)
-    if shared := len(_trained_classes(model) & set(table.classes)):
+    if shared:
         line["num_trained_classes"] = shared
     if confidence is not None:
         # Queries are drawn one by one, not by class: the classes themselves count as given.
         intervals = bootstrap(score_values(found.scores), confidence=confidence / 100)
         ends = {name: [i.low, i.high] for name, i in zip(score_names(wanted), intervals, strict=True)}
         line |= {"confidence": confidence, "intervals": ends}
+    if open_set or place is not None:
+        line |= _open_set(table, embedded)
+    if place is not None and accelerator.is_main_process:
+        with writing("--save-thresholds", place):
+            write_thresholds(place, _thresholds(line))
     if per_class:
         line["per_class"] = _per_class(table.classes, class_scores(found.scores, found.labels, recall_at=wanted))
     accelerator.end_training()
     return line
+
+
+def _open_set(table: ImageTable, embedded: EmbeddedTable) -> dict[str, Any]:
+    apart = score_open_set(table, embedded)
+    if apart is None:
+        raise BadInput(f"{table.name}: thresholds need at least two classes, and two images of one of them")
+    enough = [rate for rate in _MATCH_RATES if rate * int(apart.impostor.sum()) >= _FEW]
+    return {
+        "thresholds": as_lists(precision_thresholds(apart)),
+        "fnmr": {f"{rate:g}": false_non_match_rate(apart, rate) for rate in enough},
+    }
+
+
+def _thresholds(line: dict[str, Any]) -> Thresholds:
+    known = [Threshold(*one) for one in line["thresholds"]]
+    return Thresholds(Path(line["data"]).name, line["num_queries"], line["num_gallery"], known)
+
+
+def _model_here(model: str) -> Path:
+    folder = model_folder(model) if Path(model).exists() else Path()
+    if not (folder / "modules.json").is_file():
+        raise BadInput(
+            f"--save-thresholds: {model} is no model on this disk; give a finished run, or what `export` wrote"
+        )
+    return folder
 
 
 def _recall_at(text: str | None) -> tuple[int, ...]:

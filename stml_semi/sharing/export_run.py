@@ -18,6 +18,7 @@ from stml_semi.sharing.export import export_model
 from stml_semi.sharing.inputs import find_inputs
 from stml_semi.sharing.onnx import check_onnx, export_onnx
 from stml_semi.sharing.origin import Origin, find_origin
+from stml_semi.sharing.thresholds import of_run
 from stml_semi.sharing.trained import Weights, open_trained
 
 
@@ -91,6 +92,7 @@ def export_run(
         origin=_origin(config, folder),
         dtype=dtype,
         inputs=find_inputs(trained.backbone.processor),
+        thresholds=of_run(lines, choice),
     )
     with torch.inference_mode(), writing("--output", target):
         files = card_files(facts)

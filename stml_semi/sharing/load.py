@@ -176,7 +176,7 @@ def load(model: str | Path, *, device: str | torch.device | None = None, image_s
         BadInput: nothing of the kind there, or a size for a model that was trained at one.
     """
     name = str(model)
-    folder = _folder(name)
+    folder = model_folder(name)
     is_bare = not (folder / "modules.json").is_file()
     if image_size is not None and not is_bare:
         raise BadInput(f"--image-size {image_size}: {model} has the size that it was trained at; leave the flag out")
@@ -212,7 +212,7 @@ def _check_fit(modules: Modules, output: Any, name: str) -> None:
     check_weights(modules.dense, f"{name}: its head", "its file is damaged, or the model diverged; take another")
 
 
-def _folder(model: str) -> Path:
+def model_folder(model: str) -> Path:
     """Where the model's files are: the run's model/ folder, the folder itself, or the hub's local copy."""
     path, run = Path(model), RunFolder(model, writes=False)
     if run.is_run():

@@ -10,6 +10,7 @@ from stml_semi.models.evaluation import Scored
 from stml_semi.models.interpolation import serve_features
 from stml_semi.models.teacher import Teacher
 from stml_semi.run_folder.log import Choice
+from stml_semi.sharing.thresholds import as_lists
 from stml_semi.training.best_student import BestStudent
 from stml_semi.training.evaluator import Evaluator
 
@@ -66,6 +67,7 @@ class Candidates:
                     **one.scored.means,
                     "gain": list(one.gain),
                     "exported": one is chosen,
+                    **({"thresholds": as_lists(one.scored.thresholds)} if one is chosen else {}),
                 }
             )
         self._load(chosen.choice)

@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from stml_semi.config import TrainConfig
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.run_tables import Tables
-from stml_semi.metrics import bootstrap, score_names, score_values
+from stml_semi.metrics import bootstrap, precision_thresholds, score_names, score_values
 from stml_semi.models.embedder import Embedder
-from stml_semi.models.evaluation import EmbeddedTable, Encode, Scored, TableEncoder, score
+from stml_semi.models.evaluation import EmbeddedTable, Encode, Scored, TableEncoder, score, score_open_set
 from stml_semi.models.teacher import Teacher
 from stml_semi.report.neighbor_sheet import draw, find
 from stml_semi.run_folder.log import Choice, Served
@@ -55,7 +55,7 @@ class Evaluator:
         self._score(table, choice.step, model, lambda pixels: embedder(pixels).f, embedder, last=True, **alpha)
 
     def score_candidate(self, name: str, embedder: Embedder, *, features: bool) -> Scored:
-        """Scores a model on the validation images without logging it.
+        """Scores a model on the validation images, with thresholds, without logging it.
 
         Args:
             name: of its weights.
@@ -64,7 +64,9 @@ class Evaluator:
         """
         assert self.tables.validation is not None
         encode = embedder.features if features else lambda pixels: embedder(pixels).f
-        return self._embed(self.tables.validation, name, encode, embedder)[1]
+        embedded, scored = self._embed(self.tables.validation, name, encode, embedder)
+        apart = score_open_set(self.tables.validation, embedded)
+        return scored if apart is None else scored._replace(thresholds=precision_thresholds(apart))
 
     @property
     def validation_name(self) -> str:

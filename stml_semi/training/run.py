@@ -25,6 +25,7 @@ from stml_semi.sharing.export import export_model
 from stml_semi.sharing.inputs import find_inputs
 from stml_semi.sharing.origin import find_origin
 from stml_semi.sharing.push import push
+from stml_semi.sharing.thresholds import of_run
 from stml_semi.training.outputs import Callbacks, Outputs, Progress
 from stml_semi.training.preflight.dry_run import plan_of
 from stml_semi.training.run_progress import RunProgress
@@ -145,6 +146,7 @@ def _export(prepared: Prepared, choice: Choice) -> None:
         claim=folder.claim,
         origin=find_origin(config)._replace(commit=folder.backbone_commit),
         inputs=find_inputs(prepared.backbone.processor),
+        thresholds=of_run(folder.log.lines(), choice),
     )
     export_model(prepared.embedder, prepared.backbone.processor, folder.model, card_files(facts))
 

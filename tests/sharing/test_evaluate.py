@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.command_line import call
+from helpers.exports import exported
 from helpers.pictures import write_pictures
 from PIL import Image
 
@@ -15,6 +16,7 @@ from stml_semi.metrics import bootstrap, class_scores, query_scores, score_names
 from stml_semi.models.backbone import open_backbone
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.run_folder.recipe import build_config
+from stml_semi.sharing.thresholds import read_thresholds
 
 
 @pytest.fixture
@@ -207,3 +209,55 @@ def test_classes_are_the_same_in_folders_and_lists(monkeypatch, capsys, tmp_path
     assert line["unmatched_classes"] == {"Star": 2}
     code, out, _ = call(monkeypatch, capsys, *flags)
     assert "warning: 2 queries (of Star) without an image of the same class to find: not scored." in out
+
+
+@pytest.fixture
+def model(make_backbone, tmp_path):
+    """A model folder as `export` writes it."""
+    exported(tmp_path / "model", make_backbone("resnet"), "auto")
+    return tmp_path / "model"
+
+
+def test_thresholds_are_printed_and_stored_on_request(monkeypatch, capsys, birds, model):
+    flags = ["evaluate", "--model", model, "--data", birds, "--num-workers", 0]
+    code, out, err = call(monkeypatch, capsys, *flags, "--open-set", "--json")
+    assert code == 0, err
+    line = json.loads(out)
+    assert list(line["fnmr"]) == ["0.1"]  # 156 pairs of two classes show no smaller rate.
+    assert not (model / "thresholds.json").exists()
+    code, out, err = call(monkeypatch, capsys, *flags, "--save-thresholds")
+    assert code == 0, err
+    assert "right among answers" in out
+    assert "false non-match rate" in out
+    known = read_thresholds(model)
+    assert known is not None
+    assert known.data == "birds"
+    assert [list(one) for one in known.thresholds] == line["thresholds"]
+
+
+def test_thresholds_that_cannot_be(monkeypatch, capsys, tmp_path, birds, model):
+    flags = ["evaluate", "--num-workers", 0]
+    code, _, err = call(monkeypatch, capsys, *flags, "--model", "tiny-resnet", "--data", birds, "--save-thresholds")
+    assert code == 2
+    assert "--save-thresholds: tiny-resnet is no model on this disk" in err
+    write_pictures(tmp_path / "one" / "robin", 3)
+    (tmp_path / "one" / "wren").mkdir()
+    (tmp_path / "one" / "wren" / "broken.png").write_bytes(b"no image")
+    code, _, err = call(monkeypatch, capsys, *flags, "--model", model, "--data", tmp_path / "one", "--open-set")
+    assert code == 2
+    assert "thresholds need at least two classes" in err
+
+
+def test_trained_classes_give_no_thresholds(monkeypatch, capsys, tmp_path, birds):
+    run = ["sup", "--labeled", birds, "--backbone", "tiny-resnet", "--max-steps", 1, "--output-dir", tmp_path / "run"]
+    code, _, err = call(monkeypatch, capsys, *run, "--no-report", "--num-workers", 0)
+    assert code == 0, err
+    flags = ["evaluate", "--model", tmp_path / "run", "--num-workers", 0, "--save-thresholds", "--data"]
+    code, _, err = call(monkeypatch, capsys, *flags, birds)
+    assert code == 2
+    assert "--save-thresholds: the model was trained on the classes of" in err
+    for name in ("wren", "jay"):
+        write_pictures(tmp_path / "others" / name, 3)
+    code, _, err = call(monkeypatch, capsys, *flags, tmp_path / "others")
+    assert code == 0, err
+    assert (tmp_path / "run" / "model" / "thresholds.json").is_file()

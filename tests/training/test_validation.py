@@ -26,6 +26,7 @@ from stml_semi.run_folder.checkpoint import TEACHER as TEACHER_PREFIX
 from stml_semi.run_folder.log import Choice, exported, exported_step, is_final_test
 from stml_semi.run_folder.recipe import build_config
 from stml_semi.sharing.export_run import export_run
+from stml_semi.sharing.thresholds import read_thresholds
 from stml_semi.sharing.trained import open_trained
 from stml_semi.training import evaluator
 from stml_semi.training.candidates import Candidate, best_of, compare
@@ -69,12 +70,12 @@ def train(make_backbone, tmp_path, monkeypatch):
         told = iter([*[0.3] * (not values.get("resume")), *(value for value in map_at_r for _ in "st"), *candidates])
 
         def score(table, embedded, recall_at):
-            means, queries = scored(table, embedded, recall_at)
+            means, queries, _ = scored(table, embedded, recall_at)
             if "validation" in table.name:
                 means = means | {"map@r": next(told)}
                 same = torch.full_like(queries.scores.average_precision, means["map@r"])
                 queries = queries._replace(scores=queries.scores._replace(average_precision=same))
-            return Scored(means, queries)
+            return Scored(means, queries, [])
 
         monkeypatch.setattr(evaluator, "score", score)
         return run(resolve("sup", settings | values))
@@ -110,6 +111,16 @@ def test_the_best_step_is_exported_and_tested_once(train, tmp_path, capsys):
     card = (folder.model / "README.md").read_text()
     assert "after 2 of 3 steps" in card
     assert "chosen on 25% of the labeled classes, kept out of training" in card
+
+    # How similar a match has to be, for the chosen model alone.
+    (chosen,) = [line for line in folder.log.lines() if line.get("exported")]
+    known = read_thresholds(folder.model)
+    assert known is not None
+    assert chosen["thresholds"] == [[round(value, 6) for value in one] for one in known.thresholds]
+    assert known.thresholds
+    assert "| 80% |" in card
+    assert read_thresholds(tmp_path / "again") == known
+    assert read_thresholds(tmp_path / "teacher") is None
 
     capsys.readouterr()
     print_result(result)
@@ -328,7 +339,7 @@ def test_differences_within_chance_go_to_the_student():
         number[0] = 0  # A query without anything to find has no score.
         average[:, 0] = torch.nan
         scores = [QueryScores(torch.ones(24, 1), row, row, number) for row in average]
-        scored = [Scored({}, TableScores(one, labels, 24)) for one in scores]
+        scored = [Scored({}, TableScores(one, labels, 24), []) for one in scores]
         return best_of(compare([(Choice("student", 5), scored[0]), (Choice("frozen", 0), scored[1])]))
 
     assert found(0, 0, 0, 0, 0, 0).choice.model == "student"

@@ -1,0 +1,41 @@
+"""Retrieval metrics and their intervals, and what a threshold on the similarity is worth."""
+
+from stml_semi.metrics.open_set import (
+    OpenSetScores,
+    Threshold,
+    false_non_match_rate,
+    open_set_scores,
+    precision_thresholds,
+)
+from stml_semi.metrics.retrieval import (
+    ClassScores,
+    Interval,
+    QueryScores,
+    bootstrap,
+    class_scores,
+    query_scores,
+    retrieval_metrics,
+    score_names,
+    score_title,
+    score_values,
+    summarize,
+)
+
+__all__ = [
+    "ClassScores",
+    "Interval",
+    "OpenSetScores",
+    "QueryScores",
+    "Threshold",
+    "bootstrap",
+    "class_scores",
+    "false_non_match_rate",
+    "open_set_scores",
+    "precision_thresholds",
+    "query_scores",
+    "retrieval_metrics",
+    "score_names",
+    "score_title",
+    "score_values",
+    "summarize",
+]
