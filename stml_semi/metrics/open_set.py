@@ -116,7 +116,7 @@ def precision_thresholds(scores: OpenSetScores, precisions: Sequence[float] = PR
 def false_non_match_rate(scores: OpenSetScores, false_match_rate: float) -> float:
     """Share of the pairs of one class that are below the cosine which a given share of the pairs of two classes reach.
 
-    The FNMR at an FMR of biometrics, over all pairs of a query and an image of the gallery; the miss rate at that false alarm rate.
+    The FNMR at an FMR of biometrics, over all pairs of a query and an image of the gallery.
 
     Args:
         scores: of queries.
