@@ -6,7 +6,7 @@ known of it (its panel, whether a resumed run may change it, whether it names so
 
 import re
 from enum import Enum
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -59,7 +59,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class TrainConfig(BaseModel):
     """Everything that defines a run. Batch sizes are global: they do not depend on the number of processes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     labeled: Data[Source[str | None]] = None
     """Labeled images: a benchmark (kanji, cub), a folder of class folders, a csv/jsonl/parquet file or a hub id,

@@ -12,19 +12,23 @@ With `parquet` a part is one file with columns row, image and embedding. With `n
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stml_semi.data.any_image import OneImage
 from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.files import read_json_lines, replacing, write_json_lines, write_text
 from stml_semi.runtime.finite import check_lengths
 from stml_semi.runtime.names import from_utf8, to_utf8
+
+if TYPE_CHECKING:
+    from stml_semi.search.query import Hit
 
 Format = Literal["safetensors", "parquet", "npy"]
 FORMATS: tuple[Format, ...] = ("safetensors", "parquet", "npy")
@@ -72,8 +76,9 @@ class Index:
     """A folder of parts. Reading is lazy: one part at a time is in memory."""
 
     def __init__(self, folder: str | Path, info: IndexInfo) -> None:
-        self.folder, self.info = Path(folder), info
-        self.bad_images = self.folder / "bad_images.jsonl"
+        self.folder: Path = Path(folder)
+        self.info: IndexInfo = info
+        self.bad_images: Path = self.folder / "bad_images.jsonl"
 
     @classmethod
     def open(cls, folder: str | Path) -> "Index":
@@ -87,6 +92,33 @@ class Index:
         if not info.complete:
             raise BadInput(f"--index {folder}: is not finished; run the same `embed` command again to go on")
         return cls(folder, info)
+
+    def search(
+        self,
+        queries: OneImage | Iterable[OneImage] | NDArray[np.float32] | Tensor,
+        k: int = 10,
+        *,
+        model: str | None = None,
+        min_precision: float | None = None,
+    ) -> "list[list[Hit]]":
+        """The nearest rows of each query, nearest first: a list for each, for a single one too.
+
+        Args:
+            queries: one image or many, as `Retriever.encode` takes them; or embeddings of this index's model, (d,) or
+                (Q, d) of floating point.
+            k: hits per query; all there are, if fewer.
+            model: default: the one that made the index. It stays open for the next search.
+            min_precision: leave out what is less similar than a match of this precision (0..1), by the thresholds of
+                the model.
+
+        Raises:
+            TypeError: something that is no image.
+            BadInput: an image cannot be read, embeddings do not fit, another model than the index's, or the index is
+                damaged.
+        """
+        from stml_semi.search.query import find  # It imports this file.
+
+        return find(self, queries, k, model=model, min_precision=min_precision)
 
     def parts(self) -> Iterator[Part]:
         """All parts in order of their rows; parts without readable pictures are left out.
@@ -267,7 +299,8 @@ class _Names:
     """Names of a part, read when the first is asked for: a search shows few of them."""
 
     def __init__(self, path: Path, count: int) -> None:
-        self.path, self.count = path, count
+        self.path: Path = path
+        self.count: int = count
         self._lines: list[dict[str, Any]] | None = None
 
     @property

@@ -1,18 +1,24 @@
 """`search`: exact answers from an index on disk, one part in memory at a time."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from stml_semi.data.any_image import OneImage
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, ImageSource, read_image
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.neighbors import Gallery, Neighbors
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.finite import check_lengths
 from stml_semi.search.changes import row_key
 from stml_semi.search.embed import fingerprint
 from stml_semi.search.index import Index, Part
@@ -85,9 +91,47 @@ def search(
         queries.append(torch.stack([found[row].embedding for row in rows]))
         asked.extend((found[row].image, row) for row in rows)
     own = torch.tensor([-1 if row is None else row for _, row in asked])
-    nearest = nearest_rows(index.parts(), torch.cat(queries), own, k, backend)
-    near = [[hit for hit in hits if hit.similarity >= least] for hits in nearest]
-    return [Answer(image, row, hits) for (image, row), hits in zip(asked, near, strict=True)]
+    found = nearest_rows(index.parts(), torch.cat(queries), own, k, backend)
+    return [Answer(image, row, _above(least, hits)) for (image, row), hits in zip(asked, found, strict=True)]
+
+
+def find(
+    index: Index,
+    queries: OneImage | Iterable[OneImage] | NDArray[np.float32] | Tensor,
+    k: int,
+    *,
+    model: str | None = None,
+    min_precision: float | None = None,
+) -> list[list[Hit]]:
+    """`Index.search`."""
+    least = -1.0 if min_precision is None else _threshold(index, model, min_precision)
+    if isinstance(queries, np.ndarray | Tensor) and _is_floating(queries) and queries.ndim <= 2:
+        vectors = torch.atleast_2d(torch.as_tensor(queries).float().cpu())
+        if vectors.shape[1] != index.info.num_features:
+            raise BadInput(f"search: embeddings of {vectors.shape[1]} numbers; the index has {index.info.num_features}")
+        check_lengths(vectors, "search", lambda i: f"query {i}", "give embeddings that its model made")
+        vectors = F.normalize(vectors, dim=1)
+    else:
+        images = cast(OneImage | Iterable[OneImage], queries)
+        vectors = torch.atleast_2d(_last_model(index, model).encode(images, convert_to_tensor=True).cpu())
+    if not len(vectors):
+        return []
+    own = torch.full((len(vectors),), -1)
+    return [_above(least, hits) for hits in nearest_rows(index.parts(), vectors, own, k)]
+
+
+def _is_floating(values: NDArray[np.generic] | Tensor) -> bool:
+    return values.is_floating_point() if isinstance(values, Tensor) else np.issubdtype(values.dtype, np.floating)
+
+
+@lru_cache(maxsize=1)
+def _last_model(index: Index, model: str | None) -> Retriever:
+    """Stays open: a program searches an index again and again."""
+    return open_model(index, model)
+
+
+def _above(least: float, hits: list[Hit]) -> list[Hit]:
+    return [hit for hit in hits if hit.similarity >= least]
 
 
 def _threshold(index: Index, model: str | None, precision: float) -> float:

@@ -58,6 +58,33 @@ def test_embed_writes_embeddings_with_row_ids(photos, tmp_path, format):
     assert not [path for path in (tmp_path / "index").iterdir() if "partial" in path.name]
 
 
+def test_a_program_searches_by_images_and_by_embeddings(photos, tmp_path):
+    embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), num_workers=0, part_size=6)
+    index = Index.open(tmp_path / "index")
+    expected = search(str(tmp_path / "index"), [str(photos / "2" / "3.png")], k=4)[0].hits
+    near = [hit.row for hit in expected]
+    (found,) = index.search(photos / "2" / "3.png", k=4)
+    assert found == expected
+    two = [Image.open(photos / "2" / "3.png"), (photos / "0" / "1.png").read_bytes()]
+    first, second = index.search(two, k=4)
+    assert ([hit.row for hit in first], second[0].row) == (near, 1)
+    grey = np.zeros((9, 9), np.uint8)  # An image; of floating point it would be embeddings.
+    assert len(index.search(grey)[0]) == 10
+
+    embedding = 7 * load("tiny-resnet").encode(photos / "2" / "3.png")  # Any length.
+    for query in (embedding, embedding.astype(np.float64), torch.from_numpy(embedding), embedding[None]):
+        (found,) = index.search(query, k=4)
+        assert [hit.row for hit in found] == near
+        assert found[0].similarity == pytest.approx(1, abs=1e-5)
+    assert index.search(np.zeros((0, index.info.num_features), np.float32)) == []
+    with pytest.raises(BadInput, match=r"embeddings of 3 numbers; the index has \d+"):
+        index.search(np.ones(3))
+    with pytest.raises(BadInput, match="search: 1 of 1 embeddings are NaN"):
+        index.search(np.full(index.info.num_features, np.nan))
+    with pytest.raises(TypeError, match="a int is no image"):
+        index.search([3])  # pyright: ignore[reportArgumentType]
+
+
 def test_an_interrupted_embed_goes_on(photos, tmp_path, monkeypatch):
     from stml_semi.search.index import Index as Writer
 
