@@ -1,4 +1,4 @@
-"""Every command and snippet of the README and docs/ is run, in order, on pictures in miniature.
+"""Every command and snippet of docs/ is run, in order, on pictures in miniature; those of test_stranger there.
 
 Added to what a page says: flags that make training short (docs_blocks.SMALL), and --dry-run for training whose run
 folder the page does not use again, except the first. A block marked `no-run: REASON` is parsed, flags and all.
@@ -12,7 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import miniature
-from helpers.docs_blocks import ROOT, TRAINING, Block, check_flags, commands, parse_only, prose, read_blocks, run_line
+from helpers.docs_blocks import (
+    FOLLOWED,
+    ROOT,
+    TRAINING,
+    Block,
+    check_flags,
+    commands,
+    parse_only,
+    prose,
+    read_blocks,
+    run_line,
+)
 from helpers.pictures import write_pictures
 from PIL import Image
 
@@ -82,7 +93,7 @@ def needed_later(line: str, rest: list[str]) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in FOLLOWED], ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_snippet_of_a_page_runs(page, scratch, monkeypatch):
     if page.name in OWN_PICTURES:
         shutil.rmtree("birds")
@@ -133,6 +144,13 @@ def _only_checked(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stml_semi.training.resolve.check_installed", lambda names: None)
     for line in commands(block.text) if "#SBATCH" not in block.text else block.text.replace("\\\n", " ").splitlines():
         parse_only(line)
+
+
+@pytest.mark.parametrize("page", FOLLOWED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_not_run_is_parsed(page, monkeypatch):
+    for block in read_blocks(page):
+        if block.language == "bash" and block.info:
+            _only_checked(block, monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

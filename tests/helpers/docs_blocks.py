@@ -18,6 +18,8 @@ from stml_semi.cli import app as cli
 from stml_semi.training.resolve import resolve
 
 ROOT = Path(__file__).parents[2]
+FOLLOWED = [ROOT / "README.md", ROOT / "docs" / "own-folder.md"]
+"""Pages that test_stranger follows as they are printed."""
 TRAINING = ("semi", "unsup", "sup")
 SMALL = [
     *("--labeled-batch-size", "8", "--images-per-class", "2", "--unlabeled-batch-size", "20", "--pool-size", "40"),
