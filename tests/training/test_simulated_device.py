@@ -33,6 +33,7 @@ def commands(tmp_path_factory, make_backbone) -> Path:
         pictures = pq.read_table(EMBEDDED / "kanji_more.parquet").slice(0, 130)
         pq.write_table(pictures, folder / "pool.parquet")
         _write_shard(folder / "shard.tar", pictures)
+        pq.write_table(pq.read_table(EMBEDDED / "kanji_train.parquet").slice(0, 66), folder / "three_kanji.parquet")
         done = _simulate(folder / "events.json", *_commands(folder, str(make_backbone("vit_dropout"))).values())
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
@@ -42,7 +43,7 @@ def commands(tmp_path_factory, make_backbone) -> Path:
 def _commands(folder: Path, vit: str) -> dict[str, list[str]]:
     small = ["--labeled-batch-size", "16", "--images-per-class", "2"]
     sizes = ["--num-workers", "0", "--no-report", "--log-every", "3", "--max-steps", "10", "--learning-rate", "1e-4"]
-    sizes += ["--eval", "kanji:train", "--eval-every", "5"]
+    sizes += ["--eval", f"{folder}/three_kanji.parquet", "--eval-every", "5"]
     pool = f"{folder}/pool.parquet"
     unlabeled = ["--refresh-every", "4", "--unlabeled-batch-size", "20"]
     both = ["semi", "--labeled", "kanji", *small, *sizes, *unlabeled, "--label-warmup-steps", "2"]
@@ -56,14 +57,14 @@ def _commands(folder: Path, vit: str) -> dict[str, list[str]]:
         "tuned": tuned,
         "resumed": [*tuned, "--max-steps", "12", "--resume"],
         "unsup": unsup,
-        "fp16": [*semi, "--mixed-precision", "fp16", "--eval-every", "0", "--deterministic"],
+        "fp16": [*semi, "--mixed-precision", "fp16", "--eval-every", "0", "--max-steps", "5", "--deterministic"],
         "sup": sup,
         "stream": [*both, "--unlabeled", f"{folder}/shard.tar", "--pool-size", "100"],
     }
     for name, command in trained.items():
         command += ["--output-dir", f"{folder}/{name.replace('resumed', 'tuned')}"]
     return trained | {
-        "evaluate": ["evaluate", "--model", f"{folder}/semi", "--data", "kanji:train"],
+        "evaluate": ["evaluate", "--model", f"{folder}/semi", "--data", f"{folder}/three_kanji.parquet"],
         "embed": ["embed", "--model", f"{folder}/semi", "--data", pool, "--output", f"{folder}/index"],
         "search": ["search", "--index", f"{folder}/index", "--row", "3", "--k", "2"],
         "report": ["report", f"{folder}/semi"],
