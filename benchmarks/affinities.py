@@ -4,8 +4,8 @@
     python benchmarks/affinities.py --data birds --backbones facebook/dinov2-small,facebook/dino-vits16
 
 `random-...` are backbones without pretraining, made here: what the least able teacher sees. An affinity above 0.5 says
-that two pictures are of one class; precision is how often that is right, recall how many such pairs are found. d² is
-the squared distance of the median pair, P its similarity; "batch" takes all the pictures for one batch.
+that two images are of one class; precision is how often that is right, recall how many such pairs are found. d² is
+the squared distance of the median pair, P its similarity; "batch" takes all the images for one batch.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def backbone_of(name: str, folder: Path) -> str:
 
 
 def affinities(config: TrainConfig, embeddings: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Ways of relating pictures -> (N, N) affinity of all of them."""
+    """Ways of relating images -> (N, N) affinity of all of them."""
     index = torch.arange(len(embeddings))
     auto, topk = calibrated_sigma(embeddings, seed=0), config.num_neighbors * config.num_views
     yield "batch, sigma 3", contextual_affinity(embeddings, index, sigma=PUBLISHED, topk=topk).affinity

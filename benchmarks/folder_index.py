@@ -1,4 +1,4 @@
-"""How long a folder of very many pictures takes to open: the first time, again, and after a picture was added.
+"""How long a folder of very many images takes to open: the first time, again, and after an image was added.
 
     python benchmarks/folder_index.py --files 1000000
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where to make them; default: the system's place for temporary files")
     given = parser.parse_args()
     files: int = given.files
-    print(f"| {files:,} files | first | again | one more picture |\n|---|---|---|---|")
+    print(f"| {files:,} files | first | again | one more image |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
         cache = mock.patch.object(config, "HF_DATASETS_CACHE", Path(place) / "cache")
         with cache:

@@ -1,11 +1,11 @@
-"""Pictures per second and core, from encoded bytes to two training views, against bare decoding and the usual way.
+"""Images per second and core, from encoded bytes to two training views, against bare decoding and the usual way.
 
-    python benchmarks/input.py                     500 x 375 JPEG pictures, 224 px views: a minute on a core
+    python benchmarks/input.py                     500 x 375 JPEG images, 224 px views: a minute on a core
     python benchmarks/input.py --width 1600 --height 1200
 
-The usual way opens a picture with Pillow and makes every view with torchvision's transforms v2: random resized crop,
+The usual way opens an image with Pillow and makes every view with torchvision's transforms v2: random resized crop,
 flip, float, normalization. Ours decodes once and crops twice; views stay uint8, since the device normalizes. The crops
-of both come from the same distribution. Ours is what training runs on, `data.loading.Steps`: finding the picture in its
+of both come from the same distribution. Ours is what training runs on, `data.loading.Steps`: finding the image in its
 table, its random numbers and the copy into the batch are in the figures.
 
 All ways take turns in one run on one thread; times are CPU time of the process, a ratio is the median of the ratios of
@@ -77,15 +77,15 @@ def table_of(pictures: list[bytes]) -> ImageTable:
 
 
 def steps_of(table: ImageTable, setting: Setting) -> Steps:
-    """A step shows every picture once, in two views."""
+    """A step shows every image once, in two views."""
     return one_batch_of(np.arange(len(table)), table, ViewSettings("paper", (setting.size, setting.size), 2, seed=0))
 
 
 def ways_of(setting: Setting, folder: Path) -> dict[str, Callable[[int], object]]:
-    """Way -> what it does in a turn, with all pictures."""
+    """Way -> what it does in a turn, with all images."""
     os.environ["HF_DATASETS_CACHE"] = str(folder)  # Before datasets is imported.
     pictures = [photo(seed, setting) for seed in range(NUM_PICTURES)]
-    print(f"{sum(map(len, pictures)) / len(pictures) / 1e3:.0f} KB a picture")
+    print(f"{sum(map(len, pictures)) / len(pictures) / 1e3:.0f} KB an image")
     table = table_of(pictures)
     transform = v2.Compose(
         [
@@ -126,7 +126,7 @@ def ways_of(setting: Setting, folder: Path) -> dict[str, Callable[[int], object]
 
 
 def measure(ways: dict[str, Callable[[int], object]], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds for a picture, turn by turn: what slows the machine down slows all ways."""
+    """Milliseconds for an image, turn by turn: what slows the machine down slows all ways."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, way in ways.items():

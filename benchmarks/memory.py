@@ -109,7 +109,7 @@ def seconds(setting: Setting) -> dict[int | None, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit-small", help="vit-small, resnet18, resnet50, or what --backbone takes")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--patch", type=int, default=16, help="patch size of vit-small")
     parser.add_argument("--batch", type=int, default=240, help="images of a step, views included")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

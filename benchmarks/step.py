@@ -117,7 +117,7 @@ def ema_alone(setting: Setting) -> dict[str, list[Laps]]:
 
 
 def data_seconds(setting: Setting) -> float:
-    """CPU time of one decoding process for one batch, of the embedded pictures (small PNG files)."""
+    """CPU time of one decoding process for one batch, of the embedded images (small PNG files)."""
     config = TrainConfig(unlabeled_batch_size=setting.unlabeled)
     labeled = open_source("kanji", flag="--labeled", labels="required")
     unlabeled = open_source("kanji-more", flag="--unlabeled", labels="ignored")
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument(
         "--model", default="resnet18", help="resnet18, resnet50, vit-small (random weights), or what --backbone takes"
     )
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--labeled", type=int, default=64, help="labeled images of a step, a multiple of 4")
     parser.add_argument("--unlabeled", type=int, default=60, help="unlabeled images, two views each, a multiple of 5")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,9 +1,9 @@
 """Memory and disk while a stream ten times larger than the pool goes by.
 
-    python benchmarks/stream.py                 1.3 GB of tar shards, then of parquet shards, in pools of 2,000 pictures
+    python benchmarks/stream.py                 1.3 GB of tar shards, then of parquet shards, in pools of 2,000 images
     python benchmarks/stream.py --pool-size 200 a tenth of it
 
-Pictures are 64 KB of random bytes: what is measured is reading, keeping and looking at each of them once. Memory is
+Images are 64 KB of random bytes: what is measured is reading, keeping and looking at each of them once. Memory is
 what belongs to the process alone (RssAnon of Linux); pages of the pool's file come and go with the system's cache.
 """
 

@@ -1,4 +1,4 @@
-"""Builds the embedded kanji pictures: a class is a character, its pictures are that character in 22 typefaces.
+"""Builds the embedded kanji images: a class is a character, its images are that character in 22 typefaces.
 
     python scripts/build_kanji.py
     python scripts/build_kanji.py --validation 200 --output kanji_validation.parquet
@@ -25,7 +25,7 @@ EMBEDDED = Path(__file__).parents[1] / "stml_semi" / "data" / "embedded"
 FONT_FOLDER = Path("/usr/share/fonts")
 
 SIDE = 32
-"""Side of a picture, pixels."""
+"""Side of an image, pixels."""
 MARGIN = 2
 """Empty pixels on each side of the longer dimension of a glyph."""
 FONT_SIZE = 128
@@ -127,7 +127,7 @@ def fit_glyph(ink: Pictures.Image, side: int = SIDE, margin: int = MARGIN) -> Pi
 
 
 def render(font: ImageFont.FreeTypeFont, character: str) -> Pictures.Image | None:
-    """A picture of a character, 32 x 32 gray, dark on light; None where the font has only an empty glyph."""
+    """An image of a character, 32 x 32 gray, dark on light; None where the font has only an empty glyph."""
     ink = draw_glyph(font, character)
     return fit_glyph(ink) if ink else None
 
@@ -167,7 +167,7 @@ def encode(picture: Pictures.Image) -> bytes:
 
 
 def draw_all(characters: Iterable[str], fonts: Iterable[Path]) -> list[list[bytes]]:
-    """Encoded pictures: one list per character, in it one picture per font."""
+    """Encoded images: one list per character, in it one image per font."""
     loaded = [load_font(path) for path in fonts]
     rows = [[render(font, character) for font in loaded] for character in characters]
     assert all(picture for row in rows for picture in row), "common_kanji let a blank glyph through"
@@ -205,7 +205,7 @@ def write(table: Dataset, path: Path) -> None:
     """Writes parquet and says how large it became."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_parquet(path)
-    print(f"{path}: {len(table)} pictures, {path.stat().st_size / 1e6:.2f} MB")
+    print(f"{path}: {len(table)} images, {path.stat().st_size / 1e6:.2f} MB")
 
 
 def main() -> None:
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--validation", type=int, metavar="N", help="only N classes that no embedded file holds")
     parser.add_argument("--oracle", action="store_true", help="only the classes of train and more, all labeled")
     parser.add_argument("--large", action="store_true", help="only the classes of no other file, unlabeled")
-    parser.add_argument("--long-tailed", action="store_true", help="with --large: classes of 22 pictures down to 1")
+    parser.add_argument("--long-tailed", action="store_true", help="with --large: classes of 22 images down to 1")
     parser.add_argument("--fonts", type=Path, default=FONT_FOLDER, help="folder below which the fonts lie")
     options = parser.parse_args()
     disable_progress_bars()

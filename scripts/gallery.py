@@ -1,4 +1,4 @@
-"""Draws the nearest neighbors of some queries before and after training, as one picture.
+"""Draws the nearest neighbors of some queries before and after training, as one image.
 
     python scripts/gallery.py --run runs/demo --output docs/gallery.png
 
@@ -21,7 +21,7 @@ NUM_NEIGHBORS = 8
 
 
 def search(model: str, table: ImageTable, title: str) -> ModelNeighbors:
-    """Nearest neighbors of all pictures of a table."""
+    """Nearest neighbors of all images of a table."""
     retriever = load(model)
     embedded = embed_table(table, retriever, retriever.processor)
     rows = np.arange(len(table))
@@ -29,7 +29,7 @@ def search(model: str, table: ImageTable, title: str) -> ModelNeighbors:
 
 
 def main() -> None:
-    """Searches with both models and writes the picture."""
+    """Searches with both models and writes the image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="a finished run")
     parser.add_argument("--backbone", default="tiny-resnet")

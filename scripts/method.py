@@ -1,4 +1,4 @@
-"""Draws the method: what student and teacher do in a step, and how related a few pictures are found to be.
+"""Draws the method: what student and teacher do in a step, and how related a few images are found to be.
 
     python scripts/method.py --output docs
 
@@ -74,7 +74,7 @@ def draw_step(path: Path) -> None:
 
 
 def draw_affinity(path: Path, seed: int) -> None:
-    """Pictures of a few classes beside the matrices that say how related they are."""
+    """Images of a few classes beside the matrices that say how related they are."""
     table = open_source("kanji:train", flag="--data", labels="required")
     assert table.labels is not None
     rng = np.random.default_rng(seed)
@@ -112,12 +112,12 @@ def _sheet(axes: Axes, table: ImageTable, rows: np.ndarray) -> None:
     cells = [np.asarray(read_image(table.source(int(row))).convert("L").resize((48, 48))) for row in rows]
     lines = [np.concatenate(cells[i : i + PER_CLASS], axis=1) for i in range(0, len(cells), PER_CLASS)]
     axes.imshow(np.concatenate(lines), cmap="gray")
-    axes.set_title("pictures, a class in each line", fontsize=9)
+    axes.set_title("images, a class in each line", fontsize=9)
     axes.axis("off")
 
 
 def main() -> None:
-    """Writes both pictures."""
+    """Writes both images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder")
     parser.add_argument("--seed", type=int, default=0)

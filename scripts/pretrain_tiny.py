@@ -24,9 +24,9 @@ from torch import Tensor, nn
 EMBEDDED = Path(__file__).parents[1] / "stml_semi" / "models" / "embedded"
 
 SIDE = 64
-"""Side of a stored glyph, pixels: twice that of a training picture, so that warping blurs nothing."""
+"""Side of a stored glyph, pixels: twice that of a training image, so that warping blurs nothing."""
 INPUT_SIDE = 64
-"""Side to which the image processor scales a picture of 32 pixels: the stem of a ResNet divides by four at once."""
+"""Side to which the image processor scales an image of 32 pixels: the stem of a ResNet divides by four at once."""
 NUM_HANGUL = 0
 NUM_STEPS = 500
 MIN_TYPEFACES = 8
@@ -130,7 +130,7 @@ def draw_letters(characters: Sequence[str], fonts: Sequence[Path]) -> Glyphs:
 
 
 def augment(ink: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures as the kanji files hold them, from glyphs that were warped, thickened or thinned, faded and soiled.
+    """Images as the kanji files hold them, from glyphs that were warped, thickened or thinned, faded and soiled.
 
     Args:
         ink: (B, 1, SIDE, SIDE) in 0..1, 1 = ink.
@@ -161,7 +161,7 @@ def augment(ink: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def batches(glyphs: Glyphs, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (pictures (B, 1, 32, 32), labels (B,)); every glyph once before any comes again."""
+    """Endless (images (B, 1, 32, 32), labels (B,)); every glyph once before any comes again."""
     labels = torch.from_numpy(glyphs.labels)
     while True:
         for rows in torch.randperm(len(labels), generator=generator).split(size):
@@ -219,7 +219,7 @@ def pretrain(
 
 @torch.no_grad()
 def validate(model: Any, table: Path) -> str:
-    """Leave-one-out retrieval among the pictures of a file from `build_kanji.py --validation`."""
+    """Leave-one-out retrieval among the images of a file from `build_kanji.py --validation`."""
     from datasets import Dataset
 
     rows = Dataset.from_parquet(str(table))

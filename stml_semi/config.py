@@ -103,9 +103,9 @@ class TrainConfig(BaseModel):
     """Random views for training: paper (crop and flip), strong (paper, color and blur), glyph (small affine, no
     flip)."""
     on_bad_image: Data[OnBadImage] = "replace"
-    """A picture that cannot be read: replace takes another one in its place and lists it, error ends the run."""
+    """An image that cannot be read: replace takes another one in its place and lists it, error ends the run."""
     max_bad_fraction: Data[Share] = 0.01
-    """Share of all pictures that may be bad before the run ends; a single one never ends it."""
+    """Share of all images that may be bad before the run ends; a single one never ends it."""
     relevance: Data[Annotated[float, Field(gt=0, le=1)]] = 1.0
     """Share of the drawn unlabeled images that stays in the pool: those nearest to the labeled ones, by the teacher."""
     cache_images: Data[CacheImages] = "none"

@@ -1,4 +1,4 @@
-"""Small random backbones of every kind, and pictures to go with them. Everything is offline."""
+"""Small random backbones of every kind, and images to go with them. Everything is offline."""
 
 import os
 
@@ -71,7 +71,7 @@ def _save_backbone(kind: str, folder: Path) -> None:
     elif kind == "vit":
         model = tr.ViTModel(tr.ViTConfig(**vit))  # With a pooler, as on the hub.
     elif kind == "vit_dropout":
-        # Of large weights, as if trained: else all pictures look alike to it, and rounding decides who is near whom.
+        # Of large weights, as if trained: else all images look alike to it, and rounding decides who is near whom.
         model = tr.ViTModel(
             tr.ViTConfig(**vit, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, initializer_range=0.4)
         )
@@ -107,7 +107,7 @@ def _save_backbone(kind: str, folder: Path) -> None:
 
 @pytest.fixture
 def pictures() -> list[Image.Image]:
-    """Eight different RGB pictures."""
+    """Eight different RGB images."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 255, (8, 5, 6, 3), dtype=np.uint8)
     return [Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC) for pixels in small]
@@ -115,7 +115,7 @@ def pictures() -> list[Image.Image]:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """A real run on two folders beside it, `labeled` and `loose`: one picture cannot be read, one is there twice."""
+    """A real run on two folders beside it, `labeled` and `loose`: one image cannot be read, one is there twice."""
     return once(tmp_path_factory, "report", _finish_run) / "run"
 
 
@@ -123,7 +123,7 @@ def _finish_run(folder: Path) -> None:
     for name in "abcdefgh":
         write_pictures(folder / "labeled" / name, 6, seed=ord(name))
     loose = write_pictures(folder / "loose", 30)
-    loose[4].write_bytes(b"no picture")
+    loose[4].write_bytes(b"no image")
     loose[7].write_bytes(loose[6].read_bytes())
     flags = ["--labeled", str(folder / "labeled"), "--unlabeled", str(folder / "loose"), "--max-bad-fraction", "0.1"]
     flags += ["--eval", str(folder / "labeled"), "--backbone", "tiny-resnet", "--labeled-batch-size", "8"]

@@ -1,4 +1,4 @@
-"""Every command and snippet of docs/ is run, in order, on pictures in miniature; those of test_stranger there.
+"""Every command and snippet of docs/ is run, in order, on images in miniature; those of test_stranger there.
 
 Added to what a page says: flags that make training short (docs_blocks.SMALL), and --dry-run for training whose run
 folder the page does not use again, except the first. A block marked `no-run: REASON` is parsed, flags and all.
@@ -38,12 +38,12 @@ BACKBONES = {
 }
 
 OWN_PICTURES = {"search.md"}
-"""Pages that make the pictures which they use."""
+"""Pages that make the images which they use."""
 
 
 @pytest.fixture(scope="session")
 def world(make_backbone, tmp_path_factory) -> Path:
-    """What the pages speak of: class folders, loose pictures, a table, archives, backbones of the hub's names."""
+    """What the pages speak of: class folders, loose images, a table, archives, backbones of the hub's names."""
     folder = tmp_path_factory.mktemp("world")
     for number in range(34):
         write_pictures(folder / "birds" / f"class {number}", 4, seed=number)

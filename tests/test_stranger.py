@@ -35,7 +35,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def home(tmp_path, make_backbone) -> Path:
-    """Pictures as someone has them, and nothing of this project."""
+    """Images as someone has them, and nothing of this project."""
     for number, name in enumerate(["robin", "wren", "owl", "finch", "heron"]):
         write_pictures(tmp_path / "birds" / name, 6, seed=number)
         write_pictures(tmp_path / "other-birds" / f"young {name}", 3, seed=50 + number)

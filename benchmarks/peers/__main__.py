@@ -1,4 +1,4 @@
-"""What people would do instead: same backbone, pictures, views and evaluation, one method after another.
+"""What people would do instead: same backbone, images, views and evaluation, one method after another.
 
     python scripts/build_kanji.py --validation 200 --output worlds/kanji_validation.parquet
     python benchmarks/peers --worlds worlds --world kanji --peers pml,pseudo --seeds 0
@@ -24,7 +24,7 @@ from worlds import Scored, World, open_world
 from stml_semi.metrics import retrieval_metrics
 
 RATES = {"kanji": 3e-4, "emoji": 1e-4}
-"""Learning rates with unlabeled pictures: at the 1e-3 of our own runs on kanji Proxy-Anchor on clusters collapses.
+"""Learning rates with unlabeled images: at the 1e-3 of our own runs on kanji Proxy-Anchor on clusters collapses.
 Labels alone have 1e-4 in both worlds."""
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--rate", type=float, help=f"learning rate with unlabeled pictures; default: {RATES}")
+    parser.add_argument("--rate", type=float, help=f"learning rate with unlabeled images; default: {RATES}")
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--output", type=Path, default=Path("runs/peers"))
     options = parser.parse_args()

@@ -37,7 +37,7 @@ class Progress(NamedTuple):
 
 
 Method = Callable[[World, int, int, float], Iterator[Progress]]
-"""(world, seed, steps, learning rate where unlabeled pictures take part) -> progress after every step."""
+"""(world, seed, steps, learning rate where unlabeled images take part) -> progress after every step."""
 
 
 def new_model(world: World, seed: int) -> Embedder:
@@ -55,7 +55,7 @@ def _optimizer(world: World, model: Embedder, rate: float, extra: list[nn.Parame
 
 
 def by_class(labels: Tensor, classes: int, each: int, seed: int, step: int) -> np.ndarray:
-    """Rows of a batch: some classes, some pictures of each."""
+    """Rows of a batch: some classes, some images of each."""
     rng = np.random.default_rng([seed, step])
     rows = [np.flatnonzero(labels.numpy() == c) for c in rng.permutation(np.unique(labels))[:classes]]
     return np.concatenate([rng.choice(own, each, replace=len(own) < each) for own in rows])
@@ -162,7 +162,7 @@ def proxy_anchor(
     batch: int,
     model: Embedder | None = None,
 ) -> Iterator[Progress]:
-    """Proxy-Anchor on pictures with labels, four of a class."""
+    """Proxy-Anchor on images with labels, four of a class."""
     model = new_model(world, seed) if model is None else model
     loss = ProxyAnchor(int(labels.max()) + 1, 512)
     optimizer = _optimizer(world, model, rate, list(loss.parameters()))
@@ -175,7 +175,7 @@ def proxy_anchor(
 
 @torch.no_grad()
 def embed_raw(world: World, pictures: list[Tensor], embed: Callable[[Tensor], Tensor]) -> Tensor:
-    """(N, d) unit vectors of pictures as they are."""
+    """(N, d) unit vectors of images as they are."""
     whole = [F.interpolate(one[None].float(), world.size, mode="bilinear").round().byte() for one in pictures]
     parts = [F.normalize(embed(part), dim=1) for part in torch.cat(whole).split(256)]
     return torch.cat(parts)
@@ -191,7 +191,7 @@ def _take(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def simclr(world: World, seed: int, steps: int, rate: float) -> Iterator[Progress]:
-    """SimCLR (Chen et al., ICML 2020) on all pictures for half of the steps, then Proxy-Anchor on labels: what lightly
+    """SimCLR (Chen et al., ICML 2020) on all images for half of the steps, then Proxy-Anchor on labels: what lightly
     is for."""
     model = new_model(world, seed)
     projection = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
@@ -211,7 +211,7 @@ def simclr(world: World, seed: int, steps: int, rate: float) -> Iterator[Progres
 
 
 def info_nce(projected: Tensor, temperature: float) -> Tensor:
-    """Rows i and i + n are views of one picture."""
+    """Rows i and i + n are views of one image."""
     unit = F.normalize(projected, dim=1)
     scores = (unit @ unit.T / temperature).fill_diagonal_(-torch.inf)
     partner = torch.arange(len(unit)).roll(len(unit) // 2)
@@ -227,7 +227,7 @@ def supervised_contrast(projected: Tensor, labels: Tensor, temperature: float) -
 
 
 def _mixed_batch(world: World, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Two views of labeled and unlabeled pictures, labeled first; half of each, as these methods draw."""
+    """Two views of labeled and unlabeled images, labeled first; half of each, as these methods draw."""
     rng = np.random.default_rng([seed, step])
     ours = rng.permutation(len(world.labels))[: _LABELED // 2]
     others = rng.permutation(len(world.unlabeled))[: _UNLABELED - _LABELED // 2]

@@ -1,4 +1,4 @@
-"""Two worlds as every peer sees them: labeled and unlabeled pictures in memory, others to choose and to test by."""
+"""Two worlds as every peer sees them: labeled and unlabeled images in memory, others to choose and to test by."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from stml_semi.models.backbone import open_backbone
 
 
 class Scored(NamedTuple):
-    """Pictures that are evaluated on."""
+    """Images that are evaluated on."""
 
     views: Tensor
     """(N, 3, H, W) float32, as the image processor makes them."""
@@ -32,16 +32,16 @@ class World(NamedTuple):
     labeled: list[Tensor]
     """(3, h, w) uint8 each."""
     labels: Tensor
-    """(L,) int64 of the labeled pictures."""
+    """(L,) int64 of the labeled images."""
     unlabeled: list[Tensor]
     num_unknown: int
-    """Classes among the unlabeled pictures: peers that need it are told the truth."""
+    """Classes among the unlabeled images: peers that need it are told the truth."""
     validation: Scored
     """On which the number of steps is chosen."""
     test: Scored
 
     def views(self, pictures: list[Tensor], rows: np.ndarray, *, seed: int, step: int, view: int = 0) -> Tensor:
-        """Random views of some pictures, (N, 3, H, W) uint8: those that our own runs see."""
+        """Random views of some images, (N, 3, H, W) uint8: those that our own runs see."""
         made = [
             augment(pictures[row], preset="glyph", size=self.size, rng=view_rng(seed, step, i, view))
             for i, row in enumerate(rows)

@@ -1,4 +1,4 @@
-"""What unlabeled pictures are worth: arms x seeds on the embedded kanji, one table and one figure.
+"""What unlabeled images are worth: arms x seeds on the embedded kanji, one table and one figure.
 
     python benchmarks/study                                       # all arms, three seeds, on the test classes
     python benchmarks/study --arms sup,semi --seeds 0 --eval kanji_validation.parquet
@@ -154,21 +154,21 @@ def main() -> None:
         write(table(runs), options.write)
     if options.figure:
         points = {arm: points_of(found) for arm, found in runs.items()}
-        budgets = re.compile(r"\d (labeled classes|unlabeled pictures): ")
+        budgets = re.compile(r"\d (labeled classes|unlabeled images): ")
         draw_bars({arm: found for arm, found in points.items() if not budgets.search(arm)}, FIGURE)
         labeled = {
             command: {count: f"{count} labeled classes: {command}" for count in BUDGET} | {20: f"{command}, 500 steps"}
             for command in ("sup", "semi")
         }
         unlabeled = {
-            "semi": {count: f"{count:,} unlabeled pictures: semi" for count in UNLABELED} | {10_560: "semi"},
+            "semi": {count: f"{count:,} unlabeled images: semi" for count in UNLABELED} | {10_560: "semi"},
             "semi, small neighborhoods": {
-                count: f"{count:,} unlabeled pictures: semi, small neighborhoods" for count in UNLABELED[:2]
+                count: f"{count:,} unlabeled images: semi, small neighborhoods" for count in UNLABELED[:2]
             },
         }
         draw_budgets(
             points,
-            {"labeled classes of 22 pictures, 500 steps": labeled, "unlabeled pictures, 1,000 steps": unlabeled},
+            {"labeled classes of 22 images, 500 steps": labeled, "unlabeled images, 1,000 steps": unlabeled},
             BUDGET_FIGURE,
         )
 

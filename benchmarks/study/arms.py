@@ -7,7 +7,7 @@ ARMS: dict[str, str] = {
     "sup": "sup --labeled kanji --max-steps 1000",
     "sup, 500 steps": "sup --labeled kanji --max-steps 500",
     "sup, 1,500 steps": "sup --labeled kanji --max-steps 1500",
-    "null control: labeled pictures, labels hidden": "semi --labeled kanji --unlabeled kanji:train --max-steps 1000",
+    "null control: labeled images, labels hidden": "semi --labeled kanji --unlabeled kanji:train --max-steps 1000",
     # So weak an unlabeled term leaves the labels alone with the network: their learning rate suits it.
     "semi as published: weight 1": f"{SEMI} {PUBLISHED} --balance fixed --learning-rate 1e-4 --max-steps 1000",
     "semi, balanced": f"{SEMI} {PUBLISHED} --max-steps 1000",
@@ -16,7 +16,7 @@ ARMS: dict[str, str] = {
     "semi": f"{SEMI} --max-steps 1000",
     "semi, 1,500 steps": f"{SEMI} --max-steps 1500",
     "semi, 2,000 steps": f"{SEMI} --max-steps 2000",
-    "semi, labeled pictures in the pool too": f"{SEMI},kanji:train --max-steps 1000",
+    "semi, labeled images in the pool too": f"{SEMI},kanji:train --max-steps 1000",
     "oracle: all 500 classes labeled": "sup --labeled {oracle} --labeled-batch-size 120 --learning-rate 3e-4 "
     "--max-steps 3000",
     "unsup": "unsup --unlabeled kanji-more --max-steps 300",
@@ -39,10 +39,10 @@ for _count in BUDGET:
     ARMS[f"{_count} labeled classes: semi"] = f"semi {_few} --unlabeled kanji-more --learning-rate 1e-3"
 UNLABELED = (440, 880, 1760, 5280)
 for _count in UNLABELED:
-    ARMS[f"{_count:,} unlabeled pictures: semi"] = (
+    ARMS[f"{_count:,} unlabeled images: semi"] = (
         f"semi --labeled kanji --unlabeled {{part{_count}}} --learning-rate 1e-3 --max-steps 1000"
     )
 for _count in UNLABELED[:2]:
-    ARMS[f"{_count:,} unlabeled pictures: semi, small neighborhoods"] = (
-        ARMS[f"{_count:,} unlabeled pictures: semi"] + " --num-neighbors 2 --pool-neighbors 5"
+    ARMS[f"{_count:,} unlabeled images: semi, small neighborhoods"] = (
+        ARMS[f"{_count:,} unlabeled images: semi"] + " --num-neighbors 2 --pool-neighbors 5"
     )

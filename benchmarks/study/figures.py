@@ -40,7 +40,7 @@ def draw_bars(arms: Mapping[str, Points], path: Path) -> None:
             )
         axis.axvline(next(iter(arms.values())).frozen[metric], color=RED, linewidth=1, linestyle="--")
         axis.set_xlim(0, 1.12 * max(max(v) for v in values))
-        axis.set_title(f"{metric}, percent (dashed: frozen, all test pictures)", fontsize=10)
+        axis.set_title(f"{metric}, percent (dashed: frozen, all test images)", fontsize=10)
         axis.set_yticks(places, list(arms))
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
@@ -54,7 +54,7 @@ def draw_budgets(
     Args:
         arms: by name.
         budgets: what is counted -> command -> count -> name of the arm.
-        path: of the picture.
+        path: of the image.
     """
     pyplot = _pyplot()
     metrics = list(next(iter(arms.values())).student)

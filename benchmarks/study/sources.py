@@ -27,12 +27,12 @@ def random_backbone(folder: Path) -> Path:
 
 
 def printed(folder: Path) -> Path:
-    """The labeled pictures of printed typefaces."""
+    """The labeled images of printed typefaces."""
     return _by_typeface(folder / "printed.parquet", "kanji_train.parquet", handwritten=False)
 
 
 def handwritten(folder: Path) -> Path:
-    """The test pictures of handwriting and brush."""
+    """The test images of handwriting and brush."""
     return _by_typeface(folder / "handwritten.parquet", "kanji_test.parquet", handwritten=True)
 
 
@@ -47,7 +47,7 @@ def _by_typeface(target: Path, source: str, *, handwritten: bool) -> Path:
 
 
 def few(folder: Path, count: int) -> Path:
-    """The labeled pictures of the first classes."""
+    """The labeled images of the first classes."""
     from datasets import Dataset
 
     target = folder / f"few-{count}.parquet"
@@ -59,7 +59,7 @@ def few(folder: Path, count: int) -> Path:
 
 
 def part(folder: Path, count: int) -> Path:
-    """Random unlabeled pictures; fewer are among more."""
+    """Random unlabeled images; fewer are among more."""
     from datasets import Dataset
 
     target = folder / f"part-{count}.parquet"
@@ -70,7 +70,7 @@ def part(folder: Path, count: int) -> Path:
 
 
 def foreign(folder: Path) -> Path:
-    """As many pictures as kanji-more has, of other things: digits, pieces of photographs, noise."""
+    """As many images as kanji-more has, of other things: digits, pieces of photographs, noise."""
     from datasets import Dataset, Features, Image
     from PIL import Image as Pictures
     from sklearn.datasets import load_digits, load_sample_images

@@ -40,9 +40,9 @@ def info(
     data_root: Annotated[str | None, typer.Option(help=DATA_ROOT)] = None,
     image_column: Annotated[str | None, typer.Option(help="Column with the images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with the class.")] = None,
-    sample: Annotated[int, typer.Option(help="Pictures to decode, evenly spaced; 0 for all.", min=0)] = 1000,
+    sample: Annotated[int, typer.Option(help="Images to decode, evenly spaced; 0 for all.", min=0)] = 1000,
 ) -> None:
-    """What is in a source: rows, classes, picture sizes, and files that cannot be read."""
+    """What is in a source: rows, classes, image sizes, and files that cannot be read."""
     with one_line_errors():
         _describe(source, data_root, sample=sample, image_column=image_column, label_column=label_column)
 
@@ -120,12 +120,12 @@ def _prepare(name: str, sources: list[str], root: str | None) -> None:
 
 
 def _describe(spec: str, root: str | None, *, sample: int, image_column: str | None, label_column: str | None) -> None:
-    """Rows, classes, picture sizes, bad files of anything that --labeled or --unlabeled take.
+    """Rows, classes, image sizes, bad files of anything that --labeled or --unlabeled take.
 
     Args:
         spec: what the user typed.
         root: of the benchmarks, None for $STML_DATA.
-        sample: how many pictures are decoded, evenly spaced over the rows; 0 for all.
+        sample: how many images are decoded, evenly spaced over the rows; 0 for all.
         image_column: as in `open_source`.
         label_column: as in `open_source`.
 

@@ -9,7 +9,7 @@ from stml_semi.cli.train import field_values, with_training_flags
 
 @with_training_flags
 def doctor(**flags: Any) -> None:
-    """Would a run work here, and how fast? Looks at the machine, the pictures, the model and the disk.
+    """Would a run work here, and how fast? Looks at the machine, the images, the model and the disk.
 
     Example: stml-semi doctor --labeled birds/ --unlabeled photos/ --backbone facebook/dinov2-small
 

@@ -151,7 +151,7 @@ def report(
         typer.Option(help="File to write. Default: report.html in the run, or comparison.html beside several."),
     ] = None,
 ) -> None:
-    """Write the page of a run: scores, curves, neighbors before and after, what unlabeled pictures were used.
+    """Write the page of a run: scores, curves, neighbors before and after, what unlabeled images were used.
 
     Example: stml-semi report runs/demo runs/baseline --output compared.html
     """

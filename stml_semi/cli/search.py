@@ -64,7 +64,7 @@ def embed(
 
 def search(
     index: Annotated[str, typer.Option(help="Folder that `embed` wrote.")],
-    images: Annotated[list[str] | None, typer.Argument(help="Picture files.", metavar="IMAGE...")] = None,
+    images: Annotated[list[str] | None, typer.Argument(help="Image files.", metavar="IMAGE...")] = None,
     row: Annotated[list[int] | None, typer.Option(help="A row of the index as a query; may be repeated.")] = None,
     model: Annotated[str | None, typer.Option(help="Default: the one that made the index.")] = None,
     k: Annotated[int, typer.Option("--k", help="Answers per query.", min=1)] = 10,
@@ -73,7 +73,7 @@ def search(
         float | None,
         typer.Option(help="Leave out what is less similar than a match with this share of right answers, e.g. 0.95."),
     ] = None,
-    html: Annotated[str | None, typer.Option(help="Write a page with pictures to this file.")] = None,
+    html: Annotated[str | None, typer.Option(help="Write a page with images to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of tables.")] = False,
 ) -> None:
     """Find the images of an index that are nearest to given ones, exactly.
@@ -112,17 +112,17 @@ def search(
 def browse(
     index: Annotated[str, typer.Option(help="Folder that `embed` wrote.")],
     model: Annotated[str | None, typer.Option(help="Default: the one that made the index.")] = None,
-    k: Annotated[int, typer.Option("--k", help="Neighbors per picture.", min=1, max=1000)] = 20,
+    k: Annotated[int, typer.Option("--k", help="Neighbors per image.", min=1, max=1000)] = 20,
     host: Annotated[
         str, typer.Option(help="Address to listen on. The default can be reached from this machine only.")
     ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8765,
 ) -> None:
-    """Open a page on this machine where one drops a picture and sees its neighbors.
+    """Open a page on this machine where one drops an image and sees its neighbors.
 
     Example: stml-semi browse --model runs/demo --index index
 
-    Pictures that are dropped are looked at in memory and not kept. Ctrl+C ends it.
+    Images that are dropped are looked at in memory and not kept. Ctrl+C ends it.
     """
     with one_line_errors():
         quiet_libraries()
@@ -131,7 +131,7 @@ def browse(
 
         server = serve(Finder(index, model, k=k), host, port)
     if not is_loopback(host):
-        print("warning: whoever reaches this address can look through the indexed pictures", file=sys.stderr)
+        print("warning: whoever reaches this address can look through the indexed images", file=sys.stderr)
     print(f"{server.url} (Ctrl+C ends it)", flush=True)
     with contextlib.suppress(KeyboardInterrupt), server:
         server.serve_forever()

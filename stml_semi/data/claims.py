@@ -84,4 +84,4 @@ def check_honest(config: TrainConfig) -> None:
         for spec in specs_of(getattr(config, name)):
             benchmark = benchmark_of(spec)
             if benchmark is not None and spec == benchmark.eval:
-                raise BadInput(f"--{name} {spec}: these are the pictures that results are measured on; train on others")
+                raise BadInput(f"--{name} {spec}: these are the images that results are measured on; train on others")

@@ -40,7 +40,7 @@ class ImageTable:
     rows: NDArray[np.int64] | None = None
     """(N,) rows of the source that these are; None: all of them."""
     cache: "Callable[[int], ImageSource | None] | None" = None
-    """What `source` gives in place of the original of a row, if anything: pictures that were decoded before."""
+    """What `source` gives in place of the original of a row, if anything: images that were decoded before."""
     weights: tuple[float, ...] = ()
     """Share of the pool that every source gives, of 1; () if that is left to their sizes."""
     skipped: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class ImageTable:
         return values if self.images._indices is None else values[self.images._indices.column(0).to_numpy()]
 
     def describe(self, row: int) -> str:
-        """How a user finds the picture: its path, or `name[row]` of the source that holds its bytes."""
+        """How a user finds the image: its path, or `name[row]` of the source that holds its bytes."""
         source = self.original(row)
         if source["bytes"] is None and source["path"]:
             return source["path"]
@@ -102,7 +102,7 @@ class ImageTable:
 def image_dataset(table: Any) -> "Dataset":
     from datasets import Dataset
 
-    # A random fingerprint: hashing the pictures takes long, and a cache that is never found is never stale.
+    # A random fingerprint: hashing the images takes long, and a cache that is never found is never stale.
     return Dataset(table, fingerprint=uuid.uuid4().hex)
 
 

@@ -1,6 +1,6 @@
-"""Bytes or a path -> RGB. Whatever is wrong with a picture comes out as `BadImage` with a short reason.
+"""Bytes or a path -> RGB. Whatever is wrong with an image comes out as `BadImage` with a short reason.
 
-Pillow decides what is bad, and reads whatever is out of the ordinary. Training views of flawless JPEG pictures are
+Pillow decides what is bad, and reads whatever is out of the ordinary. Training views of flawless JPEG images are
 decoded by simplejpeg, where it is installed: the same library underneath and the same pixels, without the detour
 through a Pillow image.
 """
@@ -47,21 +47,21 @@ REFUSED = "refused: "
 # Formats that only name a file type without decoding it, or hand the file to another program.
 _UNSUITABLE = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "WMF"}
 _RAW = re.compile(rb"P6 ([1-9]\d*) ([1-9]\d*) 255\n")
-# Segments of a JPEG's header that leave the picture as it is: tables, JFIF, Photoshop's and Adobe's, a comment.
+# Segments of a JPEG's header that leave the image as it is: tables, JFIF, Photoshop's and Adobe's, a comment.
 _HARMLESS = frozenset((0xC4, 0xDB, 0xDD, 0xE0, 0xED, 0xEE, 0xFE))
 _FRAMES = (0xC0, 0xC2)  # Baseline and progressive.
 
 T = TypeVar("T")
 
 Enough = Callable[[int, int], bool]
-"""Whether a picture of such a height and width, upright, has all the pixels that are needed."""
+"""Whether an image of such a height and width, upright, has all the pixels that are needed."""
 
 ImageSource = TypedDict("ImageSource", {"bytes": bytes | None, "path": str | None})  # noqa: UP013 (shadows bytes)
 """What `datasets.Image(decode=False)` yields: encoded bytes, or else the path of a file."""
 
 
 class BadImage(ValueError):
-    """A picture that cannot be used; the message is the reason, a few words."""
+    """An image that cannot be used; the message is the reason, a few words."""
 
 
 def read_image(
@@ -71,7 +71,7 @@ def read_image(
     formats: tuple[str, ...] | None = None,
     most: int = MAX_DECODED_BYTES,
 ) -> Image.Image:
-    """The picture as RGB: turned upright (EXIF), transparency on white, first frame of an animation.
+    """The image as RGB: turned upright (EXIF), transparency on white, first frame of an animation.
 
     Args:
         source: bytes or a path.
@@ -80,14 +80,14 @@ def read_image(
         most: bytes of memory that decoding may take.
 
     Raises:
-        BadImage: the file cannot be read, is no picture, is damaged or absurdly large.
+        BadImage: the file cannot be read, is no image, is damaged or absurdly large.
     """
 
     return _decode(encoded(source), lambda image: _smaller(image, enough), formats=formats, most=most)
 
 
 def read_pixels(source: ImageSource, *, enough: Enough | None = None) -> Tensor:
-    """The same picture as (3, H, W) uint8, channels-last in memory: resizing is fastest on that.
+    """The same image as (3, H, W) uint8, channels-last in memory: resizing is fastest on that.
 
     Args:
         source: bytes or a path.
@@ -106,7 +106,7 @@ def read_pixels(source: ImageSource, *, enough: Enough | None = None) -> Tensor:
 
 
 def raw(image: Image.Image) -> bytes:
-    """An RGB picture without compression (PPM), which `read_pixels` reads in no time."""
+    """An RGB image without compression (PPM), which `read_pixels` reads in no time."""
     return b"P6 %d %d 255\n" % image.size + image.tobytes()
 
 
@@ -148,7 +148,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _opened_pixels(image: Image.Image, data: bytes, enough: Enough | None) -> NDArray[np.uint8]:
-    """(H, W, 3) of a picture that Pillow has opened."""
+    """(H, W, 3) of an image that Pillow has opened."""
     pixels = None
     if image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1:
         pixels = _jpeg_pixels(data, image.size, enough)
@@ -168,7 +168,7 @@ def _jpeg_pixels(data: bytes, size: tuple[int, int], enough: Enough | None) -> N
 
 
 def _smaller(image: Image.Image, enough: Enough | None) -> Image.Image:
-    """An opened picture as upright RGB, a JPEG by a half, quarter or eighth if that is enough."""
+    """An opened image as upright RGB, a JPEG by a half, quarter or eighth if that is enough."""
     width, height = image.size
     shrinks = _shrinks((height, width) if orientation(image) > 4 else (width, height), enough)
     if shrinks > 1:
@@ -201,7 +201,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def encoded(source: ImageSource) -> bytes:
-    """The encoded picture; a path is read only where there are no bytes.
+    """The encoded image; a path is read only where there are no bytes.
 
     Raises:
         BadImage: there is nothing, or it cannot be read.
@@ -253,7 +253,7 @@ def _decode(
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode, decoded, as upright RGB, transparency on white."""
+    """An image of any mode, decoded, as upright RGB, transparency on white."""
     image.load()
     if orientation(image) != 1:
         with contextlib.suppress(Exception):  # Damaged metadata is no reason to lose good pixels.

@@ -106,7 +106,7 @@ def _path(table: ImageTable, row: int) -> str | None:
 
 
 class Fingerprints(NamedTuple):
-    """What pictures are compared by."""
+    """What images are compared by."""
 
     bits: NDArray[np.uint8]
     """(N, 32) perceptual hashes, packed."""
@@ -141,7 +141,7 @@ def find_by_picture(
         evaluation: images.
         rows: of the unlabeled ones, those to be compared.
         num_workers: processes that decode, for each of those that train.
-        progress: called with the number of pictures done since the last call.
+        progress: called with the number of images done since the last call.
     """
     theirs = _fingerprints(evaluation, np.arange(len(evaluation)), num_workers, progress)
     ours = _fingerprints(table, rows, num_workers, progress)

@@ -1,8 +1,8 @@
-"""`--cache-images`: pictures are decoded and made small once; later reads skip most of that work.
+"""`--cache-images`: images are decoded and made small once; later reads skip most of that work.
 
-A cache is a folder of parts, each with some hundred pictures, renamed into place when it is whole: a process that is
+A cache is a folder of parts, each with some hundred images, renamed into place when it is whole: a process that is
 killed loses the part at hand, and the next run goes on with the missing ones. Parts are memory-mapped, so processes and
-workers share what they read. The folder's name is a digest of the pictures and of how they are kept.
+workers share what they read. The folder's name is a digest of the images and of how they are kept.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _LEFT_BEHIND_SECONDS = 3600
 
 
 class PictureCache:
-    """Pictures of a table by row, as far as they are kept here. Pickles as the names of its files."""
+    """Images of a table by row, as far as they are kept here. Pickles as the names of its files."""
 
     def __init__(self, files: tuple[Path, ...]) -> None:
         self.files = files
@@ -44,7 +44,7 @@ class PictureCache:
         return PictureCache, (self.files,)
 
     def source(self, row: int) -> ImageSource | None:
-        """What `read_pixels` takes; None for a picture that is better read where it lies, or cannot be read."""
+        """What `read_pixels` takes; None for an image that is better read where it lies, or cannot be read."""
         number, place = divmod(row, PART_ROWS)
         if number not in self._columns:
             self._columns[number] = _open_part(self.files[number])
@@ -55,7 +55,7 @@ class PictureCache:
 def cache_folder(table: ImageTable, form: Form, side: int) -> Path:
     """Where the cache of a table is: below the cache of `datasets` ($HF_DATASETS_CACHE), by content and size.
 
-    Pictures in a table count with all their bytes; files with path, size and time of change, since reading a million
+    Images in a table count with all their bytes; files with path, size and time of change, since reading a million
     of them takes long.
     """
     from datasets import config as datasets_config
@@ -89,16 +89,16 @@ def cached(
     num_workers: int,
     progress: Callable[[int], None] | None = None,
 ) -> ImageTable:
-    """The table with its pictures in a cache, which is built as far as it is not there.
+    """The table with its images in a cache, which is built as far as it is not there.
 
     All processes call this together; those of a machine build it together.
 
     Args:
-        table: pictures.
-        form: "raw" keeps pixels, "jpeg" encodes pictures that were made smaller and leaves the others where they lie.
-        side: pixels; pictures with a longer shorter side are made smaller, to this.
+        table: images.
+        form: "raw" keeps pixels, "jpeg" encodes images that were made smaller and leaves the others where they lie.
+        side: pixels; images with a longer shorter side are made smaller, to this.
         num_workers: processes that decode, for each of those that train.
-        progress: called with the number of pictures done since the last call, over all processes of this machine.
+        progress: called with the number of images done since the last call, over all processes of this machine.
 
     Raises:
         BadInput: the cache cannot be written.
@@ -136,7 +136,7 @@ def _build(parts: "_Parts", num_workers: int, progress: Callable[[int], None] | 
 
 
 class _Parts(Dataset[int | str]):
-    """Item i writes the i-th part of this process: how many pictures are in it, or what went wrong."""
+    """Item i writes the i-th part of this process: how many images are in it, or what went wrong."""
 
     def __init__(self, table: ImageTable, files: list[Path], own: list[int], form: Form, side: int) -> None:
         self.table, self.files, self.own, self.side = table, files, own, side

@@ -95,7 +95,7 @@ def gray_levels(image: Image.Image) -> Image.Image:
     """Deep gray (16 or 32 bit, float) as 8 bit; Pillow's own conversion cuts off everything above 255."""
     if image.mode.startswith("I;16"):
         white = 2.0**16 - 1
-    else:  # The mode does not tell how deep the picture is: the narrowest usual range that holds it.
+    else:  # The mode does not tell how deep the image is: the narrowest usual range that holds it.
         peak = max(float(_values(band).max()) for _, band in _bands(image))
         usual = (1.0,) if image.mode == "F" else ()
         white = next((w for w in (*usual, 2.0**8 - 1, 2.0**16 - 1) if peak <= w), peak)

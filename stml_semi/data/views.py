@@ -21,7 +21,7 @@ AUGMENTS: tuple[str, ...] = ("paper", "strong", "glyph", "none")
 # Of random crops: the least share of the area, and the least side over the other.
 _SMALLEST_AREA, _NARROWEST = 0.16, 3 / 4
 _GRAY = torch.tensor([0.299, 0.587, 0.114])
-# Images per call of the processor: it stacks pictures of one size, which pays until they outgrow the caches.
+# Images per call of the processor: it stacks images of one size, which pays until they outgrow the caches.
 _EVAL_CHUNK_BYTES = 2**20
 
 
@@ -46,12 +46,12 @@ def view_rng(seed: int, step: int, position: int, view: int) -> np.random.Genera
 
 
 def augment(pixels: Tensor, *, preset: str, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
-    """One random view of a picture.
+    """One random view of an image.
 
     paper: random resized crop (16-100% of the area, 3/4 to 4/3) and flip, as in the STML paper.
     strong: paper, then color jitter, grayscale and blur.
     glyph: small rotation, shear, zoom and shift, a little contrast; no flip, since writing has a direction.
-    none: the whole picture, resized.
+    none: the whole image, resized.
 
     Args:
         pixels: (3, H, W) uint8; left as it is.
@@ -77,14 +77,14 @@ def augment(pixels: Tensor, *, preset: str, size: tuple[int, int], rng: np.rando
 def fine_enough(
     height: int, width: int, *, preset: str, size: tuple[int, int], rngs: Iterable[np.random.Generator]
 ) -> bool:
-    """Whether no view of a picture of such a height and width would be enlarged: a larger one would not be sharper.
+    """Whether no view of an image of such a height and width would be enlarged: a larger one would not be sharper.
 
     Args:
         height: pixels.
         width: pixels.
         preset: one of `AUGMENTS`.
         size: height and width of views.
-        rngs: as `augment` will get for the picture's views; they are used up.
+        rngs: as `augment` will get for the image's views; they are used up.
     """
     if height < size[0] or width < size[1]:
         return False
@@ -181,7 +181,7 @@ def _wiggle(view: Tensor, rng: np.random.Generator) -> Tensor:
     contrast, brightness = rng.uniform(0.8, 1.2), rng.uniform(-20, 20)
     height, width = view.shape[1:]
     cos, sin, aspect = math.cos(angle) / zoom, math.sin(angle) / zoom, width / height
-    # From places in the view to places in the picture. Both axes run from -1 to 1: rotation needs the aspect.
+    # From places in the view to places in the image. Both axes run from -1 to 1: rotation needs the aspect.
     rows = [[cos, (sin + shear * cos) / aspect, -right], [-sin * aspect, cos - shear * sin, -down]]
     matrix = torch.tensor([rows], dtype=torch.float32)
     grid = F.affine_grid(matrix, [1, 3, height, width], align_corners=False)

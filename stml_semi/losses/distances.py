@@ -56,7 +56,7 @@ class _SquaredDistances(torch.autograd.Function):
 def pairwise_distances(embeddings: Float[Tensor, "n d"]) -> Float32[Tensor, "n n"]:
     """Euclidean distances between all rows; where two rows coincide the distance is 0 and so is its gradient.
 
-    The plain `sqrt` has an infinite slope at zero, which turns into NaN as soon as one picture stands twice in a batch.
+    The plain `sqrt` has an infinite slope at zero, which turns into NaN as soon as one image stands twice in a batch.
     """
     squared = pairwise_squared_distances(embeddings)
     apart = squared > 0

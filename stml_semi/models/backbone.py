@@ -33,7 +33,7 @@ class Backbone(NamedTuple):
     model: Any
     """transformers.PreTrainedModel whose forward takes pixel_values (B, 3, H, W)."""
     processor: Any
-    """transformers.BaseImageProcessor: picture -> pixel_values."""
+    """transformers.BaseImageProcessor: image -> pixel_values."""
 
 
 def open_backbone(name: str, *, flag: str = "--backbone") -> Backbone:

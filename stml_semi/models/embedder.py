@@ -24,7 +24,7 @@ class Embeddings(NamedTuple):
 
 
 class Embedder(nn.Module):
-    """Maps pictures to `Embeddings`. One forward pass may carry labeled images and unlabeled views together."""
+    """Maps images to `Embeddings`. One forward pass may carry labeled images and unlabeled views together."""
 
     mean: Tensor
     std: Tensor
@@ -130,7 +130,7 @@ def freeze_unused(embedder: Embedder, size: tuple[int, int]) -> list[str]:
 
     DistributedDataParallel stops at parameters that never get a gradient, and optimizers would only decay them.
     """
-    embedder.eval().zero_grad()  # One gray picture must not move the statistics of a BatchNorm.
+    embedder.eval().zero_grad()  # One gray image must not move the statistics of a BatchNorm.
     output = embedder._embed(torch.zeros(1, 3, *size))
     (output.f.sum() + output.g.sum()).backward()
     unused = [name for name, p in embedder.named_parameters() if p.requires_grad and p.grad is None]

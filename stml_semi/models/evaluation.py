@@ -27,7 +27,7 @@ class EmbeddedTable(NamedTuple):
     """Embeddings of rows of a table, in their order, the same on every process."""
 
     embeddings: Tensor
-    """(N, d) float32, not normalized; a picture that cannot be read has zeros."""
+    """(N, d) float32, not normalized; an image that cannot be read has zeros."""
     readable: NDArray[np.bool_]
     """(N,)"""
     bad: list[BadImageEntry]
@@ -49,14 +49,14 @@ def embed_table(
     """Embeds rows of a table; each process takes its share, and all get the whole.
 
     Args:
-        table: pictures.
+        table: images.
         encode: the model's forward pass, autocast included.
         processor: the backbone's image processor.
         rows: which rows, default all.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
         num_workers: decoding processes.
         device: where `encode` expects its pixels.
-        progress: called with the number of pictures done since the last call.
+        progress: called with the number of images done since the last call.
 
     Raises:
         BadInput: the model makes embeddings that are not finite.
@@ -122,19 +122,19 @@ class TableEncoder:
 
 
 class TableScores(NamedTuple):
-    """Scores of single queries: the readable pictures of a table, in their order."""
+    """Scores of single queries: the readable images of a table, in their order."""
 
     scores: QueryScores
     labels: Tensor
     """(Q,) int64."""
     num_gallery: int
-    """Pictures that are searched, the query itself included where it is one of them."""
+    """Images that are searched, the query itself included where it is one of them."""
 
 
 def score_queries(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]) -> TableScores:
-    """Scores every readable picture of an embedded table against all others.
+    """Scores every readable image of an embedded table against all others.
 
-    Every picture is looked up in all others, unless the table says which are queries: those are looked up in the rest.
+    Every image is looked up in all others, unless the table says which are queries: those are looked up in the rest.
     Each process scores its share of the queries, and all get the result.
 
     Raises:

@@ -53,7 +53,7 @@ class Curve(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A picture of numbers, and the numbers in words."""
+    """An image of numbers, and the numbers in words."""
 
     title: str
     svg: str
@@ -119,7 +119,7 @@ def training_charts(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Chart]:
 
 
 def score_charts(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Chart]:
-    """Recall@1 and MAP@R over the steps, by evaluation pictures; a run starts from its frozen backbone."""
+    """Recall@1 and MAP@R over the steps, by evaluation images; a run starts from its frozen backbone."""
     runs = [evaluations(lines) for lines in runs]
     names = list(dict.fromkeys(line["data"] for lines in runs for line in lines))
     charts = []
@@ -248,7 +248,7 @@ def draw_map(name: str, projected: Projected, right: NDArray[np.bool_], colors: 
 
 
 def settings(name: str) -> Any:
-    """How charts look; names of parts of a picture are made from its own."""
+    """How charts look; names of parts of an image are made from its own."""
     return {**_SETTINGS, "svg.hashsalt": name}
 
 

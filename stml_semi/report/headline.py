@@ -1,4 +1,4 @@
-"""The result table of the page: what the runs logged, with intervals where the same pictures were looked at again."""
+"""The result table of the page: what the runs logged, with intervals where the same images were looked at again."""
 
 import itertools
 from collections.abc import Sequence
@@ -46,12 +46,12 @@ class Row(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """Scores on one table of evaluation pictures."""
+    """Scores on one table of evaluation images."""
 
     name: str
     num_queries: int
     num_gallery: int
-    """Pictures that are searched; the queries themselves, unless the table keeps them apart."""
+    """Images that are searched; the queries themselves, unless the table keeps them apart."""
     columns: list[str]
     rows: list[Row]
     has_intervals: bool
@@ -67,11 +67,11 @@ class Headline(NamedTuple):
 
 
 def headlines(runs: Sequence[Sequence[dict[str, Any]]], retrieval: Sequence[RetrievalView]) -> list[Headline]:
-    """A table for every set of evaluation pictures.
+    """A table for every set of evaluation images.
 
     Args:
         runs: lines of metrics.jsonl, run by run.
-        retrieval: of the runs' models; only those that looked at all pictures lend their intervals.
+        retrieval: of the runs' models; only those that looked at all images lend their intervals.
     """
     choices = [exported(lines) or Choice("student", 0) for lines in runs]
     shown = [_shown(lines, choice) for lines, choice in zip(runs, choices, strict=True)]

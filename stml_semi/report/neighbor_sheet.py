@@ -1,4 +1,4 @@
-"""Queries and their nearest neighbors as one picture."""
+"""Queries and their nearest neighbors as one image."""
 
 from typing import NamedTuple
 
@@ -29,13 +29,13 @@ class ModelNeighbors(NamedTuple):
 def find(
     table: ImageTable, embeddings: Tensor, queries: NDArray[np.int64], k: int, *, usable: NDArray[np.bool_], title: str
 ) -> ModelNeighbors:
-    """Looks queries up in the other pictures of a table, or in its gallery if it names queries.
+    """Looks queries up in the other images of a table, or in its gallery if it names queries.
 
     Args:
         table: labeled.
-        embeddings: (N, d) of all its pictures.
+        embeddings: (N, d) of all its images.
         queries: (Q,) rows.
-        k: neighbors of each, fewer if there are fewer pictures.
+        k: neighbors of each, fewer if there are fewer images.
         usable: (N,) rows that may be found.
         title: name of the model.
     """

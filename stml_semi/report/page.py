@@ -36,7 +36,7 @@ class ReportedRun(NamedTuple):
     folder: RunFolder
     config: TrainConfig
     tables: Tables | None
-    """None if its pictures cannot be opened (any more)."""
+    """None if its images cannot be opened (any more)."""
     problem: str = ""
     """Why there are no tables."""
 
@@ -94,7 +94,7 @@ def write_page(runs: Sequence[ReportedRun], target: Path, *, device: torch.devic
         device: where the models embed.
 
     Raises:
-        BadInput: models and pictures that do not go together.
+        BadInput: models and images that do not go together.
         OSError: the file cannot be written.
     """
     pictures, notes = Pictures(), [run.problem for run in runs if run.problem]

@@ -1,4 +1,4 @@
-"""Small pictures for the page, each in it once."""
+"""Small images for the page, each in it once."""
 
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage
@@ -9,7 +9,7 @@ _QUALITY = 50
 
 
 class Pictures:
-    """Hands out numbers for pictures; the page keeps their data in one list."""
+    """Hands out numbers for images; the page keeps their data in one list."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], int | None] = {}
@@ -21,7 +21,7 @@ class Pictures:
         return list(self._numbers)
 
     def add(self, table: ImageTable, row: int) -> int | None:
-        """The number of a picture of a table; None if it cannot be read."""
+        """The number of an image of a table; None if it cannot be read."""
         key = (table.name, int(row))
         if key not in self._known:
             try:

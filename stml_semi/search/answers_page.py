@@ -1,4 +1,4 @@
-"""The answers of a search as one self-contained HTML page with pictures."""
+"""The answers of a search as one self-contained HTML page with images."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -43,7 +43,7 @@ def find_duplicates(folder: str, *, threshold: float = 0.97) -> list[Group]:
 
     Args:
         folder: the index.
-        threshold: cosine from which two pictures count as duplicates.
+        threshold: cosine from which two images count as duplicates.
 
     Raises:
         BadInput: no index, or a threshold that is no cosine above zero.

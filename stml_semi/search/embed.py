@@ -1,4 +1,4 @@
-"""`embed`: any model on any pictures, into an index on disk."""
+"""`embed`: any model on any images, into an index on disk."""
 
 import hashlib
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def embed_source(
     num_workers: int | None = None,
     part_size: int = PART_SIZE,
 ) -> Embedded:
-    """Embeds all pictures of a source into an index, part by part.
+    """Embeds all images of a source into an index, part by part.
 
     Run again, it resumes where it was stopped, and brings the index up to date: what is new or has changed is embedded,
     what is gone is dropped.

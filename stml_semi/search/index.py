@@ -42,7 +42,7 @@ class Part(NamedTuple):
     rows: NDArray[np.int64]
     """(n,), rising."""
     images: "Sequence[str] | _Names"
-    """(n,) how a user finds each picture."""
+    """(n,) how a user finds each image."""
 
 
 class IndexInfo(NamedTuple):
@@ -56,7 +56,7 @@ class IndexInfo(NamedTuple):
     num_rows: int
     """Rows of the source, readable or not."""
     sample: list[str]
-    """First, middle and last picture of the source."""
+    """First, middle and last image of the source."""
     part_size: int
     """Rows of the source in each part."""
     format: Format
@@ -121,7 +121,7 @@ class Index:
         return find(self, queries, k, model=model, min_precision=min_precision)
 
     def parts(self) -> Iterator[Part]:
-        """All parts in order of their rows; parts without readable pictures are left out.
+        """All parts in order of their rows; parts without readable images are left out.
 
         Raises:
             BadInput: a part is missing or damaged.

@@ -41,7 +41,7 @@ class Answer(NamedTuple):
     """A query and its nearest rows, nearest first."""
 
     image: str
-    """A picture file, or how the index calls the image of `row`."""
+    """An image file, or how the index calls the image of `row`."""
     row: int | None
     """Of the index, if that is the query."""
     hits: list[Hit]
@@ -62,11 +62,11 @@ def search(
     backend: Backend = "exact",
     min_precision: float | None = None,
 ) -> list[Answer]:
-    """The k nearest rows of an index for picture files, and for rows of the index (those without themselves).
+    """The k nearest rows of an index for image files, and for rows of the index (those without themselves).
 
     Args:
         folder: the index.
-        images: picture files.
+        images: image files.
         rows: rows of the indexed source.
         model: default: the one that made the index.
         k: answers per query; all there are, if fewer.
@@ -75,7 +75,7 @@ def search(
             model: no hits are left of what is not in the index.
 
     Raises:
-        BadInput: no index, a picture that cannot be read, a row that is not there, another model than the index's,
+        BadInput: no index, an image that cannot be read, a row that is not there, another model than the index's,
             or faiss is not installed.
     """
     if backend == "faiss" and find_spec("faiss") is None:
@@ -153,7 +153,7 @@ def _embed(index: Index, images: Sequence[str], model: str | None) -> Tensor:
         try:
             pictures.append(read_image({"bytes": None, "path": path}))
         except BadImage as error:
-            raise BadInput(f"search {path}: {error}; give picture files") from None
+            raise BadInput(f"search {path}: {error}; give image files") from None
     return torch.from_numpy(open_model(index, model).encode(pictures, names=images))
 
 
@@ -180,7 +180,7 @@ def open_model(index: Index, model: str | None = None) -> Retriever:
 
 
 def open_indexed(index: Index) -> ImageTable | None:
-    """The indexed pictures, if they are still where they were."""
+    """The indexed images, if they are still where they were."""
     try:
         table = open_source(index.info.data, flag="--index", labels="ignored", image_column=index.info.image_column)
     except BadInput:

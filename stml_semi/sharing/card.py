@@ -87,7 +87,7 @@ class CardFacts(NamedTuple):
 
 
 def card_files(facts: CardFacts) -> dict[str, bytes]:
-    """README.md, its picture and training_config.yaml of an exported model: file name -> content.
+    """README.md, its image and training_config.yaml of an exported model: file name -> content.
 
     Raises:
         BadInput: the metadata are not what the hub accepts (a license that is no identifier).

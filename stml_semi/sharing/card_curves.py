@@ -1,4 +1,4 @@
-"""The training curves on a model card: one small picture that every viewer of Markdown can show."""
+"""The training curves on a model card: one small image that every viewer of Markdown can show."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""`evaluate`: any model on any labeled pictures."""
+"""`evaluate`: any model on any labeled images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +73,7 @@ def evaluate_model(
         image_column: of both.
         label_column: of both.
         image_size: of a bare backbone, side of its input in pixels; default: its own.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
         num_workers: decoding processes.
         recall_at: numbers of neighbors, joined by commas; default: what is customary with the data.
         bf16: run the backbone in bfloat16 (scores are computed from float32 embeddings either way).
@@ -96,7 +96,7 @@ def evaluate_model(
     table = open_source(data, flag="--data", labels="required", **columns)
     if gallery is not None:
         if gallery == data:
-            raise BadInput(f"--gallery {gallery}: is --data itself, where every picture finds itself; leave it out")
+            raise BadInput(f"--gallery {gallery}: is --data itself, where every image finds itself; leave it out")
         table = with_gallery(table, open_source(gallery, flag="--gallery", labels="required", **columns))
     wanted = wanted or table.recall_at
     shared = len(_trained_classes(model) & set(table.classes))

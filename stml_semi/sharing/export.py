@@ -37,7 +37,7 @@ def export_model(
 
     Args:
         embedder: the bare model, without wrappers.
-        processor: its image processor; its output for a picture is what the model was evaluated on.
+        processor: its image processor; its output for an image is what the model was evaluated on.
         folder: replaced if it exists.
         files: further ones at the root (the card): name -> content.
         dtype: of the stored weights. Whoever opens the folder computes in float32 unless told otherwise: half precision
@@ -115,7 +115,7 @@ def folded_weight(weight: torch.Tensor, pooling: Pooling, num_tokens: int) -> to
     Args:
         weight: (d, C).
         pooling: how the vector of width C was pooled.
-        num_tokens: tokens of a picture, class token included.
+        num_tokens: tokens of an image, class token included.
     """
     if pooling.kind == "mean_max":
         return torch.cat([weight, weight], dim=1)

@@ -30,7 +30,7 @@ from stml_semi.sharing.modules import Modules, read_modules
 
 
 class Retriever(nn.Module):
-    """A model that is ready to search with: pictures in, unit-length embeddings out."""
+    """A model that is ready to search with: images in, unit-length embeddings out."""
 
     def __init__(
         self,

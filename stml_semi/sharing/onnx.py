@@ -1,4 +1,4 @@
-"""ONNX: what the image processor makes of pictures -> embeddings of unit length, in one file."""
+"""ONNX: what the image processor makes of images -> embeddings of unit length, in one file."""
 
 import warnings
 from importlib.util import find_spec
@@ -42,7 +42,7 @@ def export_onnx(folder: Path) -> float:
     """Writes `embedder.onnx` into a model folder, and compares it with the model.
 
     Input `pixel_values` (batch, 3, H, W) float32 from the folder's image processor, output `embeddings` (batch, d)
-    float32 of unit length; the batch is dynamic, the size of the picture is the processor's.
+    float32 of unit length; the batch is dynamic, the size of the image is the processor's.
 
     Returns:
         The largest difference from PyTorch in any number of an embedding.

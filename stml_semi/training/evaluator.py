@@ -20,7 +20,7 @@ from stml_semi.training.bad_images import BadImages
 from stml_semi.training.outputs import Outputs
 
 _SHOWN = 8
-"""Queries, and neighbors of each, in the pictures for trackers."""
+"""Queries, and neighbors of each, in the images for trackers."""
 
 
 class Evaluator:

@@ -78,11 +78,11 @@ class Trackers:
 
     @property
     def show_pictures(self) -> bool:
-        """Whether one of them shows pictures."""
+        """Whether one of them shows images."""
         return any(hasattr(tracker, "log_images") for tracker in self._running.values())
 
     def show(self, name: str, picture: "Image.Image", step: int) -> None:
-        """Shows a picture where pictures can be shown."""
+        """Shows an image where images can be shown."""
         import numpy as np
 
         pixels = np.asarray(picture)[None]

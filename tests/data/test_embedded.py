@@ -1,4 +1,4 @@
-"""The files that ship inside the package: the kanji pictures and the backbones."""
+"""The files that ship inside the package: the kanji images and the backbones."""
 
 import io
 import logging

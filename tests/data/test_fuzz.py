@@ -1,4 +1,4 @@
-"""The image reader over a corpus of damaged files: a picture or `BadImage`, soon, in bounded memory."""
+"""The image reader over a corpus of damaged files: an image or `BadImage`, soon, in bounded memory."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ for name, data in corpus():
     for read in (read_image, read_pixels):
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            picture = read({"bytes": data, "path": None})
+            image = read({"bytes": data, "path": None})
             good += 1
         except BadImage as error:
             assert 0 < len(str(error)) < 130 and "\\n" not in str(error), (name, str(error))

@@ -141,7 +141,7 @@ def test_pixels_are_channels_last_and_writable():
 def bad_sources(folder) -> dict[str, ImageSource]:
     (folder / "empty.jpg").touch()
     (folder / "folder.jpg").mkdir()
-    (folder / "text.jpg").write_text("no picture at all")
+    (folder / "text.jpg").write_text("no image at all")
     os.mkfifo(folder / "pipe.jpg")
     (folder / "broken.jpg").symlink_to(folder / "gone.jpg")
     jpeg, png = encode(photo(), "JPEG")["bytes"] or b"", encode(photo())["bytes"] or b""

@@ -77,7 +77,7 @@ def test_copies_are_near_and_other_pictures_are_far():
 
 @pytest.fixture
 def tables(tmp_path) -> tuple[ImageTable, ImageTable]:
-    """Pool: 0, 1 are of a test class; 2 is a test file, 3 a copy of one, 4 is another picture, 5 is none."""
+    """Pool: 0, 1 are of a test class; 2 is a test file, 3 a copy of one, 4 is another image, 5 is none."""
     pool, test = tmp_path / "pool", tmp_path / "test"
     for folder in (pool / "Sage Thrasher", pool / "things", test / "150.Sage_Thrasher", test / "151.Robin"):
         folder.mkdir(parents=True)

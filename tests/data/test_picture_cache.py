@@ -31,13 +31,13 @@ def place(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def table(tmp_path) -> ImageTable:
-    """Nine small pictures (0-8), a photo (9), and a file that is none (10)."""
+    """Nine small images (0-8), a photo (9), and a file that is none (10)."""
     folder = tmp_path / "pictures"
     write_pictures(folder, 9)
     pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     photo = Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC)
     photo.save(folder / "90.jpg")
-    (folder / "91.jpg").write_bytes(b"no picture")
+    (folder / "91.jpg").write_bytes(b"no image")
     return open_source(str(folder), flag="--unlabeled", labels="ignored")
 
 

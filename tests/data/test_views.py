@@ -36,7 +36,7 @@ def test_views_are_pure_functions_of_picture_and_place(preset, shape, size, plac
     assert tuple(view.shape) == (3, *size)
     assert torch.equal(view, augment(pixels, preset=preset, size=size, rng=view_rng(*place)))
     view.fill_(0)
-    assert torch.equal(pixels, before), "a view shares memory with its picture"
+    assert torch.equal(pixels, before), "a view shares memory with its image"
 
 
 @pytest.mark.parametrize("preset", ["paper", "strong", "glyph"])
@@ -162,7 +162,7 @@ class OnlyRotation:
 
 @pytest.mark.parametrize("upright", [True, False])
 def test_glyph_rotation_keeps_its_angle_in_wide_pictures(upright):
-    """The grid counts both axes from -1 to 1: without the aspect, a rotation would shear the picture."""
+    """The grid counts both axes from -1 to 1: without the aspect, a rotation would shear the image."""
     picture = flat((255, 255, 255), 128)[:, :64].contiguous()
     if upright:
         picture[:, 12:52, 62:66] = 0
@@ -236,5 +236,5 @@ def test_large_jpegs_are_decoded_smaller_and_look_the_same(preset):
     def views(picture):
         return torch.stack([augment(picture, preset=preset, size=(32, 32), rng=rng).float() for rng in rngs()])
 
-    # Parts that are cropped begin and end at whole pixels of either picture.
+    # Parts that are cropped begin and end at whole pixels of either image.
     assert (views(small) - views(read_pixels(source))).abs().mean() < 4

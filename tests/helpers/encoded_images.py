@@ -11,7 +11,7 @@ from stml_semi.data.images import BadImage, ImageSource
 
 
 def photo(width: int = 40, height: int = 24) -> Image.Image:
-    """A smooth picture whose four corners differ: red grows to the right, green downwards."""
+    """A smooth image whose four corners differ: red grows to the right, green downwards."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8))
 

@@ -1,4 +1,4 @@
-"""Damaged pictures of every common format; the same ones on every machine with the same Pillow."""
+"""Damaged images of every common format; the same ones on every machine with the same Pillow."""
 
 import io
 import struct

@@ -31,7 +31,7 @@ COUNTS: dict[str, dict[str, tuple[int, int | None, int | None]]] = {
 
 
 def jpeg(group: int, member: int, *, side: int = 24) -> bytes:
-    """A picture that looks like others of its group."""
+    """An image that looks like others of its group."""
     base = np.random.default_rng(group).integers(0, 255, (4, 4, 3))
     noise = np.random.default_rng([group, member]).normal(0, 25, base.shape)
     pixels = np.clip(base + noise, 0, 255).astype(np.uint8)
@@ -122,7 +122,7 @@ def _sop(folder: Path, form: str) -> None:
 
 
 def _inshop(folder: Path, form: str) -> None:
-    """`form`: "highres" for the large pictures, beside the lists."""
+    """`form`: "highres" for the large images, beside the lists."""
     lines = []
     for item in range(1, 9):
         for i in range(PER_CLASS):
@@ -210,7 +210,7 @@ _BUILDERS = {
 
 
 def write_shard(path: Path, samples: list[tuple[int, int]], *, with_labels: bool = True) -> None:
-    """A webdataset shard: for every (group, i) a picture, and a class."""
+    """A webdataset shard: for every (group, i) an image, and a class."""
     with tarfile.open(path, "w") as archive:
         for group, i in samples:
             members = {"jpg": jpeg(group, i)} | ({"cls": str(i % 3).encode()} if with_labels else {})

@@ -1,4 +1,4 @@
-"""Small pictures for tests."""
+"""Small images for tests."""
 
 from pathlib import Path
 

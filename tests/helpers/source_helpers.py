@@ -1,4 +1,4 @@
-"""What the tests of sources share: small pictures in folders and lists, and what opens them."""
+"""What the tests of sources share: small images in folders and lists, and what opens them."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def save(path: Path, level: int = 0) -> Path:
 
 
 def level(table: ImageTable, row: int) -> int:
-    """The gray level that tells the test's pictures apart."""
+    """The gray level that tells the test's images apart."""
     red = read_image(table.source(row)).getpixel((0, 0))
     assert isinstance(red, tuple)
     return red[0]
@@ -54,13 +54,13 @@ def refusal(open_it: Any, *arguments: Any, **options: Any) -> str:
 
 @pytest.fixture
 def birds(tmp_path: Path) -> Path:
-    """Three class folders: wren (2 pictures), robin (2, one nested), tit (1)."""
+    """Three class folders: wren (2 images), robin (2, one nested), tit (1)."""
     save(tmp_path / "birds/wren/b.png", 10)
     save(tmp_path / "birds/wren/a.PNG", 20)
     save(tmp_path / "birds/robin/z.bmp", 30)
     save(tmp_path / "birds/robin/deep/down/y.png", 40)
     save(tmp_path / "birds/tit/x.gif", 50)
-    (tmp_path / "birds/tit/notes.txt").write_text("not a picture")
+    (tmp_path / "birds/tit/notes.txt").write_text("not an image")
     save(tmp_path / "birds/tit/.hidden.png", 60)
     save(tmp_path / "birds/.cache/c.png", 70)
     (tmp_path / "birds/empty").mkdir()
@@ -69,7 +69,7 @@ def birds(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Path:
-    """A csv beside the pictures it names."""
+    """A csv beside the images it names."""
     rows = [("pics/0.png", "wren"), ("pics/1.png", "robin"), ("pics/2.png", "wren")]
     for i, (path, _) in enumerate(rows):
         save(tmp_path / path, i)

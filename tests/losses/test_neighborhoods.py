@@ -53,7 +53,7 @@ def test_reranked_lists_hold_the_same_images_likest_first(total, k, expand, seed
 
 
 def test_neighborhoods_tell_clusters_apart_that_distances_do_not():
-    """A chain of pictures from one end of a class to the other: its ends are as far apart as two classes are."""
+    """A chain of images from one end of a class to the other: its ends are as far apart as two classes are."""
     steps = torch.linspace(0, 1.2, 10)
     arc = torch.stack([steps.cos(), steps.sin()], 1)
     x = torch.block_diag(arc, arc)

@@ -1,4 +1,4 @@
-"""What the report says of unlabeled pictures, of affinities, of energy; and the plane of its maps."""
+"""What the report says of unlabeled images, of affinities, of energy; and the plane of its maps."""
 
 import json
 import shutil
@@ -136,7 +136,7 @@ def test_what_the_pool_was_used_for(finished_run):
     assert relations.apart is not None
     assert 0 <= relations.apart <= 1
     own = [[name == other for other in relations.names] for name in relations.names]
-    assert (percent[np.array(own)] == 100).all()  # A picture drawn twice is itself.
+    assert (percent[np.array(own)] == 100).all()  # An image drawn twice is itself.
 
     sample = view.sample
     cosines = [pair.cosine for pair in (*sample.most_relevant, *sample.least_relevant[::-1])]

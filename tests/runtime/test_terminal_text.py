@@ -48,7 +48,7 @@ def test_tables_and_progress(capsys):
 
 def test_commands_and_errors(monkeypatch, capsys, tmp_path):
     write_pictures(tmp_path / EVIL, 2)
-    (tmp_path / EVIL / "bad.png").write_bytes(b"no picture")
+    (tmp_path / EVIL / "bad.png").write_bytes(b"no image")
     code, out, _ = call(monkeypatch, capsys, "data", "info", tmp_path / EVIL)
     assert code == 0
     assert f"{SHOWN}/bad.png" in out

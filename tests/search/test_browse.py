@@ -29,7 +29,7 @@ from stml_semi.search.index import Index
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures and their index; one picture is none, and holds what nobody shall see."""
+    """Images and their index; one image is none, and holds what nobody shall see."""
     folder = tmp_path_factory.mktemp("browse")
     for seed in range(3):
         write_pictures(folder / "photos" / str(seed), 4, seed=seed)
@@ -131,7 +131,7 @@ def test_pictures_are_served_by_row_and_only_as_pictures(server):
     head = Reply(server, "HEAD", "/picture/0")
     assert (head.status, head.body) == (200, b"")
     assert int(head.headers["Content-Length"]) == len(reply.body)
-    secret = Reply(server, "GET", "/picture/8")  # What the index has as a picture, but is none.
+    secret = Reply(server, "GET", "/picture/8")  # What the index has as an image, but is none.
     assert secret.status == 404
     assert "cannot be read" in secret.error
     assert b"the secret" not in secret.body
@@ -164,7 +164,7 @@ def test_no_address_becomes_a_path(server, path):
 @pytest.mark.parametrize(
     ("body", "kind", "status", "said"),
     [
-        (b"no picture", "image/png", 422, "not an image"),
+        (b"no image", "image/png", 422, "not an image"),
         (b"", "image/png", 422, "empty file; this page takes JPEG"),
         (png()[:60], "image/png", 422, ""),
         (png(), "text/html", 415, "not an image"),

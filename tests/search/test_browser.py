@@ -112,7 +112,7 @@ def test_the_map_shows_pictures_on_hover(chromium, finished_run):
 
 @pytest.fixture(scope="module")
 def site(finished_run, tmp_path_factory):
-    """The browse page on the pictures of a run: its address and the pictures."""
+    """The browse page on the images of a run: its address and the images."""
     pictures = finished_run.parent / "labeled"
     folder = tmp_path_factory.mktemp("browse") / "index"
     embed_source(str(finished_run), str(pictures), str(folder), num_workers=0)
@@ -198,7 +198,7 @@ def test_the_browse_page_finds_and_explains_by_keyboard(chromium, site, tmp_path
     status.filter(has_text="6 neighbors of 2.png and row").wait_for()
     assert page.locator(".parts img").evaluate_all("images => images.every(i => i.complete && i.naturalWidth)")
 
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     page.set_input_files("#file", tmp_path / "notes.txt")
     page.wait_for_selector(".failed")
     assert "notes.txt: not an image" in status.inner_text()

@@ -32,7 +32,7 @@ from stml_semi.sharing.evaluate import evaluate_model
 def photos(tmp_path):
     for seed in range(4):
         write_pictures(tmp_path / "photos" / str(seed), 5, seed=seed)
-    (tmp_path / "photos" / "1" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "1" / "broken.png").write_bytes(b"no image")
     return tmp_path / "photos"
 
 

@@ -220,8 +220,8 @@ def test_push_then_load_gives_the_same_embeddings(exported, tmp_path, pictures):
         assert TOKEN not in done.stdout + done.stderr
         code = (
             "import numpy as np; from PIL import Image; from stml_semi import load\n"
-            f"pictures = [Image.fromarray(p) for p in np.load({str(tmp_path / 'pictures.npy')!r})]\n"
-            f"np.save({str(tmp_path / 'embeddings.npy')!r}, load('me/birds').encode(pictures))"
+            f"images = [Image.fromarray(p) for p in np.load({str(tmp_path / 'pictures.npy')!r})]\n"
+            f"np.save({str(tmp_path / 'embeddings.npy')!r}, load('me/birds').encode(images))"
         )
         opened = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120

@@ -1,4 +1,4 @@
-"""A run over pictures of which one in twenty cannot be read."""
+"""A run over images of which one in twenty cannot be read."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from stml_semi.training.run import run
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """40 labeled and 60 unlabeled pictures, five of which are bad, each in its own way."""
+    """40 labeled and 60 unlabeled images, five of which are bad, each in its own way."""
     for seed, name in enumerate("abcd"):
         write_pictures(tmp_path / "labeled" / name, 10, seed=seed)
         write_pictures(tmp_path / "test" / name.upper(), 2, seed=seed + 10)

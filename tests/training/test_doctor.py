@@ -102,9 +102,9 @@ def test_every_problem_is_named_at_once(pictures):
 
 def test_bad_pictures_batches_and_backbones_are_named(pictures):
     for i in range(4):
-        (pictures / "loose" / f"{i}.png").write_bytes(b"no picture")
+        (pictures / "loose" / f"{i}.png").write_bytes(b"no image")
     problems = broken({**small(pictures), "labeled_batch_size": 64, "images_per_class": 4, "backbone": "no/such"})
-    assert "4 of 40 pictures opened cannot be read, such as" in problems["--unlabeled"]
+    assert "4 of 40 images opened cannot be read, such as" in problems["--unlabeled"]
     assert "(not an image): repair them, or set --max-bad-fraction above 0.1" in problems["--unlabeled"]
     assert "--labeled has 4 classes, but a batch draws 16" in problems["--labeled-batch-size"]
     assert "--backbone no/such" in problems["run"]

@@ -1,4 +1,4 @@
-"""What is done to the pictures before a run, and what chooses its result, is alike on any number of processes."""
+"""What is done to the images before a run, and what chooses its result, is alike on any number of processes."""
 
 import numpy as np
 import pytest
@@ -13,13 +13,13 @@ def test_two_processes_share_cache_overlap_and_choice(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in "abcdefgh":
         write_pictures(tmp_path / "labeled" / name, 4, seed=ord(name))
-    # Ten pictures of the pool are tested on, one is none, and one is large enough to be made smaller.
+    # Ten images of the pool are tested on, one is none, and one is large enough to be made smaller.
     for name in "wx":
         write_pictures(tmp_path / "test" / name, 5, seed=ord(name))
         write_pictures(tmp_path / "pool" / f"{name}-copies", 5, seed=ord(name))
     for name in "mnop":
         write_pictures(tmp_path / "pool" / name, 10, seed=ord(name))
-    (tmp_path / "pool" / "m" / "0.png").write_bytes(b"no picture")
+    (tmp_path / "pool" / "m" / "0.png").write_bytes(b"no image")
     pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC).save(tmp_path / "pool" / "n" / "large.jpg")
     flags = [

@@ -1,4 +1,4 @@
-"""Whole runs in real processes: a stopped run goes on, failures speak, bad pictures are replaced."""
+"""Whole runs in real processes: a stopped run goes on, failures speak, bad images are replaced."""
 
 import json
 import shutil
@@ -111,7 +111,7 @@ def test_bad_pictures_are_replaced_and_listed_once(tmp_path):
     for name in "abcd":
         write_pictures(tmp_path / "labeled" / name, 6, seed=ord(name))
     loose = write_pictures(tmp_path / "loose", 30)
-    loose[4].write_bytes(b"no picture")
+    loose[4].write_bytes(b"no image")
     bad_labeled = tmp_path / "labeled" / "b" / "2.png"
     bad_labeled.write_bytes(bad_labeled.read_bytes()[:60])
     flags = ["--labeled", str(tmp_path / "labeled"), "--unlabeled", str(tmp_path / "loose")]

@@ -24,7 +24,7 @@ class EvalBatch(NamedTuple):
     """Evaluation views of consecutive rows."""
 
     pixels: Tensor
-    """(n, 3, H, W) float32, as the image processor makes them; a bad picture is all zeros. (0,) if all are bad."""
+    """(n, 3, H, W) float32, as the image processor makes them; a bad image is all zeros. (0,) if all are bad."""
     readable: Tensor
     """(n,) bool."""
     bad: list[BadImageEntry]
@@ -38,7 +38,7 @@ class EvalPieces(Dataset[EvalBatch]):
     ) -> None:
         """
         Args:
-            table: pictures.
+            table: images.
             rows: (N,) which of them.
             processor: the backbone's image processor.
             batch_size: no piece reaches into the next batch.

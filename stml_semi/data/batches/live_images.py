@@ -1,4 +1,4 @@
-"""Which unlabeled pictures are live: the next ones of a table, of a weighted mixture, or of a stream."""
+"""Which unlabeled images are live: the next ones of a table, of a weighted mixture, or of a stream."""
 
 import contextlib
 import shutil
@@ -19,7 +19,7 @@ from stml_semi.runtime.errors import BadInput, RunFailed
 StreamRecord = dict[str, Any]
 """JSON: where every stream stood before and after a pool was read, and a digest of what was read."""
 
-# Numbers of a stream's pictures stay below this: so far apart lie the sources of a window in its row numbers.
+# Numbers of a stream's images stay below this: so far apart lie the sources of a window in its row numbers.
 _APART = 2**40
 
 
@@ -38,7 +38,7 @@ class Live(NamedTuple):
 
 
 class LiveImages(Protocol):
-    """Where the pool gets its pictures from."""
+    """Where the pool gets its images from."""
 
     def draw(self, refresh: int, last: StreamRecord | None) -> Live:
         """Candidates after a number of refreshes; `last` is the record of the draw before, None of the first one."""
@@ -49,7 +49,7 @@ class LiveImages(Protocol):
         ...
 
     def num_known(self, record: StreamRecord | None) -> int:
-        """How many different pictures were drawn from up to a draw."""
+        """How many different images were drawn from up to a draw."""
         ...
 
     def close(self) -> None:
@@ -65,13 +65,13 @@ def live_images(
     folder: Path,
     evaluated: EvaluatedImages | None = None,
 ) -> LiveImages:
-    """The pictures of --unlabeled as the pool asks for them.
+    """The images of --unlabeled as the pool asks for them.
 
     Args:
         source: a table, or what is read as a stream.
         seed: of the run.
         pool_size: most images that a refresh embeds; of a stream or a mixture, that are live.
-        folder: for the live pictures of streams.
+        folder: for the live images of streams.
         evaluated: images that a stream must not give to the pool; of a table they were taken out before.
     """
     if isinstance(source, ImageTable):
@@ -104,7 +104,7 @@ class LiveTable:
 
 
 class LiveStream:
-    """The next pictures of streams, in files that the processes of a machine share; older ones are deleted."""
+    """The next images of streams, in files that the processes of a machine share; older ones are deleted."""
 
     def __init__(
         self, stream: ImageStream, *, seed: int, pool_size: int, folder: Path, evaluated: EvaluatedImages | None
@@ -113,7 +113,7 @@ class LiveStream:
         Args:
             stream: of one or more sources.
             seed: of the run.
-            pool_size: most pictures that are live.
+            pool_size: most images that are live.
             folder: below it every machine keeps its own, so that it may be shared by machines or not.
             evaluated: images that are left out.
         """
@@ -161,7 +161,7 @@ class LiveStream:
             raise RunFailed.on_all(f"--unlabeled {problems[0]}")
         first, *others = [stretches for stretches, _ in told if stretches is not None]
         if any(other != first for other in others):
-            raise RunFailed.on_all(f"--unlabeled {self.stream.name}: machines were given different pictures")
+            raise RunFailed.on_all(f"--unlabeled {self.stream.name}: machines were given different images")
         after = [first[i].end if i in first else here for i, here in enumerate(before)]
         record: StreamRecord = {
             "before": [list(position) for position in before],
@@ -208,7 +208,7 @@ class Share(NamedTuple):
 
     name: str
     size: int | None
-    """Its pictures; None of a stream."""
+    """Its images; None of a stream."""
     weight: float
     given: int
     """How many of the live ones are its."""
@@ -236,7 +236,7 @@ def shares(source: ImageTable | ImageStream, pool_size: int) -> list[Share]:
 
 
 def num_live(source: ImageTable | ImageStream, pool_size: int) -> int:
-    """Pictures of a pool; a stream may turn out to have fewer.
+    """Images of a pool; a stream may turn out to have fewer.
 
     Raises:
         BadInput: a source of a mixture gives none.
@@ -256,7 +256,7 @@ def num_embedded(source: ImageTable | ImageStream, pool_size: int) -> int:
 
 
 def describe_images(source: ImageTable | ImageStream, pool_size: int) -> str:
-    """How many pictures there are, and what a mixture's sources give, in words."""
+    """How many images there are, and what a mixture's sources give, in words."""
     if isinstance(source, ImageTable) and not source.weights:
         return f"{len(source):,} images ({source.name})"
     parts = [

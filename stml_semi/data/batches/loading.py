@@ -21,7 +21,7 @@ _MOST_REPLACEMENTS = 100
 
 
 class BadImageEntry(NamedTuple):
-    """A picture that could not be read: a line of bad_images.jsonl."""
+    """An image that could not be read: a line of bad_images.jsonl."""
 
     image: str
     reason: str
@@ -122,7 +122,7 @@ class Steps(Dataset[Batch]):
         return pixels, used
 
     def _enough(self, rngs: Callable[[], Iterator[np.random.Generator]]) -> Enough:
-        """Whether a picture may be decoded as small as that, given the parts of it that its views will show."""
+        """Whether an image may be decoded as small as that, given the parts of it that its views will show."""
         preset, size = self.views.preset, self.views.size
         return lambda height, width: fine_enough(height, width, preset=preset, size=size, rngs=rngs())
 
@@ -152,7 +152,7 @@ def plan_size(labeled: tuple[ImageTable, LabeledPlan] | None) -> int:
 def _read_or_replace(
     table: ImageTable, row: int, by_class: bool, enough: Enough, bad: list[BadImageEntry]
 ) -> tuple[int, Tensor]:
-    """The picture of a row; if it cannot be read, the next readable one of the source, of its class if there is one.
+    """The image of a row; if it cannot be read, the next readable one of the source, of its class if there is one.
 
     Large ones may come smaller, as long as that is enough. What labels an unlabeled source may have is not asked.
     The replacement depends on the row alone: it is the same in every process and in a resumed run.
@@ -163,7 +163,7 @@ def _read_or_replace(
         except BadImage as error:
             bad.append(BadImageEntry(table.describe(candidate), str(error)))
     raise RunFailed(
-        f"{table.name}: none of {_MOST_REPLACEMENTS} pictures tried for one can be read; the last is {bad[-1].image} "
+        f"{table.name}: none of {_MOST_REPLACEMENTS} images tried for one can be read; the last is {bad[-1].image} "
         f"({bad[-1].reason})"
     )
 

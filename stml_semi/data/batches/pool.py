@@ -85,7 +85,7 @@ class PoolTable(NamedTuple):
     sigma: float
     calibrated: Calibrated | None = None
     stream: StreamRecord | None = None
-    """Where the pictures of a stream are; None of a table."""
+    """Where the images of a stream are; None of a table."""
     known: KnownImages | None = None
 
 
@@ -104,11 +104,11 @@ class UnlabeledPool:
     ) -> None:
         """
         Args:
-            live: where its pictures come from.
+            live: where its images come from.
             seed: of the run.
             queries_per_batch: images that are drawn for a batch with their company.
             num_neighbors: size of that company, the query included.
-            refresh_every: steps for which pictures stay live.
+            refresh_every: steps for which images stay live.
             first_step: step at which unlabeled images are first used; refreshes count from there.
         """
         self.live, self.seed = live, seed
@@ -136,7 +136,7 @@ class UnlabeledPool:
 
     @property
     def num_known(self) -> int:
-        """How many different pictures were drawn from so far: of a table all, of a stream those that were read."""
+        """How many different images were drawn from so far: of a table all, of a stream those that were read."""
         drawn = self._drawn.record if self._drawn is not None else self.table.stream if self.table is not None else None
         return self.live.num_known(drawn)
 

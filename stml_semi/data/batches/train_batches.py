@@ -29,7 +29,7 @@ def open_pool(
 
     Args:
         config: of the run.
-        unlabeled: its pictures.
+        unlabeled: its images.
         folder: for the live images of streams.
         evaluated: images that a stream must not give to the pool.
     """
@@ -71,7 +71,7 @@ class TrainBatches:
         self.unlabeled_share = distributed.share(config.unlabeled_batch_size, rank=rank, world_size=world)
         self.num_workers = resolve_num_workers(config.num_workers)
         self.waited = 0.0
-        """Seconds that training has waited for pictures so far."""
+        """Seconds that training has waited for images so far."""
         self.labeled: tuple[ImageTable, LabeledPlan] | None = None
         if labeled is not None:
             assert labeled.labels is not None

@@ -73,7 +73,7 @@ class Benchmark:
         return all(split.file for split in self.splits.values())
 
 
-_KANJI_LICENSE = "Pictures of characters, drawn with freely licensed typefaces (listed in scripts/build_kanji.py)."
+_KANJI_LICENSE = "Images of characters, drawn with freely licensed typefaces (listed in scripts/build_kanji.py)."
 # A small ResNet bears more than the large pretrained models that the general default is for.
 _KANJI_LEARNING_RATE = 1e-3
 _NON_COMMERCIAL = "non-commercial"

@@ -241,7 +241,7 @@ def _parts_of(table: Path) -> Path:
 
 
 def _schema(key: str) -> Any:
-    """Readable by `datasets` as pictures; marked with the rows it is made of."""
+    """Readable by `datasets` as images; marked with the rows it is made of."""
     from datasets import Features, Image, Value
 
     schema = Features({"image": Image(), "label": Value("string"), "query": Value("bool")}).arrow_schema

@@ -1,8 +1,8 @@
-"""Which pictures a folder holds: read by listing directories alone, and remembered where that took long.
+"""Which images a folder holds: read by listing directories alone, and remembered where that took long.
 
 A directory's time of change moves whenever an entry comes, goes or is renamed. So a remembered listing is taken only
 where device, number and time of the directory are those of then, one directory at a time: what changed is read again,
-the rest is not. Opening a million pictures a second time costs one look at each directory.
+the rest is not. Opening a million images a second time costs one look at each directory.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 from stml_semi.runtime.files import replacing
 
 _WORTH_KEEPING = 20_000
-"""Listings with fewer pictures than this are read faster than they are remembered."""
+"""Listings with fewer images than this are read faster than they are remembered."""
 _CLOCK_NS = 2_000_000_000
 """Times of change this young are not trusted: file systems round them, so another change may have the same one."""
 _PATIENCE = 1.0
@@ -33,7 +33,7 @@ class Listing(NamedTuple):
     changed: int
     """Time of change in nanoseconds; 0 if it cannot be trusted."""
     files: list[str]
-    """Names of pictures, sorted."""
+    """Names of images, sorted."""
     folders: list[str]
     """Names of directories, and of links to some, sorted."""
     skipped: dict[str, int]
@@ -41,7 +41,7 @@ class Listing(NamedTuple):
 
 
 class FolderIndex:
-    """The pictures of a folder, for as long as it is open; a context manager, which keeps what took long to find."""
+    """The images of a folder, for as long as it is open; a context manager, which keeps what took long to find."""
 
     def __init__(self, folder: str | Path) -> None:
         from stml_semi.data.images import readable_extensions
@@ -65,7 +65,7 @@ class FolderIndex:
         return [self.folder / name for name in self._listing(str(self.folder)).folders]
 
     def files(self, folder: Path, *, deep: bool = True, outside: Path | None = None) -> Iterator[str]:
-        """Picture files in a folder, in order of their names. A folder that links reach twice is read once.
+        """Image files in a folder, in order of their names. A folder that links reach twice is read once.
 
         Args:
             folder: this index's, or one below it.
@@ -116,7 +116,7 @@ class FolderIndex:
                     continue
                 extension = os.path.splitext(name)[1].lower()
                 picture = extension in self.extensions
-                # Where a link called like a picture leads is asked when it is read: asking costs a look at each file.
+                # Where a link called like an image leads is asked when it is read: asking costs a look at each file.
                 if _is_folder(entry, follow=not picture):
                     folders.append(name)
                 elif picture:
@@ -221,7 +221,7 @@ class _Progress:
             self.said = now
             from stml_semi.runtime.terminal_text import visible
 
-            print(f"{visible(self.what)}: {self.found:,} pictures after {now:.0f}s", file=sys.stderr)
+            print(f"{visible(self.what)}: {self.found:,} images after {now:.0f}s", file=sys.stderr)
 
     def _bar(self) -> Any:
         if self.bar is None:

@@ -33,12 +33,12 @@ def open_unlabeled(
     label_column: str | None = None,
     allow_urls: bool = False,
 ) -> ImageTable | ImageStream:
-    """The pictures of --unlabeled.
+    """The images of --unlabeled.
 
     Args:
         spec: what the user typed.
         stream: whether what can be read as a stream is: webdataset shards, parquet and jsonl files, hub ids. Folders of
-            pictures, benchmarks and lists of paths are small without their pictures: they stay tables.
+            images, benchmarks and lists of paths are small without their images: they stay tables.
         image_column: column of the images or their paths. Default: found by type, then by name.
         data_root: folder of the benchmarks.
         seed: of the order of shards.

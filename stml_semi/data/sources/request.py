@@ -97,7 +97,7 @@ def _path_in(text: str) -> str:
 
 
 def split_spec(spec: str) -> tuple[str, str | None]:
-    """Source and split; the colon of an existing path, or of a drive as in C:\\pictures, separates nothing."""
+    """Source and split; the colon of an existing path, or of a drive as in C:\\images, separates nothing."""
     parts = re.fullmatch(r"(.+?):([\w.-]+(?:\[[^\]]*\])?)", spec)
     if not parts or exists(spec):
         return spec, None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def shards_of(source: str) -> list[Path]:
     """The shards that a user named: one tar file, a pattern such as `data/train-*.tar`, or a folder of tar files.
 
-    Empty if it is something else; a folder that holds folders or pictures too is something else.
+    Empty if it is something else; a folder that holds folders or images too is something else.
     """
     path = Path(source).expanduser()
     if path.is_file():

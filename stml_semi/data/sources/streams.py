@@ -1,4 +1,4 @@
-"""Streams of unlabeled pictures: read on and on, a pool at a time, kept encoded in a file, never as a whole.
+"""Streams of unlabeled images: read on and on, a pool at a time, kept encoded in a file, never as a whole.
 
 A stream is read shard after shard, a few of them in turn, in an order that the seed shuffles once; after its end it
 starts again in the same order. So where it stands is a small record, from which reading goes on exactly.
@@ -21,7 +21,7 @@ from stml_semi.runtime.errors import RunFailed, one_line
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-# Pictures that are written together, the most of a window that is in memory.
+# Images that are written together, the most of a window that is in memory.
 _WRITTEN_TOGETHER = 64
 
 
@@ -39,12 +39,12 @@ class Position(NamedTuple):
 
     @property
     def num_known(self) -> int:
-        """How many of its pictures have been read at least once."""
+        """How many of its images have been read at least once."""
         return self.row if self.length is None else self.length
 
 
 class StreamWindow(NamedTuple):
-    """Some pictures of a stream, one after the other."""
+    """Some images of a stream, one after the other."""
 
     first: int
     """Number of the first one in the stream."""
@@ -52,10 +52,10 @@ class StreamWindow(NamedTuple):
     end: Position
     """Where the stream stands after them."""
     digest: str
-    """Of what the pictures are."""
+    """Of what the images are."""
 
     def numbers(self) -> NDArray[np.int64]:
-        """(size,) numbers of the pictures in the stream; after the last one comes 0 again."""
+        """(size,) numbers of the images in the stream; after the last one comes 0 again."""
         numbers = self.first + np.arange(self.size)
         return numbers if self.end.length is None else numbers % self.end.length
 
@@ -80,18 +80,18 @@ class StreamSource:
         self._cursor: _Cursor | None = None
 
     def read(self, start: Position, count: int, file: Path) -> StreamWindow:
-        """The next `count` pictures from a position on, kept in a file.
+        """The next `count` images from a position on, kept in a file.
 
-        A stream with fewer pictures than that is all of it, each once; a longer one goes on at its beginning when it
+        A stream with fewer images than that is all of it, each once; a longer one goes on at its beginning when it
         ends.
 
         Args:
             start: where to begin.
             count: how many, at least one.
-            file: where encoded pictures are kept; those that are files on this machine stay where they are.
+            file: where encoded images are kept; those that are files on this machine stay where they are.
 
         Raises:
-            RunFailed: it holds no pictures, cannot be read, or the file cannot be written.
+            RunFailed: it holds no images, cannot be read, or the file cannot be written.
         """
         row = start.row
         try:
@@ -114,7 +114,7 @@ class StreamSource:
                 example = next(here.examples, None)
                 if example is None:
                     if not here.row:
-                        raise RunFailed(f"{self.name}: holds no pictures")
+                        raise RunFailed(f"{self.name}: holds no images")
                     whole = done == here.row
                     here = self._cursor_at(Position(here.epoch + 1, 0, here.row, None))
                     if whole:
@@ -152,7 +152,7 @@ class _Cursor:
 
 
 class _Writer:
-    """Writes pictures into an Arrow file, a few at a time; a context manager."""
+    """Writes images into an Arrow file, a few at a time; a context manager."""
 
     def __init__(self, file: Path, schema: Any) -> None:
         from pyarrow import OSFile, ipc
@@ -182,7 +182,7 @@ class _Writer:
 
 
 def _picture(value: Any, reach: Reach) -> dict[str, Any]:
-    """What a table of pictures holds, of what a stream holds."""
+    """What a table of images holds, of what a stream holds."""
     if isinstance(value, bytes):
         return {"bytes": value, "path": None}
     named = {"bytes": None, "path": value} if isinstance(value, str) else value or {}
@@ -192,7 +192,7 @@ def _picture(value: Any, reach: Reach) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ImageStream:
-    """Unlabeled pictures of which at least one source is a stream."""
+    """Unlabeled images of which at least one source is a stream."""
 
     name: str
     sources: tuple[StreamSource | ImageTable, ...]
@@ -201,7 +201,7 @@ class ImageStream:
 
 
 def _keeps_order(record: logging.LogRecord) -> bool:
-    """Going on, `datasets` warns of a shuffle buffer that is lost: ours holds nothing between two pictures."""
+    """Going on, `datasets` warns of a shuffle buffer that is lost: ours holds nothing between two images."""
     return "shuffle buffer" not in str(record.msg)
 
 

@@ -47,7 +47,7 @@ def _umap(x: Tensor, points: NDArray[np.int64]) -> Projected | None:
     return Projected(
         np.asarray(plane, dtype=np.float64)[points],
         ("", ""),
-        "UMAP, 15 neighbors, cosine, seed 0: near pictures are alike, far distances mean little",
+        "UMAP, 15 neighbors, cosine, seed 0: near images are alike, far distances mean little",
     )
 
 
@@ -55,7 +55,7 @@ def _principal(x: Tensor, points: NDArray[np.int64]) -> Projected:
     x = F.pad(x - x.mean(0), (0, max(2 - x.shape[1], 0)))
     values, axes = torch.linalg.eigh(x.T @ x)
     axes = axes[:, -2:].flip(1)
-    # An axis has no direction of its own: pictures stay where they are from one page to the next.
+    # An axis has no direction of its own: images stay where they are from one page to the next.
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     explained = float(values[-2:].sum() / values.sum().clamp_min(1e-12))
     return Projected(

@@ -1,4 +1,4 @@
-"""Frozen and trained models on the evaluation pictures: scores of single queries, neighbors, a map."""
+"""Frozen and trained models on the evaluation images: scores of single queries, neighbors, a map."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ _POINTS_PER_CLASS = 30
 
 
 class Sample(NamedTuple):
-    """Evaluation pictures that the page looks at."""
+    """Evaluation images that the page looks at."""
 
     rows: NDArray[np.int64]
     """(N,), rising."""
@@ -42,7 +42,7 @@ class Searched(NamedTuple):
     """What one model makes of the sample."""
 
     scores: QueryScores
-    """Of all N pictures, each against the others."""
+    """Of all N images, each against the others."""
     neighbors: NDArray[np.int64]
     """(Q, <= NUM_NEIGHBORS) places in the sample, for the queries of the page."""
     nearest: NDArray[np.int64]
@@ -52,10 +52,10 @@ class Searched(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """Several models on the same pictures."""
+    """Several models on the same images."""
 
     rows: NDArray[np.int64]
-    """(N,) of the table: the sample, without pictures that cannot be read."""
+    """(N,) of the table: the sample, without images that cannot be read."""
     labels: NDArray[np.int64]
     """(N,)"""
     complete: bool
@@ -78,14 +78,14 @@ def frozen_backbone(config: TrainConfig, device: torch.device | str) -> Retrieve
 
 
 def most_rows(processor: Any, device: torch.device | str) -> int:
-    """How many pictures are embedded in a time that one waits for."""
+    """How many images are embedded in a time that one waits for."""
     height, width = view_size(processor)
     slow = torch.device(device).type == "cpu" and height * width > 128 * 128
     return _MOST_ROWS_CPU if slow else MOST_ROWS
 
 
 def choose_rows(labels: NDArray[np.int64], most: int, *, seed: int = 0) -> Sample:
-    """All rows if they are few, else whole classes in random order: single pictures would leave nothing to find.
+    """All rows if they are few, else whole classes in random order: single images would leave nothing to find.
 
     Args:
         labels: (N,) of the table.
@@ -112,7 +112,7 @@ def search(
     """Embeds a sample of a table with every model and looks for neighbors.
 
     Args:
-        table: labeled evaluation pictures.
+        table: labeled evaluation images.
         retrievers: models, the first one taken for the beginning and the last one for the end of training.
         num_queries: for the page; a third are those that gained most, a third the worst, the others random.
         num_workers: decoding processes.

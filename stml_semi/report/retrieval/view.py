@@ -56,7 +56,7 @@ class Query(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A picture on the maps."""
+    """An image on the maps."""
 
     picture: int | None
     label: str
@@ -88,7 +88,7 @@ class ClassRow(NamedTuple):
     taken_for: str
     """Class of most of the wrong nearest neighbors; empty where all are right."""
     times: int
-    """How many pictures have such a nearest neighbor."""
+    """How many images have such a nearest neighbor."""
     picture: int | None = None
     """One of these images, of the classes that the page shows images of."""
     neighbor: int | None = None
@@ -96,7 +96,7 @@ class ClassRow(NamedTuple):
 
 
 class RetrievalView(NamedTuple):
-    """Everything that the page shows of one table of evaluation pictures."""
+    """Everything that the page shows of one table of evaluation images."""
 
     name: str
     anchor: str
@@ -125,7 +125,7 @@ def view_retrieval(
     """Searches a table with every model.
 
     Args:
-        table: labeled evaluation pictures.
+        table: labeled evaluation images.
         models: the first one stands for the beginning and the last one for the end of training.
         pictures: gets what is shown.
         anchor: a name that is unique on the page.

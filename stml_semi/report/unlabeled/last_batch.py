@@ -1,4 +1,4 @@
-"""The last unlabeled batch as the teacher saw it: a matrix of affinities beside its pictures."""
+"""The last unlabeled batch as the teacher saw it: a matrix of affinities beside its images."""
 
 import base64
 import io
@@ -27,15 +27,15 @@ class BatchAffinities(NamedTuple):
     names: list[str]
     """(N,)"""
     group: int
-    """Pictures that were drawn together: a query and its company."""
+    """Images that were drawn together: a query and its company."""
     uri: str
-    """The matrix as a picture of N x N pixels."""
+    """The matrix as an image of N x N pixels."""
     scale: str
-    """Colors from 0 to 1, as a picture of one row."""
+    """Colors from 0 to 1, as an image of one row."""
     percent: list[list[int]]
     """(N, N) affinities in percent."""
     together: float | None
-    """Mean affinity of two pictures that were drawn together, 0..1; None without such pairs."""
+    """Mean affinity of two images that were drawn together, 0..1; None without such pairs."""
     apart: float | None
     """Mean affinity of two others."""
 
@@ -43,7 +43,7 @@ class BatchAffinities(NamedTuple):
 def view_last_batch(config: TrainConfig, last: LastPool, pictures: Pictures) -> BatchAffinities | None:
     """The affinities within the last batch that the checkpoint's run trained on; None if that had no unlabeled part.
 
-    Training looked at augmented views; here every picture is seen once, in its evaluation view.
+    Training looked at augmented views; here every image is seen once, in its evaluation view.
 
     Args:
         config: of the run.
@@ -57,7 +57,7 @@ def view_last_batch(config: TrainConfig, last: LastPool, pictures: Pictures) -> 
     planned = last.pool.plan_of(last.pool.table).batch(config.seed, step)
     known = last.pool.relations(torch.from_numpy(planned), num_views=1)
     seen = last.embed(table, np.unique(planned))
-    # A picture that cannot be read (any more) is left out.
+    # An image that cannot be read (any more) is left out.
     kept = np.flatnonzero(np.isin(planned, seen.rows))
     rows, groups = planned[kept], kept // config.num_neighbors
     vectors = seen.vectors[torch.from_numpy(np.searchsorted(seen.rows, rows))]
@@ -89,7 +89,7 @@ def _mean(affinity: Tensor, pairs: NDArray[np.bool_]) -> float | None:
 
 
 def _png(values: NDArray[np.floating]) -> str:
-    """Values in 0..1 as a picture of one pixel each."""
+    """Values in 0..1 as an image of one pixel each."""
     from matplotlib.image import imsave
 
     file = io.BytesIO()

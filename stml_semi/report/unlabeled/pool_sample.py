@@ -1,4 +1,4 @@
-"""A sample of the pool beside the labeled pictures: what is relevant, what is there twice."""
+"""A sample of the pool beside the labeled images: what is relevant, what is there twice."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ from stml_semi.report.pictures import Pictures
 from stml_semi.report.unlabeled.teacher import LastPool, TeacherEmbeddings
 
 DUPLICATE = 0.97
-"""Cosine from which two pictures count as near-duplicates, as in `dedup`."""
+"""Cosine from which two images count as near-duplicates, as in `dedup`."""
 _SHOWN = 8
 
 
 class Pair(NamedTuple):
-    """A picture and the one that is nearest to it among certain others."""
+    """An image and the one that is nearest to it among certain others."""
 
     picture: int | None
     where: str
@@ -26,7 +26,7 @@ class Pair(NamedTuple):
     other_where: str
     cosine: float
     live: bool
-    """Whether the picture was in the pool, and not left out for being too far from the labeled ones."""
+    """Whether the image was in the pool, and not left out for being too far from the labeled ones."""
 
 
 class PoolSample(NamedTuple):
@@ -34,12 +34,12 @@ class PoolSample(NamedTuple):
 
     num_sampled: int
     most_relevant: list[Pair]
-    """With the nearest labeled picture; empty without labeled ones."""
+    """With the nearest labeled image; empty without labeled ones."""
     least_relevant: list[Pair]
     num_labeled: int
-    """Labeled pictures that these were compared with."""
+    """Labeled images that these were compared with."""
     num_live: int
-    """Sampled pictures that are in the pool, whose nearest there was looked at."""
+    """Sampled images that are in the pool, whose nearest there was looked at."""
     num_duplicated: int
     """Of those, how many have a near-duplicate."""
     duplicates: list[Pair]
@@ -54,14 +54,14 @@ def sample_pool(
     *,
     most: int,
 ) -> PoolSample:
-    """Embeds random candidates of the pool, what is nearest to each in it, and labeled pictures.
+    """Embeds random candidates of the pool, what is nearest to each in it, and labeled images.
 
     Args:
         config: of the run.
         last: pool and teacher.
-        labeled: labeled pictures, if the run had any.
+        labeled: labeled images, if the run had any.
         pictures: gets what is shown.
-        most: pictures to embed; a third of them each.
+        most: images to embed; a third of them each.
     """
     pool, table = last.pool.table, last.live.table
     assert pool is not None

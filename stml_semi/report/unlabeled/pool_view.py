@@ -1,4 +1,4 @@
-"""What unlabeled pictures a run used, and how: its last pool, as its newest checkpoint kept it."""
+"""What unlabeled images a run used, and how: its last pool, as its newest checkpoint kept it."""
 
 import tempfile
 from pathlib import Path
@@ -22,7 +22,7 @@ _MOST_EMBEDDED = 1800
 
 
 class Neighborhood(NamedTuple):
-    """A picture of the pool and those that it is drawn together with."""
+    """An image of the pool and those that it is drawn together with."""
 
     picture: int | None
     where: str
@@ -44,9 +44,9 @@ class PoolView(NamedTuple):
     num_images: int
     """Of a stream those that were read so far."""
     num_alone: int
-    """Pictures that are in nobody's neighborhood."""
+    """Images that are in nobody's neighborhood."""
     num_undrawn: int
-    """Live pictures that have not been drawn since the last refresh."""
+    """Live images that have not been drawn since the last refresh."""
     often: list[Neighborhood]
     """Those drawn most often."""
     random: list[Neighborhood]
@@ -69,8 +69,8 @@ def view_pool(
     Args:
         config: of the run.
         checkpoints: the run's folder of them.
-        unlabeled: its unlabeled pictures.
-        labeled: labeled pictures, if the run had any.
+        unlabeled: its unlabeled images.
+        labeled: labeled images, if the run had any.
         pictures: gets what is shown.
         device: where the teacher embeds.
         num_workers: decoding processes.
@@ -120,7 +120,7 @@ def _view(config: TrainConfig, last: LastPool, labeled: ImageTable | None, pictu
 
 
 def _draws(config: TrainConfig, last: LastPool, refreshed: int) -> NDArray[np.int64]:
-    """(P,) how often each picture of the pool was drawn since the last refresh: the plan tells, nothing is logged."""
+    """(P,) how often each image of the pool was drawn since the last refresh: the plan tells, nothing is logged."""
     assert last.pool.table is not None
     rows, plan = last.pool.table.rows, last.pool.plan_of(last.pool.table)
     counts = np.zeros(len(rows), dtype=np.int64)

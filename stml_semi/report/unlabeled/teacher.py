@@ -22,7 +22,7 @@ from stml_semi.sharing.trained import open_trained
 
 
 class TeacherEmbeddings(NamedTuple):
-    """Pictures through the teacher's eyes."""
+    """Images through the teacher's eyes."""
 
     rows: NDArray[np.int64]
     """(N,) those of the asked rows that can be read."""
@@ -31,7 +31,7 @@ class TeacherEmbeddings(NamedTuple):
 
 
 class LastPool(NamedTuple):
-    """What the newest checkpoint knows of unlabeled pictures."""
+    """What the newest checkpoint knows of unlabeled images."""
 
     step: int
     """Steps taken."""
@@ -71,7 +71,7 @@ def open_last_pool(
     Args:
         config: of the run.
         checkpoints: the run's folder of them.
-        source: unlabeled pictures.
+        source: unlabeled images.
         folder: empty: the pool of a stream is read again into it, for the run may be going on with its own.
         device: where the teacher embeds.
         num_workers: decoding processes.

@@ -1,4 +1,4 @@
-"""What the browse page asks: neighbors of an uploaded picture or of a row, and small pictures of rows."""
+"""What the browse page asks: neighbors of an uploaded image or of a row, and small images of rows."""
 
 import os
 import threading
@@ -45,7 +45,7 @@ class ShownHit(NamedTuple):
 
 
 class Finder:
-    """An index with its model and pictures. Requests come from several threads; one at a time computes."""
+    """An index with its model and images. Requests come from several threads; one at a time computes."""
 
     def __init__(self, folder: str, model: str | None, *, k: int) -> None:
         """
@@ -81,10 +81,10 @@ class Finder:
         return rows[np.unique(np.linspace(0, len(rows) - 1, _SAMPLES).astype(int))].tolist() if len(rows) else []
 
     def by_picture(self, data: bytes, rows: Sequence[int] = (), k: int | None = None) -> list[ShownHit]:
-        """Neighbors of an uploaded picture, or of its mean with rows of the index, which are left out.
+        """Neighbors of an uploaded image, or of its mean with rows of the index, which are left out.
 
         Args:
-            data: the encoded picture.
+            data: the encoded image.
             rows: of the index.
             k: how many; default: as the finder was made for.
 
@@ -109,7 +109,7 @@ class Finder:
             k: as of `by_picture`.
 
         Raises:
-            LookupError: no such row, or its picture could not be read when the index was made.
+            LookupError: no such row, or its image could not be read when the index was made.
             BadInput: the index is damaged.
         """
         with self._lock:
@@ -119,17 +119,17 @@ class Finder:
         """A row's image, made small.
 
         Raises:
-            LookupError: no such row, or its picture cannot be read (any more).
+            LookupError: no such row, or its image cannot be read (any more).
         """
         if self.table is None or not 0 <= row < len(self.table):
-            raise LookupError(f"no picture of row {row}")
+            raise LookupError(f"no image of row {row}")
         try:
             with self._lock:
                 source = indexed_source(self.index, self.table, row)
             with self._decoders:
                 return thumbnail(source, _SIDE)
         except (BadImage, OSError) as error:  # OSError: a table whose file is gone.
-            raise LookupError(f"the picture of row {row} cannot be read ({one_line(error)})") from None
+            raise LookupError(f"the image of row {row} cannot be read ({one_line(error)})") from None
 
     def _embeddings(self, rows: Sequence[int]) -> list[Tensor]:
         found = readable_rows(self.index, rows)

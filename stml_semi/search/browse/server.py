@@ -1,4 +1,4 @@
-"""`browse`: a page on this machine where one drops a picture and sees its neighbors.
+"""`browse`: a page on this machine where one drops an image and sees its neighbors.
 
 The standard library's server is enough for one person at one machine, and nothing else has to be installed or kept up
 to date. What it serves is a fixed list: no part of an address ever becomes a path. Other sites that the browser visits

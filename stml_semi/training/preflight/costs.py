@@ -24,7 +24,7 @@ from stml_semi.training.preflight.dry_run import estimate_memory
 
 Level = Literal["ok", "advice", "broken"]
 _TIMED = 24
-"""Pictures that are decoded to see how fast that is."""
+"""Images that are decoded to see how fast that is."""
 _STEPS_TIMED = 3
 
 
@@ -90,7 +90,7 @@ def speed(config: TrainConfig, embedder: Embedder, processor: Any, table: ImageT
     started = time.perf_counter()
     try:
         views = len(steps[0].image_index) * config.num_views
-    except RunFailed:  # No picture can be read, which is said elsewhere.
+    except RunFailed:  # No image can be read, which is said elsewhere.
         return
     decoded = views / (time.perf_counter() - started)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,9 +106,7 @@ def speed(config: TrainConfig, embedder: Embedder, processor: Any, table: ImageT
         yield Finding("ok", "speed", f"{text}: the model is the bottleneck, as it should be")
         return
     spare = cores() - 1 - workers
-    fix = (
-        f"raise --num-workers to {workers + spare}" if spare > 0 else "store pictures near the size that is trained on"
-    )
+    fix = f"raise --num-workers to {workers + spare}" if spare > 0 else "store images near the size that is trained on"
     yield Finding("advice", "speed", f"{text}: decoding is the bottleneck; {fix}")
 
 

@@ -27,7 +27,7 @@ from stml_semi.training.preflight.dry_run import describe_run
 from stml_semi.training.resolve import fit_to_data, resolve, with_learning_rate
 
 _SAMPLE = 200
-"""Pictures of a source that are opened."""
+"""Images of a source that are opened."""
 _FREE_BYTES = 2 * 2**30
 _BACKBONE = ("backbone", "backbone_weights", "image_size")
 
@@ -77,7 +77,7 @@ def _machine() -> Iterator[Finding]:
     else:
         yield Finding("advice", "precision", "the GPU has no bf16: use --mixed-precision fp16, or no")
     if cores() == 1:
-        yield Finding("advice", "cores", "one core decodes pictures and trains: expect it to be slow")
+        yield Finding("advice", "cores", "one core decodes images and trains: expect it to be slow")
     yield _hub()
 
 
@@ -117,7 +117,7 @@ def _output(folder: str) -> Iterator[Finding]:
         yield room(usage.free, _FREE_BYTES, "a small backbone's checkpoints")
 
 
-# ------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------ images
 
 
 def _source(values: dict[str, Any], name: str, tables: dict[str, ImageTable | ImageStream]) -> Iterator[Finding]:
@@ -135,7 +135,7 @@ def _source(values: dict[str, Any], name: str, tables: dict[str, ImageTable | Im
     yield Finding("ok", flag(name), f"{table.name}: {len(table):,} images{classes}")
     if table.labels is not None and np.bincount(table.labels).min() < 2:
         alone = [table.classes[i] for i in np.flatnonzero(np.bincount(table.labels) < 2)]
-        yield Finding("advice", flag(name), f"{len(alone)} classes have one picture only, such as {alone[0]}")
+        yield Finding("advice", flag(name), f"{len(alone)} classes have one image only, such as {alone[0]}")
     for sentence in table.skipped:
         yield Finding("advice", flag(name), sentence)
     yield from _readable(flag(name), table)
@@ -143,7 +143,7 @@ def _source(values: dict[str, Any], name: str, tables: dict[str, ImageTable | Im
 
 
 def _readable(what: str, table: ImageTable) -> Iterator[Finding]:
-    """Opens some pictures, drawn by seed."""
+    """Opens some images, drawn by seed."""
     rows = np.random.default_rng(0).permutation(len(table))[:_SAMPLE]
     bad: list[str] = []
     for row in rows:
@@ -152,10 +152,10 @@ def _readable(what: str, table: ImageTable) -> Iterator[Finding]:
         except BadImage as error:
             bad.append(f"{table.describe(int(row))} ({error})")
     if not bad:
-        yield Finding("ok", what, f"{len(rows)} pictures opened, all can be read")
+        yield Finding("ok", what, f"{len(rows)} images opened, all can be read")
         return
     share = len(bad) / len(rows)
-    text = f"{len(bad)} of {len(rows)} pictures opened cannot be read, such as {bad[0]}"
+    text = f"{len(bad)} of {len(rows)} images opened cannot be read, such as {bad[0]}"
     limit = TrainConfig.model_fields["max_bad_fraction"].default
     if share > limit:
         yield Finding("broken", what, f"{text}: repair them, or set --max-bad-fraction above {share:.2g}")

@@ -1,4 +1,4 @@
-"""Lists and tables of pictures: csv, jsonl, parquet, saved data sets."""
+"""Lists and tables of images: csv, jsonl, parquet, saved data sets."""
 
 import os
 import pickle
@@ -187,7 +187,7 @@ def test_paths_that_do_not_exist(listed, tmp_path):
     assert f"none of the first 2 files in column 'path' exists, such as {tmp_path}/gone/0.png" in text
     assert f"must be absolute or start from {tmp_path}" in text
     some = write_csv(tmp_path / "some.csv", ("path", "label"), *rows, ("pics/0.png", "a"), ("", "b"))
-    table = open_labeled(some)  # A few lost files are bad pictures, not a bad table.
+    table = open_labeled(some)  # A few lost files are bad images, not a bad table.
     assert len(table) == 4
     assert table.source(3) == {"bytes": None, "path": None}
     assert table.describe(3) == f"{some}[3]"
@@ -246,4 +246,4 @@ def test_memory_mapped_tables_pickle_small(tmp_path):
     copy = pickle.loads(pickled)
     assert copy.source(7) == table.source(7)
     assert copy.name == table.name
-    assert copy.labels.tolist() == [1, 0] * 100  # Even pictures are "b", odd ones "a".
+    assert copy.labels.tolist() == [1, 0] * 100  # Even images are "b", odd ones "a".

@@ -1,4 +1,4 @@
-"""Folders of pictures, with and without classes, as what --labeled and --unlabeled take."""
+"""Folders of images, with and without classes, as what --labeled and --unlabeled take."""
 
 import json
 import unicodedata

@@ -133,7 +133,7 @@ def test_every_command_counts_and_names_it(tmp_path, monkeypatch, capsys):
     _, printed, _ = call(monkeypatch, capsys, "data", "info", path)
     assert f"1 of all\n           {path}[5]: {REASON}" in "\n".join(map(str.rstrip, printed.splitlines()))
     findings = [finding.text for finding in examine({"unlabeled": path}) if finding.what == "--unlabeled"]
-    assert any(f"1 of 24 pictures opened cannot be read, such as {path}[5] ({REASON})" in text for text in findings)
+    assert any(f"1 of 24 images opened cannot be read, such as {path}[5] ({REASON})" in text for text in findings)
 
 
 @pytest.mark.parametrize("cache", ["none", "raw"])
