@@ -79,7 +79,7 @@ def embed_source(
         data=_absolute(data),
         image_column=image_column,
         num_rows=len(table),
-        sample=[table.describe(row) for row in (0, len(table) // 2, len(table) - 1)],
+        sample=sample_names(table),
         part_size=part_size,
         format=format,
         num_features=retriever.num_features,
@@ -136,6 +136,11 @@ def _fill(
             update.write(number, rows, keys, made)
         embedded += 0 if made is None else int(made.readable.sum())
     return embedded, distributed.gather_objects(update.finish() if update else None)[0]
+
+
+def sample_names(table: ImageTable) -> list[str]:
+    """First, middle and last image of a source, as an index remembers them."""
+    return [table.describe(row) for row in (0, len(table) // 2, len(table) - 1)]
 
 
 def fingerprint(retriever: Retriever) -> str:

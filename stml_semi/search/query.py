@@ -20,7 +20,7 @@ from stml_semi.neighbors import Gallery, Neighbors
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.finite import check_lengths
 from stml_semi.search.changes import row_key
-from stml_semi.search.embed import fingerprint
+from stml_semi.search.embed import fingerprint, sample_names
 from stml_semi.search.index import Index, Part
 from stml_semi.sharing.load import Retriever, load, model_folder
 from stml_semi.sharing.thresholds import read_thresholds
@@ -180,12 +180,16 @@ def open_model(index: Index, model: str | None = None) -> Retriever:
 
 
 def open_indexed(index: Index) -> ImageTable | None:
-    """The indexed images, if they are still where they were."""
-    try:
-        table = open_source(index.info.data, flag="--index", labels="ignored", image_column=index.info.image_column)
-    except BadInput:
-        return None
-    return table if len(table) == index.info.num_rows else None
+    """The indexed images, if they are still where they were; with labels, if they have any in the same order."""
+    info = index.info
+    for labels in ("optional", "ignored"):
+        try:
+            table = open_source(info.data, flag="--index", labels=labels, image_column=info.image_column)
+        except BadInput:
+            continue
+        if len(table) == info.num_rows and (labels == "ignored" or sample_names(table) == info.sample):
+            return table
+    return None
 
 
 def indexed_source(index: Index, table: ImageTable, row: int) -> ImageSource:

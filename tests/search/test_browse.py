@@ -124,6 +124,30 @@ def test_several_images_are_searched_for_by_their_mean(folder, server):
         assert upload(server, image, path=f"/search?rows={wrong}").error == said
 
 
+def test_neighbors_of_one_class_alone(folder, server):
+    assert b'<option value="1">1</option>' in Reply(server, "GET", "/").body
+    hits = json.loads(Reply(server, "GET", "/row/0?k=9&class=2").body)["hits"]
+    assert [hit["name"].split("/")[0] for hit in hits] == ["2"] * 4
+    every = json.loads(Reply(server, "GET", "/row/0?k=20").body)["hits"]
+    assert hits == [hit for hit in every if hit["name"].startswith("2/")]
+    body = (folder / "photos" / "0" / "1.png").read_bytes()
+    (first, *_) = json.loads(upload(server, body, path="/search?k=2&class=1").body)["hits"]
+    assert first["name"].startswith("1/")
+    reply = Reply(server, "GET", "/row/0?class=3")
+    assert (reply.status, reply.error) == (404, "there is no class 3")
+    assert Reply(server, "GET", "/row/0?class=1,2").status == 400
+
+
+def test_what_has_no_classes_has_no_choice_of_them(tmp_path):
+    write_pictures(tmp_path / "photos", 4)
+    embed_source("tiny-resnet", str(tmp_path / "photos"), str(tmp_path / "index"), num_workers=0)
+    with serve(Finder(str(tmp_path / "index"), None, k=3), "127.0.0.1", 0) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        assert b"Class" not in Reply(running, "GET", "/").body
+        assert Reply(running, "GET", "/row/0?class=0").error == "there is no class 0"
+        running.shutdown()
+
+
 def test_pictures_are_served_by_row_and_only_as_pictures(server):
     reply = Reply(server, "GET", "/picture/0")
     assert (reply.status, reply.headers["Content-Type"]) == (200, "image/webp")

@@ -171,11 +171,19 @@ def test_the_browse_page_finds_and_explains_by_keyboard(chromium, site, tmp_path
     status.filter(has_text="neighbors of row 7").wait_for()
     assert tab.said == []
     assert page.url.endswith("#row=7&k=6")
-    page.select_option(".count select", "10")
+    page.select_option(".count:not(.class) select", "10")
     status.filter(has_text="10 neighbors of row 7").wait_for()
     page.go_back()
     status.filter(has_text="6 neighbors of row 7").wait_for()
-    page.goto(page.url)  # A bookmark.
+    page.select_option(".class select", label="b")
+    status.filter(has_text="neighbors of row 7 in class b").wait_for()
+    assert {name.split("/")[0] for name in page.locator(".answers .soft").all_inner_texts()} == {"b"}
+    address = page.url
+    page.go_back()
+    status.filter(has_text="6 neighbors of row 7").wait_for()
+    page.goto(address)  # A bookmark.
+    status.filter(has_text="neighbors of row 7 in class b").wait_for()
+    page.select_option(".class select", label="any")
     status.filter(has_text="6 neighbors of row 7").wait_for()
 
     tab.focus(".answers .add >> nth=1")

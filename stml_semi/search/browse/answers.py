@@ -35,6 +35,7 @@ def fixed_pages(finder: Finder) -> dict[str, Answer]:
             "kind": "browse",
             "k": finder.k,
             "counts": sorted({finder.k, 10, 20, 50, 100}),
+            "classes": finder.classes,
             "samples": finder.samples,
             "has_pictures": finder.table is not None,
             "max_bytes": MAX_BYTES,

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.thumbnails import Thumbnail, thumbnail
 from stml_semi.runtime.errors import one_line
-from stml_semi.search.index import Index
+from stml_semi.search.index import Index, Part
 from stml_semi.search.query import Hit, indexed_source, nearest_rows, open_indexed, open_model, readable_rows
 
 MAX_BYTES = 20 * 2**20
@@ -61,6 +61,7 @@ class Finder:
         self.k = k
         self.retriever = open_model(self.index, model)
         self.table = open_indexed(self.index)
+        self.classes = self.table.classes if self.table is not None and self.table.labels is not None else ()
         self._lock = threading.Lock()
         self._decoders = threading.BoundedSemaphore(_DECODED_AT_ONCE)
         info = self.index.info
@@ -80,13 +81,16 @@ class Finder:
         rows = np.concatenate([part.rows for part in self._parts or [self.index.part(0)]])
         return rows[np.unique(np.linspace(0, len(rows) - 1, _SAMPLES).astype(int))].tolist() if len(rows) else []
 
-    def by_picture(self, data: bytes, rows: Sequence[int] = (), k: int | None = None) -> list[ShownHit]:
+    def by_picture(
+        self, data: bytes, rows: Sequence[int] = (), k: int | None = None, label: int | None = None
+    ) -> list[ShownHit]:
         """Neighbors of an uploaded image, or of its mean with rows of the index, which are left out.
 
         Args:
             data: the encoded image.
             rows: of the index.
             k: how many; default: as the finder was made for.
+            label: number of the class that neighbors are of; None: of any.
 
         Raises:
             BadImage: it is of no known format, damaged, or too large.
@@ -99,21 +103,22 @@ class Finder:
             raise BadImage(f"{error}; this page takes {', '.join(FORMATS)}") from None
         with self._lock:
             own = torch.from_numpy(self.retriever.encode([picture]))
-            return self._nearest([*own, *self._embeddings(rows)], rows, k)
+            return self._nearest([*own, *self._embeddings(rows)], rows, k, label)
 
-    def by_rows(self, rows: Sequence[int], k: int | None = None) -> list[ShownHit]:
+    def by_rows(self, rows: Sequence[int], k: int | None = None, label: int | None = None) -> list[ShownHit]:
         """Neighbors of a row of the index, or of the mean of several; themselves left out.
 
         Args:
             rows: of the index; at least one.
             k: as of `by_picture`.
+            label: as of `by_picture`.
 
         Raises:
             LookupError: no such row, or its image could not be read when the index was made.
             BadInput: the index is damaged.
         """
         with self._lock:
-            return self._nearest(self._embeddings(rows), rows, k)
+            return self._nearest(self._embeddings(rows), rows, k, label)
 
     def thumbnail(self, row: int) -> Thumbnail:
         """A row's image, made small.
@@ -139,11 +144,25 @@ class Finder:
                 raise LookupError(f"the index has no row {row}{reason}")
         return [found[row].embedding for row in rows]
 
-    def _nearest(self, queries: Sequence[Tensor], own: Sequence[int], k: int | None) -> list[ShownHit]:
+    def _nearest(
+        self, queries: Sequence[Tensor], own: Sequence[int], k: int | None, label: int | None
+    ) -> list[ShownHit]:
         parts = self.index.parts() if self._parts is None else self._parts
+        if label is not None:
+            if not 0 <= label < len(self.classes):
+                raise LookupError(f"there is no class {label}")
+            parts = self._of_class(parts, label)
         mean, count = F.normalize(torch.stack([*queries]).mean(0, keepdim=True)), k or self.k
         (hits,) = nearest_rows(parts, mean, torch.tensor([-1]), count + len(own))
         return [_shown(hit) for hit in hits if hit.row not in own][:count]
+
+    def _of_class(self, parts: Iterable[Part], label: int) -> Iterator[Part]:
+        assert self.table is not None
+        assert self.table.labels is not None
+        for part in parts:
+            kept: list[int] = np.flatnonzero(self.table.labels[part.rows] == label).tolist()
+            if kept:
+                yield Part(part.embeddings[kept], part.rows[kept], [part.images[place] for place in kept])
 
 
 def _shown(hit: Hit) -> ShownHit:

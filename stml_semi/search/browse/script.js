@@ -4,7 +4,8 @@ const status = document.querySelector("[role=status]"), list = document.querySel
 const parts = document.querySelector(".parts"), heading = document.getElementById("answers");
 const rowForm = document.querySelector(".by-row");
 const item = document.getElementById("hit"), partItem = document.getElementById("part");
-const count = document.querySelector(".count select"), samples = document.querySelector(".samples");
+const count = document.querySelector(".count select"), kind = document.querySelector(".class select");
+const samples = document.querySelector(".samples");
 const enlarged = document.getElementById("enlarged");
 let latest = 0, query = { upload: null, rows: [] };
 
@@ -25,7 +26,7 @@ const ask = async (asked, move) => {
   say("Searching …");
   let hits;
   try {
-    const response = await (asked.upload ? send(asked) : fetch(`/row/${asked.rows}?k=${count.value}`));
+    const response = await (asked.upload ? send(asked) : fetch(`/row/${asked.rows}?${options()}`));
     const answer = await response.json();
     if (!response.ok) throw new Error(answer.error);
     hits = answer.hits;
@@ -42,7 +43,7 @@ const ask = async (asked, move) => {
   heading.parentElement.hidden = false;
   if (samples) samples.hidden = true;
   list.replaceChildren(...hits.map(show));
-  say(`${hits.length} neighbors of ${name}`);
+  say(`${hits.length} neighbors of ${name}${kind?.value ? ` in class ${kind.selectedOptions[0].text}` : ""}`);
   if (move) heading.focus();
 };
 
@@ -50,7 +51,7 @@ const send = ({ upload, rows }) => {
   const most = Number(file.dataset.maxBytes);
   if (upload.size > most) throw new Error(`the file has ${Math.ceil(upload.size / 2 ** 20)} MiB; at most ${most / 2 ** 20} are taken`);
   const also = rows.length ? `&rows=${rows}` : "";
-  return fetch(`/search?k=${count.value}${also}`, { method: "POST", body: upload, headers: { "Content-Type": upload.type || "application/octet-stream" } });
+  return fetch(`/search?${options()}${also}`, { method: "POST", body: upload, headers: { "Content-Type": upload.type || "application/octet-stream" } });
 };
 
 const showQuery = () => {
@@ -98,7 +99,8 @@ const show = (hit, place) => {
 enlarged.addEventListener("click", event => { if (event.target === enlarged) enlarged.close(); });
 
 // The address holds the rows, so that Back, reload and a bookmark work. An uploaded image is in no address.
-const address = rows => `#row=${rows}&k=${count.value}`;
+const options = () => `k=${count.value}${kind?.value ? `&class=${kind.value}` : ""}`;
+const address = rows => `#row=${rows}&${options()}`;
 const search = asked => {
   if (asked.upload) ask(asked, true);
   else if (location.hash === address(asked.rows)) follow();
@@ -114,6 +116,7 @@ const follow = () => {
     return;
   }
   if ([...count.options].some(option => option.value === asked.get("k"))) count.value = asked.get("k");
+  if (kind) kind.value = [...kind.options].some(option => option.value === asked.get("class")) ? asked.get("class") : "";
   ask({ upload: null, rows: [...new Set(asked.get("row").split(",").map(Number))] }, true);
 };
 addEventListener("hashchange", follow);
@@ -131,11 +134,11 @@ rowForm.addEventListener("submit", event => {
   event.preventDefault();
   search({ upload: null, rows: [rowForm.querySelector("input").valueAsNumber] });
 });
-count.addEventListener("change", () => { if (query.upload || query.rows.length) search(query); });
+for (const choice of [count, kind]) choice?.addEventListener("change", () => { if (query.upload || query.rows.length) search(query); });
 if (location.hash) follow();
 // An image that misses the frame must not make the browser leave the page.
-for (const kind of ["dragover", "drop"]) document.addEventListener(kind, event => event.preventDefault());
+for (const name of ["dragover", "drop"]) document.addEventListener(name, event => event.preventDefault());
 document.addEventListener("dragover", () => drop.classList.add("over"));
-for (const kind of ["dragleave", "drop"]) document.addEventListener(kind, () => drop.classList.remove("over"));
+for (const name of ["dragleave", "drop"]) document.addEventListener(name, () => drop.classList.remove("over"));
 document.addEventListener("drop", event => askFile(event.dataTransfer.files[0]));
 document.addEventListener("paste", event => askFile(event.clipboardData.files[0]));

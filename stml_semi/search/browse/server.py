@@ -39,7 +39,7 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _ROW = re.compile(r"/picture/(\d{1,12})|/row/(\d{1,12}(?:,\d{1,12})*)", re.ASCII)
-_OPTIONS = re.compile(r"(k|rows)=(\d{1,12}(?:,\d{1,12})*)", re.ASCII)
+_OPTIONS = re.compile(r"(k|rows|class)=(\d{1,12}(?:,\d{1,12})*)", re.ASCII)
 
 
 class Refused(Exception):
@@ -138,6 +138,8 @@ class _Options(NamedTuple):
     """Neighbors; None if the request does not say."""
     rows: list[int]
     """Of the index, averaged with an upload."""
+    label: int | None
+    """Number of the class that neighbors are of."""
 
 
 def _options(query: str) -> _Options:
@@ -149,9 +151,14 @@ def _options(query: str) -> _Options:
     found = [_OPTIONS.fullmatch(part) for part in query.split("&")] if query else []
     given = {part[1]: part[2] for part in found if part}
     k = given.get("k", "1")
-    if len(given) < len(found) or "," in k or not 1 <= int(k) <= MOST_NEIGHBORS:
+    label = given.get("class", "0")
+    if len(given) < len(found) or "," in k + label or not 1 <= int(k) <= MOST_NEIGHBORS:
         raise Refused(HTTPStatus.BAD_REQUEST, f"k is a number from 1 to {MOST_NEIGHBORS}")
-    return _Options(int(k) if "k" in given else None, _rows(given["rows"]) if "rows" in given else [])
+    return _Options(
+        int(k) if "k" in given else None,
+        _rows(given["rows"]) if "rows" in given else [],
+        int(label) if "class" in given else None,
+    )
 
 
 def _rows(text: str) -> list[int]:
@@ -219,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _of_rows(self, picture: str | None, rows: str, options: _Options) -> Answer:
         try:
             if picture is None:
-                return neighbors_answer(self.server.finder.by_rows(_rows(rows), options.k))
+                return neighbors_answer(self.server.finder.by_rows(_rows(rows), options.k, options.label))
             return Answer(*self.server.finder.thumbnail(int(picture)))
         except LookupError as error:
             raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
@@ -258,7 +265,8 @@ class _Handler(BaseHTTPRequestHandler):
             if not kind.startswith("image/"):
                 raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"not an image ({', '.join(FORMATS)})")
             with places.working(self.connection), uploads.working(self.connection):
-                return neighbors_answer(self.server.finder.by_picture(data, options.rows, options.k))
+                finder = self.server.finder
+                return neighbors_answer(finder.by_picture(data, options.rows, options.k, options.label))
         except LookupError as error:
             raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
         except BadImage as error:
