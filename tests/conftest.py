@@ -15,6 +15,7 @@ import torch
 from helpers.pictures import write_pictures
 from helpers.real_runs import train
 from helpers.shared import once
+from hypothesis import settings
 from jaxtyping import install_import_hook
 from PIL import Image
 
@@ -23,6 +24,8 @@ install_import_hook(["stml_semi.losses", "stml_semi.metrics", "stml_semi.neighbo
 
 pytest_plugins = ["helpers.source_helpers"]
 torch.set_num_threads(1)
+settings.register_profile("ours", deadline=None)  # Other tests may have the processor.
+settings.load_profile("ours")
 
 SIZE = 32
 

@@ -12,7 +12,7 @@ import stml_semi
 PACKAGE = Path(stml_semi.__file__).parent
 # A room imports only from rooms to its right; rooms on one floor (|) do not know each other.
 LAYERS = (
-    "cli > training > search | report > sharing > models | run_folder > data > losses | metrics > neighbors"
+    "cli > training > curation > search | report > sharing > models | run_folder > data > losses | metrics > neighbors"
     " > config | runtime"
 )
 FLOORS = [floor.split(" | ") for floor in LAYERS.split(" > ")]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stml_semi import __version__
-from stml_semi.cli import data, doctor, models, search, train
+from stml_semi.cli import curation, data, doctor, models, search, train
 from stml_semi.cli.help import Command, Group
 from stml_semi.cli.terminal import leaves_at_once, print_any_name, whole_output
 
@@ -31,6 +31,7 @@ for command in (models.evaluate, models.export, models.push, models.report):
     app.command(cls=Command)(command)
 for command in (search.embed, search.search, search.browse, search.dedup):
     app.command(cls=Command)(command)
+app.command(cls=Command)(curation.audit)
 app.command(cls=Command)(doctor.doctor)
 
 data_app = typer.Typer(

@@ -2,8 +2,9 @@
 
 import itertools
 import shlex
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.cells import cell_len
@@ -21,15 +22,19 @@ from stml_semi.run_folder.log import (
 )
 from stml_semi.run_folder.verdict import verdict
 from stml_semi.runtime.terminal_text import PlainConsole, lines_table, visible
-from stml_semi.search.duplicates import Group
-from stml_semi.search.query import Answer
-from stml_semi.training.preflight.costs import Finding
-from stml_semi.training.run import Result
+
+if TYPE_CHECKING:  # What is printed was made already: nothing of it has to be imported.
+    from stml_semi.curation.audit import Audit, Problem
+    from stml_semi.curation.audit import Finding as Doubt
+    from stml_semi.search.duplicates import Group
+    from stml_semi.search.query import Answer
+    from stml_semi.training.preflight.costs import Finding
+    from stml_semi.training.run import Result
 
 _STYLES = {"better": "bold green", "unclear": "yellow", "worse": "bold red"}
 
 
-def print_result(result: Result) -> None:
+def print_result(result: "Result") -> None:
     """Frozen beside trained, from the first and last evaluation of a run; with validation all candidates."""
     console = PlainConsole(soft_wrap=True)
     log = result.folder.log.lines()
@@ -54,7 +59,7 @@ def print_result(result: Result) -> None:
     _print_next_steps(result)
 
 
-def _print_next_steps(result: Result) -> None:
+def _print_next_steps(result: "Result") -> None:
     """Where things are, and what one does with them. Paths and commands are not broken: they are there to be copied."""
     run, console = shlex.quote(str(result.folder.path)), PlainConsole(soft_wrap=True)
     places = {"model": result.folder.model, "report": result.folder.report}
@@ -176,7 +181,7 @@ def print_open_set(thresholds: Sequence[Sequence[float]], fnmr: dict[str, float]
     _print_table(console, "pairs of images", table)
 
 
-def print_answers(answers: Sequence[Answer]) -> None:
+def print_answers(answers: "Sequence[Answer]") -> None:
     """Nearest images of each query, nearest first."""
     console = PlainConsole(soft_wrap=True)
     for answer in answers:
@@ -194,7 +199,7 @@ def print_answers(answers: Sequence[Answer]) -> None:
         _print_table(console, answer.query, table)
 
 
-def print_groups(groups: Sequence[Group]) -> None:
+def print_groups(groups: "Sequence[Group]") -> None:
     """Groups of near-duplicates, each with the image to keep first."""
     for number, group in enumerate(groups, 1):
         print(f"group {number}: {len(group.rows)} images")
@@ -204,12 +209,41 @@ def print_groups(groups: Sequence[Group]) -> None:
     print(f"{_counted(len(groups), 'group')}, {_counted(redundant, 'redundant image')}")
 
 
+def print_audit(audit: "Audit", shown: "dict[Problem, list[Doubt]]") -> None:
+    """Tables of what to look at, and a sentence with all counts."""
+    console = PlainConsole()
+    titles = {
+        "label": ("labels in doubt, worst first", "nearer to", "by"),
+        "two classes": ("near-duplicates in another class", "also in", "cosine"),
+        "evaluated": ("near-duplicates of evaluation images", "there", "cosine"),
+    }
+    for problem, findings in shown.items():
+        title, other, score = titles[problem]
+        table = _table()
+        table.add_column(score, justify="right")
+        for column in ("labeled", other, "image"):
+            table.add_column(column, overflow="fold")
+        for one in findings:
+            names = (one.label, one.other, one.image)
+            table.add_row(f"{one.score:.3f}", *(Text(visible(name)) for name in names))
+        _print_table(console, title, table)
+        console.print()
+    counts = Counter(one.problem for one in audit.findings)
+    parts = [
+        f"{counts['label']:,} nearer to another class",
+        _counted(counts["two classes"], "pair") + " in two classes",
+    ]
+    parts += [f"{counts['evaluated']:,} also in the evaluation"] * (len(audit.tables) > 1)
+    parts += [f"{audit.num_unreadable:,} unreadable"] * (audit.num_unreadable > 0)
+    print(f"{_counted(audit.num_images, 'image')}: {', '.join(parts)}")
+
+
 def print_plan(plan: dict[str, str]) -> None:
     """What a dry run found out, a line for each part."""
     PlainConsole().print(lines_table(plan))
 
 
-def print_finding(finding: Finding) -> None:
+def print_finding(finding: "Finding") -> None:
     """A line of `doctor`."""
     style = {"ok": "green", "advice": "yellow", "broken": "bold red"}[finding.level]
     console = PlainConsole(soft_wrap=True)

@@ -108,14 +108,15 @@ def _called(index: Index, image: str, row: int | None) -> str:
 def _of_query(index: Index, table: ImageTable | None, answer: Answer) -> str | None:
     if answer.row is not None:
         return _of_row(index, table, answer.row)
-    return _uri(lambda: {"bytes": None, "path": answer.image})
+    return image_uri(lambda: {"bytes": None, "path": answer.image})
 
 
 def _of_row(index: Index, table: ImageTable | None, row: int) -> str | None:
-    return None if table is None else _uri(lambda: indexed_source(index, table, row))
+    return None if table is None else image_uri(lambda: indexed_source(index, table, row))
 
 
-def _uri(find: Callable[[], ImageSource]) -> str | None:
+def image_uri(find: Callable[[], ImageSource]) -> str | None:
+    """An image for a page; None if it cannot be read."""
     try:
         return thumbnail(find(), _SIDE).uri
     except BadImage:

@@ -41,19 +41,19 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoImageProcessor, AutoModel
 
 place = Path(sys.argv[1])
-files = sorted((place / "images").iterdir())
+files = sorted((place / "pictures").iterdir())
 for folder in sorted((place / "models").iterdir()):
-    images = [ImageOps.exif_transpose(Image.open(file)) for file in files]
+    pictures = [ImageOps.exif_transpose(Image.open(file)) for file in files]
     model = SentenceTransformer(str(folder), device="cpu")
-    plain = folder.name == "timm"  # timm's image processor takes RGB images and nothing else.
-    shown = [picture.convert("RGB") for image in images] if plain else images
-    by_picture = np.stack([model.encode([image])[0] for image in shown])
+    plain = folder.name == "timm"  # timm's image processor takes RGB pictures and nothing else.
+    shown = [picture.convert("RGB") for picture in pictures] if plain else pictures
+    by_picture = np.stack([model.encode([picture])[0] for picture in shown])
     opaque = [i for i, file in enumerate(files) if "alpha" not in file.name]
     by_file = by_picture[opaque] if plain else np.stack([model.encode([str(files[i])])[0] for i in opaque])
     backbone = AutoModel.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
-    images = [picture.convert("RGB") for i, image in enumerate(images) if i in opaque]
-    pixels = torch.cat([processor(images=image, return_tensors="pt")["pixel_values"] for image in images])
+    pictures = [picture.convert("RGB") for i, picture in enumerate(pictures) if i in opaque]
+    pixels = torch.cat([processor(images=picture, return_tensors="pt")["pixel_values"] for picture in pictures])
     with torch.inference_mode():
         features = backbone(pixel_values=pixels).last_hidden_state.numpy()
     np.savez(place / f"{folder.name}.npz", by_picture=by_picture, by_file=by_file, opaque=opaque, features=features)
