@@ -170,8 +170,8 @@ def _describe(spec: str, root: str | None, *, sample: int, image_column: str | N
             f"{usual[0]} x {usual[1]} ({100 * times / len(sizes):.0f}%)"
         )
     lines["such as"] = "\n".join(shown) or "-"
-    looked = "all" if len(rows) == len(table) else f"{len(rows):,} evenly spaced ones (--sample 0 reads all)"
-    lines["bad files"] = "\n".join([f"{len(bad)} of {looked}", *bad[:20], *(["..."] if len(bad) > 20 else [])])
+    rest = "" if len(rows) == len(table) else " evenly spaced ones (--sample 0 reads all)"
+    lines["unreadable"] = "\n".join([f"{len(bad):,} of {len(rows):,}{rest}", *bad[:20], *(["..."] if len(bad) > 20 else [])])
 
     from rich.table import Table
 

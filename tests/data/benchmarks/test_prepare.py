@@ -234,7 +234,7 @@ def test_commands_list_prepare_and_info(monkeypatch, capsys, tmp_path):
     assert "embedded" in rows["kanji"]
     code, output, _ = data(monkeypatch, capsys, "info", "cub:test", "--data-root", root)
     assert code == 0
-    for text in ("24 (cub:test)", "4, of 6 to 6 images", "24 to 24 px wide", "24 x 24 (100%)", "0 of all"):
+    for text in ("24 (cub:test)", "4, of 6 to 6 images", "24 to 24 px wide", "24 x 24 (100%)", "0 of 24"):
         assert text in output
     code, _, errors = data(monkeypatch, capsys, "info", "cars", "--data-root", root)
     assert code == 2
@@ -246,7 +246,7 @@ def test_info_lists_bad_files(monkeypatch, capsys, tmp_path):
     (tmp_path / "3.jpg").write_bytes(b"")
     code, output, _ = data(monkeypatch, capsys, "info", tmp_path, "--sample", "0")
     assert code == 0
-    assert "1 of all" in output
+    assert "1 of 6" in output
     assert f"{tmp_path}/3.jpg: empty file" in output
     code, output, _ = data(monkeypatch, capsys, "info", tmp_path, "--sample", "2")
     assert "0 of 2 evenly spaced ones" in output

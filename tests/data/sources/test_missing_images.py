@@ -131,7 +131,7 @@ def test_every_command_counts_and_names_it(tmp_path, monkeypatch, capsys):
     assert (made.num_rows, made.num_embedded, made.num_bad) == (24, 23, 1)
     assert json.loads((tmp_path / "index" / "bad_images.jsonl").read_text()) == {"row": 5, **entry}
     _, printed, _ = call(monkeypatch, capsys, "data", "info", path)
-    assert f"1 of all\n           {path}[5]: {REASON}" in "\n".join(map(str.rstrip, printed.splitlines()))
+    assert f"1 of 24\n            {path}[5]: {REASON}" in "\n".join(map(str.rstrip, printed.splitlines()))
     findings = [finding.text for finding in examine({"unlabeled": path}) if finding.what == "--unlabeled"]
     assert any(f"1 of 24 images opened cannot be read, such as {path}[5] ({REASON})" in text for text in findings)
 
