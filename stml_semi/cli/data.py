@@ -171,7 +171,9 @@ def _describe(spec: str, root: str | None, *, sample: int, image_column: str | N
         )
     lines["such as"] = "\n".join(shown) or "-"
     rest = "" if len(rows) == len(table) else " evenly spaced ones (--sample 0 reads all)"
-    lines["unreadable"] = "\n".join([f"{len(bad):,} of {len(rows):,}{rest}", *bad[:20], *(["..."] if len(bad) > 20 else [])])
+    lines["unreadable"] = "\n".join(
+        [f"{len(bad):,} of {len(rows):,}{rest}", *bad[:20], *(["..."] if len(bad) > 20 else [])]
+    )
 
     from rich.table import Table
 
