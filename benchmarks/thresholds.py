@@ -26,9 +26,7 @@ def compare(model: Retriever, data: str) -> OpenSetScores:
             device=torch.device("cpu"),
             progress=counter.advance,
         )
-    scores = score_open_set(table, embedded)
-    assert scores is not None
-    return scores
+    return score_open_set(table, embedded)
 
 
 def main() -> None:

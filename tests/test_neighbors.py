@@ -65,7 +65,7 @@ def clusters(seed: int, spread: float, *, count: int = 40, size: int = 50, dims:
     return embeddings
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(2, 60),
     st.integers(1, 6),
@@ -83,7 +83,7 @@ def test_equals_brute_force(rows, dims, seed, levels, dtype, data):
         assert_same(nearest_neighbors(embeddings, k, matmul_dtype=dtype, chunk_size=7, tile_size=11), expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 10**6), st.sampled_from(DTYPES), st.data())
 def test_queries_of_their_own_exclude_nothing(num_queries, rows, seed, dtype, data):
     embeddings, queries = lattice(rows, 3, seed, 2), lattice(num_queries, 3, seed + 1, 2)
@@ -152,7 +152,7 @@ def test_other_floating_types_are_searched_as_the_numbers_they_are(dtype):
     assert_same(nearest_neighbors(embeddings, 4), brute_force(embeddings, 4))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(1, 300), st.integers(1, 300), st.sampled_from(DTYPES))
 def test_chunks_do_not_matter(seed, chunk_size, tile_size, dtype):
     embeddings = torch.cat([cloud(100, 8, seed), lattice(100, 8, seed)])
@@ -161,7 +161,7 @@ def test_chunks_do_not_matter(seed, chunk_size, tile_size, dtype):
     assert_same(found, nearest_neighbors(embeddings, 4))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6))
 def test_order_of_rows_does_not_matter(seed):
     embeddings = cloud(80, 8, seed)
@@ -173,7 +173,7 @@ def test_order_of_rows_does_not_matter(seed):
     assert (same.all(1) | tied).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6))
 def test_lengths_do_not_matter(seed):
     embeddings = torch.cat([cloud(40, 8, seed), lattice(40, 8, seed)])

@@ -228,6 +228,11 @@ def print_audit(audit: "Audit", shown: "dict[Problem, list[Doubt]]") -> None:
             table.add_row(f"{one.score:.3f}", *(Text(visible(name)) for name in names))
         _print_table(console, title, table)
         console.print()
+    if count := audit.num_trained_classes:
+        print(
+            f"warning: Trained classes among these, by name: {count:,}. The model has learned their wrong labels too: "
+            f"take its backbone, or a model that was trained on others."
+        )
     counts = Counter(one.problem for one in audit.findings)
     parts = [
         f"{counts['label']:,} nearer to another class",

@@ -23,6 +23,7 @@ from stml_semi.neighbors import nearest_neighbors
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.progress import Counter
+from stml_semi.sharing.evaluate import trained_classes
 from stml_semi.sharing.load import Retriever, load
 
 Problem = Literal["label", "two classes", "evaluated"]
@@ -61,6 +62,8 @@ class Audit(NamedTuple):
     num_judged: int
     """Readable, and not the only image of their class."""
     num_unreadable: int
+    num_trained_classes: int
+    """Classes with the name of one that the model was trained on; see `evaluate`."""
 
 
 def audit(
@@ -105,7 +108,8 @@ def audit(
         findings += own.also_in(_Labeled(tables[1], embedded[1]), threshold)
     counts = own.labels.bincount(minlength=len(own.table.classes))
     judged = int((counts[own.labels] > 1).sum())
-    return Audit(tables, findings, len(own.table), judged, len(own.table) - len(own.rows))
+    trained = len(trained_classes(model) & set(own.table.classes))
+    return Audit(tables, findings, len(own.table), judged, len(own.table) - len(own.rows), trained)
 
 
 def _embed(table: ImageTable, retriever: Retriever, batch_size: int, num_workers: int) -> EmbeddedTable:

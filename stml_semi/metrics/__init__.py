@@ -2,9 +2,11 @@
 
 from stml_semi.metrics.open_set import (
     OpenSetScores,
+    PairCounts,
     Threshold,
     false_non_match_rate,
     open_set_scores,
+    pair_counts,
     precision_thresholds,
 )
 from stml_semi.metrics.retrieval import (
@@ -25,12 +27,14 @@ __all__ = [
     "ClassScores",
     "Interval",
     "OpenSetScores",
+    "PairCounts",
     "QueryScores",
     "Threshold",
     "bootstrap",
     "class_scores",
     "false_non_match_rate",
     "open_set_scores",
+    "pair_counts",
     "precision_thresholds",
     "query_scores",
     "retrieval_metrics",

@@ -7,7 +7,7 @@ query in two has a match.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,8 @@ _BINS = 2**15
 """Of cosines from -1 to 1: a false match rate is met to 6e-5 in cosine."""
 _BLOCK = 2**24
 """Cosines at a time."""
+_ITSELF = -2.0
+"""In place of the cosine of an image to itself."""
 
 
 class OpenSetScores(NamedTuple):
@@ -30,10 +32,15 @@ class OpenSetScores(NamedTuple):
     """Cosine of the nearest other image of the query's class; -2 if there is none."""
     other: Float32[Tensor, "q"]
     """Cosine of the nearest image of another class; -2 if there is none."""
+
+
+class PairCounts(NamedTuple):
+    """Pairs of a query and an image of the gallery, by cosine."""
+
     genuine: Int64[Tensor, "bins"]
-    """Pairs of one class, by cosine."""
+    """Of one class."""
     impostor: Int64[Tensor, "bins"]
-    """Pairs of two classes, by cosine."""
+    """Of two classes."""
 
 
 class Threshold(NamedTuple):
@@ -53,6 +60,7 @@ def open_set_scores(
     *,
     gallery: Float[Tensor, "g d"] | None = None,
     gallery_labels: Integer[Tensor, "g"] | None = None,
+    rows: Integer[Tensor, "q"] | None = None,
 ) -> OpenSetScores:
     """Compares queries with a gallery, in blocks of bounded memory.
 
@@ -61,27 +69,57 @@ def open_set_scores(
         labels: of the queries.
         gallery: what is searched. Default: the other embeddings.
         gallery_labels: given together with `gallery`.
+        rows: of the queries that are compared, rising. Default: all.
     """
-    own = gallery is None or gallery_labels is None
-    queries = F.normalize(embeddings.float())
-    searched = queries if own else F.normalize(gallery.float())  # pyright: ignore[reportOptionalMemberAccess]
-    reference = labels if own else gallery_labels
-    same, other = queries.new_full((2, len(queries)), -2.0)
-    genuine, impostor = torch.zeros(2, _BINS, dtype=torch.int64, device=queries.device)
-    height = max(1, _BLOCK // max(1, len(searched)))
-    for start in range(0, len(queries), height):
-        rows = torch.arange(start, min(start + height, len(queries)), device=queries.device)
-        cosines = queries[rows] @ searched.T
-        alike = labels[rows, None] == reference
+    same, other = [embeddings.new_zeros(0).float()], [embeddings.new_zeros(0).float()]
+    for cosines, alike in _blocks(embeddings, labels, gallery, gallery_labels, rows):
+        same.append(cosines.masked_fill(~alike, -2.0).amax(1))
+        other.append(cosines.masked_fill_(alike, -2.0).amax(1))
+    return OpenSetScores(torch.cat(same), torch.cat(other))
+
+
+@torch.no_grad()
+def pair_counts(
+    embeddings: Float[Tensor, "n d"],
+    labels: Integer[Tensor, "n"],
+    *,
+    gallery: Float[Tensor, "g d"] | None = None,
+    gallery_labels: Integer[Tensor, "g"] | None = None,
+) -> PairCounts:
+    """Counts all pairs by cosine. Takes three times as long as `open_set_scores`.
+
+    Args:
+        embeddings: as of `open_set_scores`.
+        labels: as there.
+        gallery: as there.
+        gallery_labels: as there.
+    """
+    genuine, impostor = torch.zeros(2, _BINS, dtype=torch.int64, device=embeddings.device)
+    for cosines, alike in _blocks(embeddings, labels, gallery, gallery_labels, None):
         bins = ((cosines + 1) * (_BINS / 2)).long().clamp_(0, _BINS - 1)
-        if own:
-            bins[rows - start, rows] = _BINS  # Counted, and cut off below.
-            cosines[rows - start, rows] = -2.0
-        same[rows] = cosines.masked_fill(~alike, -2.0).amax(1)
-        other[rows] = cosines.masked_fill(alike, -2.0).amax(1)
+        bins[cosines == _ITSELF] = _BINS  # Counted, and cut off below.
         genuine += torch.bincount(bins[alike], minlength=_BINS + 1)[:_BINS]
         impostor += torch.bincount(bins[~alike], minlength=_BINS + 1)[:_BINS]
-    return OpenSetScores(same, other, genuine, impostor)
+    return PairCounts(genuine, impostor)
+
+
+def _blocks(
+    embeddings: Tensor,
+    labels: Tensor,
+    gallery: Tensor | None,
+    gallery_labels: Tensor | None,
+    rows: Tensor | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some queries at a time: cosines (b, g), that of a query to itself -2; and whether the classes are the same."""
+    queries = F.normalize(embeddings.float())
+    searched = queries if gallery is None else F.normalize(gallery.float())
+    reference = labels if gallery_labels is None else gallery_labels
+    rows = torch.arange(len(queries), device=queries.device) if rows is None else rows
+    for block in rows.split(max(1, _BLOCK // max(1, len(searched)))):
+        cosines = queries[block] @ searched.T
+        if gallery is None:
+            cosines[torch.arange(len(block), device=block.device), block] = _ITSELF
+        yield cosines, labels[block, None] == reference
 
 
 def precision_thresholds(scores: OpenSetScores, precisions: Sequence[float] = PRECISIONS) -> list[Threshold]:
@@ -91,10 +129,10 @@ def precision_thresholds(scores: OpenSetScores, precisions: Sequence[float] = PR
     one that no threshold reaches.
 
     Args:
-        scores: those of queries without a match are left out.
+        scores: queries without a match, or with nothing but matches, are left out.
         precisions: rising, 0..1.
     """
-    matched = scores.same > -2
+    matched = (scores.same > -2) & (scores.other > -2)
     same, other = scores.same[matched].double().cpu(), scores.other[matched].double().cpu()
     similarity = torch.cat([torch.maximum(same, other), other])
     right = torch.cat([same > other, torch.zeros_like(other, dtype=torch.bool)])
@@ -113,15 +151,15 @@ def precision_thresholds(scores: OpenSetScores, precisions: Sequence[float] = PR
     return found
 
 
-def false_non_match_rate(scores: OpenSetScores, false_match_rate: float) -> float:
+def false_non_match_rate(pairs: PairCounts, false_match_rate: float) -> float:
     """Share of the pairs of one class that are below the cosine which a given share of the pairs of two classes reach.
 
     The FNMR at an FMR of biometrics, over all pairs of a query and an image of the gallery.
 
     Args:
-        scores: of queries.
+        pairs: at least one of each kind.
         false_match_rate: 0..1.
     """
-    below = scores.impostor.cumsum(0).double() / scores.impostor.sum()
+    below = pairs.impostor.cumsum(0).double() / pairs.impostor.sum()
     threshold = int(torch.searchsorted(below, 1 - false_match_rate - 1e-12)) + 1  # The first bin that is accepted.
-    return float(scores.genuine[:threshold].sum() / scores.genuine.sum())
+    return float(pairs.genuine[:threshold].sum() / pairs.genuine.sum())

@@ -13,7 +13,16 @@ from stml_semi.data.batches.eval_images import EvalPieces, joined
 from stml_semi.data.batches.loading import BadImageEntry
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.workers import decode_ahead
-from stml_semi.metrics import OpenSetScores, QueryScores, Threshold, open_set_scores, query_scores, summarize
+from stml_semi.metrics import (
+    OpenSetScores,
+    PairCounts,
+    QueryScores,
+    Threshold,
+    open_set_scores,
+    pair_counts,
+    query_scores,
+    summarize,
+)
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.exact import exact_float32
@@ -141,24 +150,38 @@ def score_queries(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[i
         BadInput: no image can be read.
     """
     asked = _readable(table, embedded)
-    count = len(asked.labels)
-    share = distributed.share(count, rank=distributed.rank(), world_size=distributed.world_size())
-    rows = torch.arange(count, device=asked.labels.device)[share]
-    scores = query_scores(**asked._asdict(), recall_at=recall_at, rows=rows)
-    gathered = QueryScores(*(distributed.gather(part, count) for part in scores))
-    return TableScores(gathered, asked.labels, count if asked.gallery is None else len(asked.gallery))
+    scores = query_scores(**asked._asdict(), recall_at=recall_at, rows=_share(asked.labels))
+    gathered = QueryScores(*(distributed.gather(part, len(asked.labels)) for part in scores))
+    return TableScores(gathered, asked.labels, len(asked.labels if asked.gallery is None else asked.gallery))
 
 
-def score_open_set(table: ImageTable, embedded: EmbeddedTable) -> OpenSetScores | None:
-    """What the queries of `score_queries` find of their own class and of others; the same on every process.
+def score_open_set(table: ImageTable, embedded: EmbeddedTable) -> OpenSetScores:
+    """What the queries of `score_queries` find of their own class and of others; each process looks up its share.
+
+    Raises:
+        BadInput: no image can be read.
+    """
+    asked = _readable(table, embedded)
+    scores = open_set_scores(**asked._asdict(), rows=_share(asked.labels))
+    return OpenSetScores(*(distributed.gather(part, len(asked.labels)) for part in scores))
+
+
+def count_pairs(table: ImageTable, embedded: EmbeddedTable) -> PairCounts | None:
+    """Pairs of the queries of `score_queries` and what they are looked up in, the same on every process.
 
     None if there is one class alone, or no two images of a class.
 
     Raises:
         BadInput: no image can be read.
     """
-    scores = open_set_scores(**_readable(table, embedded)._asdict())
-    return scores if scores.genuine.any() and scores.impostor.any() else None
+    pairs = pair_counts(**_readable(table, embedded)._asdict())
+    return pairs if pairs.genuine.any() and pairs.impostor.any() else None
+
+
+def _share(labels: Tensor) -> Tensor:
+    """Rows of the queries that this process looks up."""
+    share = distributed.share(len(labels), rank=distributed.rank(), world_size=distributed.world_size())
+    return torch.arange(len(labels), device=labels.device)[share]
 
 
 class _Readable(NamedTuple):

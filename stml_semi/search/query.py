@@ -1,5 +1,6 @@
 """`search`: exact answers from an index on disk, one part in memory at a time."""
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -81,7 +82,7 @@ def search(
     if backend == "faiss" and find_spec("faiss") is None:
         raise BadInput("--backend faiss: it is not installed; pip install 'stml-semi[faiss]', or leave the flag out")
     index = Index.open(folder)
-    least = -1.0 if min_precision is None else _threshold(index, model, min_precision)
+    least = -math.inf if min_precision is None else _threshold(index, model, min_precision)
     if not images and not rows:
         raise BadInput("search: nothing to search for; name image files, or --row with rows of the index")
     queries = [_embed(index, images, model)] if images else []
@@ -104,7 +105,7 @@ def find(
     min_precision: float | None = None,
 ) -> list[list[Hit]]:
     """`Index.search`."""
-    least = -1.0 if min_precision is None else _threshold(index, model, min_precision)
+    least = -math.inf if min_precision is None else _threshold(index, model, min_precision)
     if isinstance(queries, np.ndarray | Tensor) and _is_floating(queries) and queries.ndim <= 2:
         vectors = torch.atleast_2d(torch.as_tensor(queries).float().cpu())
         if vectors.shape[1] != index.info.num_features:
@@ -137,7 +138,8 @@ def _above(least: float, hits: list[Hit]) -> list[Hit]:
 def _threshold(index: Index, model: str | None, precision: float) -> float:
     if not 0 < precision < 1:
         raise BadInput(f"--min-precision {precision:g}: is a share of right answers; give a number such as 0.95")
-    name = model or index.info.model
+    _last_model(index, model)  # Refuses another than the index's, whose thresholds would say nothing here.
+    name = model or _made_with(index)
     known = read_thresholds(model_folder(name))
     if known is None:
         raise BadInput(
@@ -154,7 +156,7 @@ def _embed(index: Index, images: Sequence[str], model: str | None) -> Tensor:
             pictures.append(read_image({"bytes": None, "path": path}))
         except BadImage as error:
             raise BadInput(f"search {path}: {error}; give image files") from None
-    return torch.from_numpy(open_model(index, model).encode(pictures, names=images))
+    return torch.from_numpy(_last_model(index, model).encode(pictures, names=images))
 
 
 def open_model(index: Index, model: str | None = None) -> Retriever:
@@ -167,16 +169,21 @@ def open_model(index: Index, model: str | None = None) -> Retriever:
     Raises:
         BadInput: no such model, or another than the index's.
     """
-    made_with = index.info.model
-    if index.info.commit and not Path(made_with).exists():
-        made_with = f"{made_with.partition('@')[0]}@{index.info.commit}"  # Its branch may have moved on.
-    retriever = load(model or made_with, image_size=index.info.image_size)
+    retriever = load(model or _made_with(index), image_size=index.info.image_size)
     if fingerprint(retriever) != index.info.fingerprint:
         raise BadInput(
             f"--model {model or index.info.model}: the index was made with other weights ({index.info.model}), whose "
             f"embeddings do not compare; give that model, or embed again"
         )
     return retriever
+
+
+def _made_with(index: Index) -> str:
+    """The name of an index's model, as `load` takes it."""
+    name = index.info.model
+    if index.info.commit and not Path(name).exists():
+        return f"{name.partition('@')[0]}@{index.info.commit}"  # Its branch may have moved on.
+    return name
 
 
 def open_indexed(index: Index) -> ImageTable | None:

@@ -25,7 +25,14 @@ from stml_semi.metrics import (
     score_values,
     summarize,
 )
-from stml_semi.models.evaluation import EmbeddedTable, count_left_out, embed_table, score_open_set, score_queries
+from stml_semi.models.evaluation import (
+    EmbeddedTable,
+    count_left_out,
+    count_pairs,
+    embed_table,
+    score_open_set,
+    score_queries,
+)
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.run_folder.log import exported_step
 from stml_semi.runtime import distributed
@@ -99,7 +106,7 @@ def evaluate_model(
             raise BadInput(f"--gallery {gallery}: is --data itself, where every image finds itself; leave it out")
         table = with_gallery(table, open_source(gallery, flag="--gallery", labels="required", **columns))
     wanted = wanted or table.recall_at
-    shared = len(_trained_classes(model) & set(table.classes))
+    shared = len(trained_classes(model) & set(table.classes))
     if place is not None and shared == len(table.classes):
         raise BadInput(f"--save-thresholds: the model was trained on the classes of {data}; give images of others")
     accelerator = Accelerator()
@@ -149,13 +156,13 @@ def evaluate_model(
 
 
 def _open_set(table: ImageTable, embedded: EmbeddedTable) -> dict[str, Any]:
-    apart = score_open_set(table, embedded)
-    if apart is None:
+    pairs = count_pairs(table, embedded)
+    if pairs is None:
         raise BadInput(f"{table.name}: thresholds need at least two classes, and two images of one of them")
-    enough = [rate for rate in _MATCH_RATES if rate * int(apart.impostor.sum()) >= _FEW]
+    enough = [rate for rate in _MATCH_RATES if rate * int(pairs.impostor.sum()) >= _FEW]
     return {
-        "thresholds": as_lists(precision_thresholds(apart)),
-        "fnmr": {f"{rate:g}": false_non_match_rate(apart, rate) for rate in enough},
+        "thresholds": as_lists(precision_thresholds(score_open_set(table, embedded))),
+        "fnmr": {f"{rate:g}": false_non_match_rate(pairs, rate) for rate in enough},
     }
 
 
@@ -199,7 +206,7 @@ def _per_class(names: Sequence[str], scores: ClassScores) -> list[dict[str, Any]
     return sorted(rows, key=lambda row: (row["map@r"], row["class"]))
 
 
-def _trained_classes(model: str) -> set[str]:
+def trained_classes(model: str) -> set[str]:
     """Names of the classes that a run was trained on, if the model is that of a run and its images are still there."""
     path = Path(model)
     folder = RunFolder(path.parent if path.name == "model" else path, writes=False)

@@ -65,8 +65,7 @@ class Evaluator:
         assert self.tables.validation is not None
         encode = embedder.features if features else lambda pixels: embedder(pixels).f
         embedded, scored = self._embed(self.tables.validation, name, encode, embedder)
-        apart = score_open_set(self.tables.validation, embedded)
-        return scored if apart is None else scored._replace(thresholds=precision_thresholds(apart))
+        return scored._replace(thresholds=precision_thresholds(score_open_set(self.tables.validation, embedded)))
 
     @property
     def validation_name(self) -> str:

@@ -128,3 +128,12 @@ def test_nothing_found_says_so(monkeypatch, capsys, tmp_path):
 def test_a_threshold_is_a_cosine(birds, threshold):
     with pytest.raises(BadInput, match="--threshold"):
         audit("tiny-resnet", str(birds), threshold=threshold)
+
+
+def test_a_model_that_learned_these_labels_is_no_judge(monkeypatch, capsys, birds, tmp_path):
+    run = ["sup", "--labeled", birds, "--backbone", "tiny-resnet", "--max-steps", 1, "--output-dir", tmp_path / "run"]
+    code, _, err = call(monkeypatch, capsys, *run, "--no-report", "--num-workers", 0, "--max-bad-fraction", 0.5)
+    assert code == 0, err
+    flags = ["audit", "--labeled", birds, "--num-workers", 0, "--model"]
+    assert "warning: Trained classes among these, by name: " in call(monkeypatch, capsys, *flags, tmp_path / "run")[1]
+    assert "warning" not in call(monkeypatch, capsys, *flags, "tiny-resnet")[1]

@@ -219,7 +219,7 @@ _SEEDS = {kind: encode(photo(), kind)["bytes"] or b"" for kind in ("JPEG", "PNG"
 _SEEDS["turned"] = encode(photo(), "JPEG", exif=turned_exif(6))["bytes"] or b""
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     kind=st.sampled_from(sorted(_SEEDS)),
     edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12),
@@ -242,7 +242,7 @@ def test_damaged_bytes_give_a_picture_or_bad_image(kind, edits, keep, head):
         assert tuple(pixels.shape) == (3, picture.height, picture.width)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_random_bytes_give_a_picture_or_bad_image(data):
     picture = attempt(read_image, {"bytes": data, "path": None})

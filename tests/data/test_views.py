@@ -18,7 +18,7 @@ from stml_semi.data.views import (
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     preset=st.sampled_from(AUGMENTS),
     shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stml_semi.losses import neighborhoods
@@ -26,7 +26,6 @@ def by_definition(lists, expand):
 
 
 @given(st.integers(4, 25), st.integers(2, 4), st.integers(1, 4), st.integers(0, 99))
-@settings(deadline=None)
 def test_overlap_is_the_cosine_of_expanded_neighborhoods(total, k, expand, seed):
     lists = random_lists(total, k, seed)
     assert lists[:, 0].tolist() == list(range(total))
@@ -38,7 +37,6 @@ def test_overlap_is_the_cosine_of_expanded_neighborhoods(total, k, expand, seed)
 
 
 @given(st.integers(5, 25), st.integers(2, 5), st.integers(1, 3), st.integers(0, 99))
-@settings(deadline=None)
 def test_reranked_lists_hold_the_same_images_likest_first(total, k, expand, seed):
     lists = random_lists(total, k, seed)
     overlap = by_definition(lists, expand)
@@ -81,7 +79,6 @@ def test_sigma_of_images_that_coincide_stays_positive():
 
 
 @given(st.integers(4, 25), st.integers(2, 4), st.integers(1, 4), st.integers(0, 99))
-@settings(deadline=None)
 def test_accelerators_count_the_same_members_in_blocks(total, k, expand, seed):
     lists = random_lists(total, k, seed)
     positions = torch.randint(total, (7,), generator=torch.Generator().manual_seed(seed))

@@ -24,7 +24,7 @@ def by_definition(teacher, index, sigma, topk):
 
 
 @given(st.integers(0, 10_000), st.integers(6, 40), st.integers(2, 6), st.integers(1, 3))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_equals_the_definition(seed, images, neighbors, views):
     generator = torch.Generator().manual_seed(seed)
     teacher = torch.randn(images * views, 8, generator=generator)
@@ -38,7 +38,7 @@ def test_equals_the_definition(seed, images, neighbors, views):
 
 
 @given(st.integers(0, 10_000))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_symmetric_bounded_and_blind_to_scale_and_order(seed):
     generator = torch.Generator().manual_seed(seed)
     teacher, index = torch.randn(24, 6, generator=generator), torch.arange(12).repeat(2)

@@ -39,7 +39,7 @@ def by_definition(f, g, affinity, delta):
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.7, 1.0, 1.3]))
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_equals_the_definition_with_its_gradient(seed, delta):
     f, g, affinity = batch(seed, rows=9)
     loss = stml_loss(f, g, affinity, delta=delta)
@@ -54,7 +54,7 @@ def test_equals_the_definition_with_its_gradient(seed, delta):
 
 
 @given(st.integers(0, 10_000), st.floats(0.01, 100))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_has_no_scale_and_no_origin(seed, scale):
     f, g, affinity = batch(seed)
     first = stml_loss(f, g, affinity, delta=1.0).total
@@ -63,7 +63,7 @@ def test_has_no_scale_and_no_origin(seed, scale):
 
 
 @given(st.integers(0, 10_000))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_duplicates_leave_gradients_finite_and_bounded(seed):
     f, g, affinity = batch(seed)
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_wrong_shapes_are_refused():
 
 
 @given(st.integers(0, 10_000), st.floats(0, 50))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_distances_against_float64(seed, offset):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(15, 6, generator=generator) + offset

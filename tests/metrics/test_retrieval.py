@@ -106,7 +106,7 @@ def test_equals_pytorch_metric_learning_with_duplicates_in_a_class():
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 40), st.integers(1, 8), st.integers(0, 10**6), st.booleans())
 def test_equals_the_definitions(rows, classes, seed, ties):
     generator = torch.Generator().manual_seed(seed)

@@ -309,7 +309,7 @@ def test_the_commands_together(monkeypatch, capsys, photos, tmp_path):
 
 
 @given(st.integers(2, 24), st.floats(0.3, 0.99), st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_what_may_go_is_near_to_what_stays_and_what_stays_is_apart(rows, threshold, seed):
     embeddings = F.normalize(torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed)), dim=1)
     groups = [near.tolist() for near, _ in _around_kept(embeddings, threshold)]

@@ -66,3 +66,12 @@ def test_thresholds_that_are_missing_or_damaged(monkeypatch, capsys, model, inde
     code, out, err = call(monkeypatch, capsys, "search", "--index", index, "--row", 0, "--min-precision", precision)
     assert (code, out) == (2, "")
     assert text in " ".join(err.split())
+
+
+def test_thresholds_of_another_model_are_refused(monkeypatch, capsys, make_backbone, tmp_path, index):
+    exported(tmp_path / "other", make_backbone("vit"), "auto")
+    write_thresholds(tmp_path / "other", Thresholds("birds", 6, 6, [Threshold(0.9, 0.5, 0.8)]))
+    flags = ["search", "--index", index, "--row", 0, "--min-precision", 0.9, "--model", tmp_path / "other"]
+    code, out, err = call(monkeypatch, capsys, *flags)
+    assert (code, out) == (2, "")
+    assert "the index was made with other weights" in err

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stml_semi.config import TrainConfig
@@ -31,7 +31,6 @@ def labeled_plan(sizes, classes_per_batch, images_per_class):
 
 
 @given(st.lists(st.integers(1, 9), min_size=3, max_size=12), st.integers(1, 5), st.integers(0, 50), st.integers(0, 9))
-@settings(deadline=None)
 def test_labeled_batch_is_classes_times_images(sizes, images_per_class, step, seed):
     plan, labels = labeled_plan(sizes, 3, images_per_class)
     batch = plan.rows(seed, step).reshape(3, images_per_class)
@@ -44,7 +43,6 @@ def test_labeled_batch_is_classes_times_images(sizes, images_per_class, step, se
 
 
 @given(st.integers(4, 30), st.integers(1, 4), st.integers(0, 5))
-@settings(deadline=None)
 def test_every_class_has_its_turn(num_classes, classes_per_batch, seed):
     plan, labels = labeled_plan([2] * num_classes, classes_per_batch, 2)
     steps = -(-num_classes // classes_per_batch)
@@ -60,7 +58,6 @@ def test_labeled_plan_depends_on_seed_and_step():
 
 
 @given(st.integers(8, 60), st.integers(1, 4), st.integers(0, 30))
-@settings(deadline=None)
 def test_unlabeled_batch_is_queries_with_their_neighbors(num_images, num_queries, step):
     rng = np.random.default_rng(num_images)
     neighbors = rng.integers(0, num_images, (num_images, 4))
@@ -146,7 +143,6 @@ def test_every_live_image_is_a_query_once_per_round():
 
 
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 9))
-@settings(deadline=None)
 def test_pool_moves_over_the_whole_source(num_images, pool_size, seed):
     refreshes = -(-num_images // pool_size)
     pools = [pool_rows(seed, refresh, num_images, pool_size) for refresh in range(refreshes)]
