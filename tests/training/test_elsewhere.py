@@ -26,7 +26,7 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}")
 
 sys.meta_path.insert(0, Refuse())
-sys.path[:] = [entry for entry in sys.path if not (Path(entry) / "stml_semi").exists()]
+sys.path[:] = [entry for entry in sys.path if not (Path(entry) / "stml_semi" / "__init__.py").exists()]
 try:
     import stml_semi
 except ModuleNotFoundError:
