@@ -1,12 +1,15 @@
-"""`audit`: what is wrong with labeled images."""
+"""`audit` and `suggest`: what is wrong with labels, and which to add."""
 
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stml_semi.cli.terminal import is_main, one_line_errors, quiet_libraries
+
+if TYPE_CHECKING:
+    from stml_semi.curation.suggest import Suggestion
 
 
 def audit(
@@ -50,13 +53,7 @@ def audit(
             num_workers=num_workers,
         )
         if csv and is_main():
-            from pathlib import Path
-
-            from stml_semi.runtime.failures import writing
-            from stml_semi.runtime.files import write_text
-
-            with writing("--csv", Path(csv)):
-                write_text(Path(csv), as_csv(found.findings))
+            _write("--csv", csv, as_csv(found.findings))
         if html and is_main():
             from stml_semi.curation.audit_page import write_page
 
@@ -76,3 +73,81 @@ def audit(
         print_audit(found, worst(found.findings, count))
     for written in filter(None, (csv, html)):
         print(written, file=sys.stderr)
+
+
+def suggest(
+    index: Annotated[str, typer.Option(help="Folder that `embed` wrote: the images to choose from.")],
+    labeled: Annotated[
+        str | None, typer.Option(help="What is labeled already: like --labeled of `semi`. Default: nothing.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Images to label.", min=1)] = 50,
+    num_similar: Annotated[int, typer.Option(help="Similar images shown with each, at most.", min=0, max=50)] = 5,
+    model: Annotated[str | None, typer.Option(help="Default: the one that made the index.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of --labeled with the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of --labeled with the classes.")] = None,
+    data_root: Annotated[str | None, typer.Option(help="Where benchmarks are.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
+    num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
+    html: Annotated[str | None, typer.Option(help="Write a page to type labels on, which gives labels.csv.")] = None,
+    csv: Annotated[str | None, typer.Option(help="Write a list with an empty label column.")] = None,
+    copy_to: Annotated[
+        str | None,
+        typer.Option(help="Folder for copies of images that are inside tables: a list names files."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Choose which images to label next: typical ones, unlike what is labeled, and unlike each other.
+
+    Example: stml-semi suggest --index index --labeled birds --count 50 --html label.html
+
+    The page shows each image with those that are probably the same. Type labels there and save labels.csv, which holds
+    the old labels too: give it to `semi` as --labeled.
+    """
+    with one_line_errors():
+        quiet_libraries()
+        from stml_semi.curation.suggest import as_csv, image_files
+        from stml_semi.curation.suggest import suggest as choose
+
+        found = choose(
+            index,
+            labeled,
+            count=count,
+            num_similar=num_similar,
+            model=model,
+            image_column=image_column,
+            label_column=label_column,
+            data_root=data_root,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
+        files = image_files(index, found, copy_to) if html or csv or copy_to else {}
+        if csv:
+            _write("--csv", csv, as_csv(found, files))
+        if html:
+            from stml_semi.curation.suggest_page import write_page
+
+            write_page(html, index, found, files)
+    if as_json:
+        values = found._asdict() | {"suggestions": [_plain(one) for one in found.suggestions]}
+        del values["labeled_files"]
+        print(json.dumps(values))
+    else:
+        from stml_semi.cli.printing import print_suggestions
+
+        print_suggestions(found)
+    for written in filter(None, (csv, html)):
+        print(written, file=sys.stderr)
+
+
+def _plain(one: "Suggestion") -> dict[str, Any]:
+    return one._asdict() | {"similar": [hit._asdict() for hit in one.similar]}
+
+
+def _write(flag: str, path: str, text: str) -> None:
+    from pathlib import Path
+
+    from stml_semi.runtime.failures import writing
+    from stml_semi.runtime.files import write_text
+
+    with writing(flag, Path(path)):
+        write_text(Path(path), text)

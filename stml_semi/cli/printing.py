@@ -26,6 +26,7 @@ from stml_semi.runtime.terminal_text import PlainConsole, lines_table, visible
 if TYPE_CHECKING:  # What is printed was made already: nothing of it has to be imported.
     from stml_semi.curation.audit import Audit, Problem
     from stml_semi.curation.audit import Finding as Doubt
+    from stml_semi.curation.suggest import Suggestions
     from stml_semi.search.duplicates import Group
     from stml_semi.search.query import Answer
     from stml_semi.training.preflight.costs import Finding
@@ -241,6 +242,23 @@ def print_audit(audit: "Audit", shown: "dict[Problem, list[Doubt]]") -> None:
     parts += [f"{counts['evaluated']:,} also in the evaluation"] * (len(audit.tables) > 1)
     parts += [f"{audit.num_unreadable:,} unreadable"] * (audit.num_unreadable > 0)
     print(f"{_counted(audit.num_images, 'image')}: {', '.join(parts)}")
+
+
+def print_suggestions(found: "Suggestions") -> None:
+    """A table of what to label, best first, and a sentence with the counts."""
+    table = _table()
+    table.add_column("stands for", justify="right")
+    if found.classes:
+        table.add_column("nearest class", overflow="fold")
+        table.add_column("cosine", justify="right")
+    table.add_column("image", overflow="fold")
+    for one in found.suggestions:
+        nearest = [Text(visible(one.nearest_class)), f"{one.cosine:.3f}"] if found.classes else []
+        table.add_row(f"{one.gain:.1f}", *nearest, Text(visible(one.image)))
+    if found.suggestions:
+        _print_table(PlainConsole(), "label next, best first", table)
+    counts = _counted(len(found.suggestions), "image")
+    print(f"{counts} to label of {found.num_images:,}, {found.num_labeled:,} labeled before")
 
 
 def print_plan(plan: dict[str, str]) -> None:

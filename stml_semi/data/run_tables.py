@@ -1,5 +1,6 @@
 """The images of a run: opened, divided by classes, without what they share with the evaluation, cached."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -221,6 +222,19 @@ def describe_excluded(tables: Tables) -> str:
         reasons.append(f"{near:,} near-duplicates of evaluated images")
     total = len(tables.unlabeled) + len(excluded)
     return f"{len(excluded):,} of {total:,} unlabeled images are left out: {', '.join(reasons)}"
+
+
+def share_of_labeled(tables: Tables) -> float:
+    """Share of the unlabeled images that are labeled ones too, of up to 500 of them; 0 of a stream.
+
+    All processes call this together.
+    """
+    table = tables.unlabeled
+    if tables.labeled is None or not isinstance(table, ImageTable):
+        return 0.0
+    some = np.unique(np.linspace(0, len(table) - 1, 500).astype(np.int64))
+    sample = replace(table, images=table.images.select(some), labels=None, rows=some, queries=None, cache=None)
+    return len(EvaluatedImages([tables.labeled]).find(sample)) / len(some)
 
 
 # ------------------------------------------------------------------ cache

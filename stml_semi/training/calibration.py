@@ -3,7 +3,8 @@
 They stand in the pool with their labels hidden, as densely as the pool's own images stand, and say how often two images
 with some evidence show the same thing. Density matters: where a thing has two images, an image's twenty nearest are
 mostly others, and where it has twenty, they are mostly its own. Images of the pool count as other things than the
-labeled ones. Where some are not, that errs on the side of too little trust.
+labeled ones. Where some are not, that errs on the side of too little trust. An image that is a labeled one itself is
+left out, however: it would be the nearest of all, and the strongest evidence would count as wrong.
 """
 
 import math
@@ -28,6 +29,8 @@ _DRAWS = 4
 _CANDIDATES = 50
 # Odds do not fall below this for want of fellows: what a few held-out images say of density is not that exact.
 _LEAST_SHARE = 0.02
+# Cosine of whitened embeddings from which an image of the pool is a held-out one: they differ by rounding alone.
+_TWIN = 0.999
 # Images of the pool on which a refresh judges it.
 _JUDGED = 2000
 
@@ -41,6 +44,8 @@ class _Joint(NamedTuple):
     """(P + H, k): more than a neighborhood holds, since some of the held-out images leave it."""
     first: int
     """Of the held-out images."""
+    twins: Tensor
+    """(P + H,) whether an image of the pool is a held-out one: it is never there."""
 
     def without(self, absent: Tensor, count: int) -> Neighbors:
         """The `count` nearest of each image that are not absent, (P + H,) bool.
@@ -76,7 +81,8 @@ def calibrate(config: TrainConfig, pool: Tensor, held_out: Tensor, labels: Tenso
         return None
     count = min(max(config.pool_neighbors, config.num_neighbors), len(pool)) - 1
     unit = torch.cat([pool, held_out])
-    joint = _Joint(unit, search(unit, min(count + _MOST, len(unit) - 1)), len(pool))
+    near = search(unit, min(count + 2 * _MOST, len(unit) - 1))
+    joint = _Joint(unit, near, len(pool), _twins(near, len(pool)))
     usual = joint.profile(torch.arange(len(unit), device=unit.device) >= len(pool), count, pool=True)
     profiles = {m: _profile(joint, labels, count, m, generator) for m in (1, *_densities(labels))}
     best = min(_densities(labels), key=lambda m: float((profiles[m] - usual).square().sum()))
@@ -109,6 +115,14 @@ def search(unit: Tensor, count: int) -> Neighbors:
     return Neighbors(*(distributed.gather(part, total) for part in found))
 
 
+def _twins(near: Neighbors, first: int) -> Tensor:
+    """(P + H,) images of the pool that are the same as a held-out one."""
+    same = (near.similarities[first:] >= _TWIN) & (near.indices[first:] < first)
+    twins = torch.zeros(len(near.indices), dtype=torch.bool, device=near.indices.device)
+    twins[near.indices[first:][same]] = True
+    return twins
+
+
 def _densities(labels: Tensor) -> list[int]:
     return [m for m in _DENSITIES if m == _DENSITIES[0] or m <= int(labels.bincount().max())]
 
@@ -124,7 +138,7 @@ def _places(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _absent(joint: _Joint, labels: Tensor, each: int, generator: torch.Generator) -> Tensor:
-    absent = torch.zeros(len(joint.unit), dtype=torch.bool, device=joint.unit.device)
+    absent = joint.twins.clone()
     absent[joint.first :] = (_places(labels, generator) >= each).to(absent.device)
     return absent
 

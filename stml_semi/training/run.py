@@ -7,7 +7,7 @@ from stml_semi.config import TrainConfig
 from stml_semi.data.batches.live_images import describe_images
 from stml_semi.data.batches.plan import held_out_classes
 from stml_semi.data.claims import claim, skipped_files, terms_of_use
-from stml_semi.data.run_tables import cache_tables, describe_excluded, kept_classes
+from stml_semi.data.run_tables import cache_tables, describe_excluded, kept_classes, share_of_labeled
 from stml_semi.losses.proxy import LossFunction
 from stml_semi.models.build import backbone_commit
 from stml_semi.report.write import ReportedRun, write_or_explain
@@ -118,6 +118,11 @@ def _announce(prepared: Prepared, progress: Progress) -> None:
         progress.note(text)
     for sentence in skipped_files(tables):
         progress.note(f"warning: {sentence}")
+    if (share := share_of_labeled(tables)) > 0.9:
+        progress.note(
+            f"warning: {share:.0%} of the unlabeled images are labeled ones too: they show nothing new and can harm "
+            "the model; name others with --unlabeled, or train with `sup`"
+        )
     if config.sigma != "auto" and len(held_out_classes(config, tables.labeled)):
         progress.note(
             f"warning: --sigma {config.sigma:g} is not used, because labels calibrate the relations; "

@@ -12,7 +12,9 @@ from helpers.miniature import write_shard
 from helpers.pictures import write_pictures
 from helpers.source_helpers import open_labeled, open_unlabeled
 
+from stml_semi.config import TrainConfig
 from stml_semi.data.evaluated import EvaluatedImages
+from stml_semi.data.run_tables import open_tables, share_of_labeled
 from stml_semi.training.resolve import resolve
 from stml_semi.training.run import run
 
@@ -115,3 +117,17 @@ def test_a_stream_does_not_bring_them_back(tmp_path, monkeypatch, capsys):
     assert "6 images of the stream are evaluated on and left out of the pool" in capsys.readouterr().err
     run(resolve("unsup", values | {"output_dir": "run", "num_neighbors": 2, "resume": True, "max_steps": 4}))
     assert len((tmp_path / "run/overlap.jsonl").read_text().splitlines()) == 6
+
+
+def test_unlabeled_images_that_are_labeled_ones_are_noticed(tmp_path):
+    for seed, name in enumerate("ab"):
+        write_pictures(tmp_path / "labeled" / name, 4, seed=seed)
+        write_pictures(tmp_path / "other" / name, 4, seed=10 + seed)
+    shutil.copytree(tmp_path / "labeled", tmp_path / "copies")
+
+    def share(unlabeled: str) -> float:
+        spec = ",".join(str(tmp_path / name) for name in unlabeled.split(","))
+        labeled = str(tmp_path / "labeled")
+        return share_of_labeled(open_tables(TrainConfig(labeled=labeled, unlabeled=spec, eval_every=0)))
+
+    assert [share(names) for names in ("copies", "labeled", "other", "copies,other")] == [1, 1, 0, 0.5]

@@ -42,6 +42,20 @@ def test_trust_is_what_it_should_be_whatever_the_density(each, noise):
     assert claimed == pytest.approx(due, abs=0.2)
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_labeled_images_that_are_in_the_pool_too_do_not_count_as_wrong(share):
+    pool, own = things(100, 12, 0.7, seed=1)
+    held_out, labels = things(8, 12, 0.7, seed=2)
+    alone = calibrate(CONFIG, pool, held_out, labels, seed=0)
+    also = torch.arange(len(held_out)) % 12 < 12 * share
+    both = torch.cat([pool, held_out[also]])
+    weights = calibrate(CONFIG, both, held_out, labels, seed=0)
+    assert alone is not None
+    assert weights is not None
+    table = both, torch.cat([own, labels[also] + 100])
+    assert measured(table, weights)[0] == pytest.approx(measured(table, alone)[0], abs=0.05)
+
+
 def test_where_images_have_no_fellows_little_is_trusted():
     pool = things(1200, 1, 0.7, seed=1)
     held_out, labels = things(8, 22, 0.7, seed=2)

@@ -1,0 +1,211 @@
+"""`suggest`: which images of an index to label next, each with those that are probably the same."""
+
+import csv
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stml_semi.curation.coverage import choose
+from stml_semi.data.images import BadImage, read_image
+from stml_semi.data.sources.objects import Source, as_spec
+from stml_semi.data.sources.open_source import open_source
+from stml_semi.data.workers import resolve_num_workers
+from stml_semi.models.evaluation import embed_table
+from stml_semi.neighbors import nearest_neighbors
+from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.failures import writing
+from stml_semi.runtime.names import to_utf8
+from stml_semi.runtime.progress import Counter
+from stml_semi.search.index import Index
+from stml_semi.search.query import Hit, indexed_source, open_indexed, open_model
+
+
+class Suggestion(NamedTuple):
+    """An image to label."""
+
+    row: int
+    """Of the index."""
+    image: str
+    gain: float
+    """Images that it stands for and that no label or suggestion before it stands for: a sum of similarities."""
+    nearest_class: str
+    """Of the labeled images, by the mean of its embeddings; empty without labels."""
+    cosine: float
+    """To that mean; 0 without labels."""
+    similar: list[Hit]
+    """Its nearest images that are nearer to it than to any other suggestion: probably the same, to be confirmed."""
+
+
+class Suggestions(NamedTuple):
+    """What to label."""
+
+    suggestions: list[Suggestion]
+    """Best first."""
+    classes: list[str]
+    """Of the labeled images."""
+    num_images: int
+    """Readable ones of the index."""
+    labeled_files: list[tuple[str, str]]
+    """File and class of every labeled image, for a list of all labels; [] where they are inside tables."""
+    num_labeled: int
+
+
+def suggest(
+    folder: str,
+    labeled: Source = None,
+    *,
+    count: int = 50,
+    num_similar: int = 5,
+    model: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    data_root: str | None = None,
+    batch_size: int = 256,
+    num_workers: int | None = None,
+) -> Suggestions:
+    """Chooses images that are typical of an index, unlike what is labeled, and unlike each other.
+
+    All embeddings of the index are in memory; time grows with the square of the images, as of exact search.
+
+    Args:
+        folder: the index.
+        labeled: images with labels, as `stml_semi.train` takes them; they may be in the index too.
+        count: images; fewer if the others add nothing.
+        num_similar: images shown with each, at most.
+        model: default: the one that made the index.
+        image_column: of the labeled images.
+        label_column: of the labeled images.
+        data_root: where benchmarks are.
+        batch_size: images per forward pass.
+        num_workers: decoding processes.
+
+    Raises:
+        BadInput: no index, an empty one, another model than its own, or no labeled image that can be read.
+    """
+    index = Index.open(folder)
+    parts = list(index.parts())
+    if not parts:
+        raise BadInput(f"--index {folder}: holds no readable image; there is nothing to choose from")
+    embeddings = torch.cat([part.embeddings for part in parts])
+    rows = np.concatenate([part.rows for part in parts])
+    names = [name for part in parts for name in part.images]
+    known, labels, classes, labeled_files = embeddings[:0], torch.zeros(0, dtype=torch.int64), (), []
+    if spec := as_spec(labeled, "--labeled"):
+        columns = {"image_column": image_column, "label_column": label_column, "data_root": data_root}
+        table = open_source(spec, flag="--labeled", labels="required", **columns)
+        assert table.labels is not None
+        retriever = open_model(index, model)
+        with Counter("embed", len(table), enabled=True) as counter:
+            made = embed_table(
+                table,
+                retriever,
+                retriever.processor,
+                batch_size=batch_size,
+                num_workers=resolve_num_workers(num_workers),
+                device=retriever.device,
+                progress=counter.advance,
+            )
+        readable = torch.from_numpy(made.readable)
+        if not readable.any():
+            raise BadInput(f"--labeled {spec}: none of its {len(table)} images can be read")
+        known = F.normalize(made.embeddings.cpu().float()[readable], dim=1)
+        labels, classes = torch.from_numpy(table.labels)[readable], table.classes
+        if all(paths := table.paths()[made.readable]):
+            absolute = [to_utf8(str(Path(path).absolute())) for path in paths]
+            labeled_files = [(path, classes[label]) for path, label in zip(absolute, labels.tolist(), strict=True)]
+    with Counter("compare", len(embeddings), enabled=True) as counter:
+        chosen = choose(embeddings, count, labeled=known, progress=counter.advance)
+    places = [one.row for one in chosen]
+    nearest = _nearest_classes(embeddings[places], known, labels)
+    similar = _similar(embeddings, places, num_similar)
+    suggestions = [
+        Suggestion(
+            int(rows[one.row]),
+            names[one.row],
+            one.gain,
+            "" if label < 0 else classes[label],
+            cosine,
+            [Hit(int(rows[place]), names[place], value) for place, value in near],
+        )
+        for one, (label, cosine), near in zip(chosen, nearest, similar, strict=True)
+    ]
+    return Suggestions(suggestions, [*classes], len(embeddings), labeled_files, len(known))
+
+
+def _nearest_classes(chosen: Tensor, known: Tensor, labels: Tensor) -> list[tuple[int, float]]:
+    """The class whose mean is nearest to each, and its cosine; -1 and 0 without labels."""
+    if not len(known):
+        return [(-1, 0.0)] * len(chosen)
+    present, own = labels.unique(return_inverse=True)
+    means = F.normalize(known.new_zeros(len(present), known.shape[1]).index_add_(0, own, known), dim=1)
+    best = (chosen @ means.T).max(1)
+    return list(zip(present[best.indices].tolist(), best.values.tolist(), strict=True))
+
+
+def _similar(embeddings: Tensor, places: list[int], count: int) -> list[list[tuple[int, float]]]:
+    """The nearest images of each chosen one that are nearer to it than to any other, with their cosines."""
+    k = min(count, len(embeddings) - 1)
+    if k < 1 or not places:
+        return [[] for _ in places]
+    chosen = embeddings[places]
+    near = nearest_neighbors(embeddings, k, queries=chosen, exclude=torch.tensor(places))
+    found = []
+    for number, (columns, cosines) in enumerate(zip(near.indices, near.similarities, strict=True)):
+        own = (embeddings[columns] @ chosen.T).argmax(1) == number
+        found.append([(c, s) for c, s, mine in zip(columns.tolist(), cosines.tolist(), own, strict=True) if mine])
+    return found
+
+
+def image_files(folder: str, found: Suggestions, copies: str | None) -> dict[int, str]:
+    """Files of all suggested and similar images by their rows: what a list of labels can name.
+
+    Args:
+        folder: the index.
+        found: of `suggest`.
+        copies: a folder for images that are inside tables.
+
+    Raises:
+        BadInput: the images have moved, or are in tables and no folder is given.
+        RunFailed: the disk is full.
+    """
+    index = Index.open(folder)
+    table = open_indexed(index)
+    if table is None:
+        raise BadInput(f"--index {folder}: the images of {index.info.data} have moved or are gone; run `embed` again")
+    rows = [row for one in found.suggestions for row in (one.row, *(hit.row for hit in one.similar))]
+    files: dict[int, str] = {}
+    for row in dict.fromkeys(rows):
+        source = table.original(row)
+        if source["bytes"] is None and source["path"]:
+            files[row] = str(Path(source["path"]).absolute())
+            continue
+        if copies is None:
+            raise BadInput(f"--copy-to is missing: {index.info.data} holds its images itself, and labels name files")
+        path = Path(copies) / f"{row}.png"
+        try:
+            image = read_image(indexed_source(index, table, row))
+        except BadImage:
+            continue  # Changed since it was embedded: nothing can be said of it.
+        with writing("--copy-to", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+        files[row] = str(path.absolute())
+    return files
+
+
+def as_csv(found: Suggestions, files: dict[int, str]) -> str:
+    """A line for each suggestion, its label to be filled in, and for each labeled image: then `--labeled` takes it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "label", "nearest_class", "cosine", "gain"])
+    for one in found.suggestions:
+        if one.row in files:
+            scores = [one.nearest_class, f"{one.cosine:.6f}", f"{one.gain:.3f}"]
+            writer.writerow([to_utf8(files[one.row]), "", *scores])
+    writer.writerows([file, label, "", "", ""] for file, label in found.labeled_files)
+    return text.getvalue()
