@@ -81,8 +81,11 @@ def calibrate(config: TrainConfig, pool: Tensor, held_out: Tensor, labels: Tenso
         return None
     count = min(max(config.pool_neighbors, config.num_neighbors), len(pool)) - 1
     unit = torch.cat([pool, held_out])
-    near = search(unit, min(count + 2 * _MOST, len(unit) - 1))
-    joint = _Joint(unit, near, len(pool), _twins(near, len(pool)))
+    near = search(unit, min(count + _MOST, len(unit) - 1))
+    twins = _twins(near, len(pool))
+    if twins.any():  # They leave the neighborhoods too.
+        near = search(unit, min(count + 2 * _MOST, len(unit) - 1))
+    joint = _Joint(unit, near, len(pool), twins)
     usual = joint.profile(torch.arange(len(unit), device=unit.device) >= len(pool), count, pool=True)
     profiles = {m: _profile(joint, labels, count, m, generator) for m in (1, *_densities(labels))}
     best = min(_densities(labels), key=lambda m: float((profiles[m] - usual).square().sum()))
