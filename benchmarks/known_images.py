@@ -22,7 +22,7 @@ from stml_semi.data.batches.pool import Calibrated, Neighborhoods, UnlabeledPool
 from stml_semi.data.image_table import ImageTable, paths_dataset
 from stml_semi.losses.evidence import DIMENSIONS, Surroundings, whitening
 from stml_semi.run_folder.recipe import build_config
-from stml_semi.training.calibration import calibrate, judge
+from stml_semi.training.calibration import MOST_OTHERS, LabeledImages, calibrate, judge
 from stml_semi.training.known_images import DIMENSIONS as KNOWN
 from stml_semi.training.neighborhoods import find_neighborhoods
 
@@ -72,9 +72,12 @@ def measure(count: int, device: str) -> tuple[dict[str, float], float]:
     unit = clock("project", lambda: whiten(known))
     rows = np.arange(count)
     found: Neighborhoods = clock("neighbors", lambda: find_neighborhoods(config, rows, unit, 0))
-    held_out = torch.arange(min(600, count // 4), device=device)  # A fifth of CUB's classes, about thirty images each.
-    labels = held_out // 30
-    weights = clock("calibrate, once", lambda: calibrate(config, unit, unit[held_out], labels, seed=0))
+    # CUB's classes, about thirty images each; a fifth of them was not trained on.
+    labels = torch.arange(min(3000, count // 4), device=device) // 30
+    labeled = LabeledImages(unit[: len(labels)] + 0.1 * unit[-len(labels) :], labels)
+    first = LabeledImages(*(part[: len(labels) // 5] for part in labeled))
+    others = LabeledImages(*(part[len(labels) // 5 :][:MOST_OTHERS] for part in labeled))
+    weights = clock("calibrate, once", lambda: calibrate(config, unit, first, others, seed=0))
     assert weights is not None
     similarity = found.similarity
     assert similarity is not None

@@ -17,12 +17,13 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from arms import ARMS, BUDGET, UNLABELED
 from figures import Points, draw_bars, draw_budgets
-from sources import MADE
+from sources import FROM_ORACLE, MADE
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "RESULTS.md"
@@ -60,7 +61,7 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> Run:
     folder = folder_of(arm, seed, options)
     done = folder / "done.json"
     if not done.exists():
-        made = {key: make(Path(options.output)) for key, make in MADE.items() if f"{{{key}}}" in ARMS[arm]}
+        made = {key: make(Path(options.output)) for key, make in options.made.items() if f"{{{key}}}" in ARMS[arm]}
         arguments = ARMS[arm].format(oracle=options.oracle, **made)
         if "--eval" not in arguments:
             arguments += f" --eval {options.eval}"
@@ -138,9 +139,13 @@ def main() -> None:
     parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE.name} and {BUDGET_FIGURE.name}")
     options, options.extra = parser.parse_known_args()
     arms = [arm for arm in ARMS if options.arms is None or arm in options.arms.split(";")]
-    arms = [arm for arm in arms if options.oracle or options.finished or not arm.startswith("oracle")]
+    from_oracle = re.compile(r"oracle|of 500 classes")
+    arms = [arm for arm in arms if options.oracle or options.finished or not from_oracle.search(arm)]
     Path(options.output).mkdir(parents=True, exist_ok=True)
-    for make in MADE.values():
+    options.made = dict(MADE)
+    if options.oracle:
+        options.made |= {key: partial(make, oracle=options.oracle) for key, make in FROM_ORACLE.items()}
+    for make in options.made.values():
         make(Path(options.output))
     seeds = [int(seed) for seed in options.seeds.split(",")]
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -154,7 +159,7 @@ def main() -> None:
         write(table(runs), options.write)
     if options.figure:
         points = {arm: points_of(found) for arm, found in runs.items()}
-        budgets = re.compile(r"\d (labeled classes|unlabeled images): ")
+        budgets = re.compile(r"\d (labeled classes|unlabeled images): |of 500 classes")
         draw_bars({arm: found for arm, found in points.items() if not budgets.search(arm)}, FIGURE)
         labeled = {
             command: {count: f"{count} labeled classes: {command}" for count in BUDGET} | {20: f"{command}, 500 steps"}

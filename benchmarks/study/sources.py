@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from arms import BUDGET, UNLABELED
+from arms import BUDGET, DIVIDED, UNLABELED
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "stml_semi" / "data" / "embedded"
@@ -98,6 +98,30 @@ def foreign(folder: Path) -> Path:
     return target
 
 
+def divided(folder: Path, classes: int, each: int, part: str, oracle: str) -> Path:
+    """Random classes have some labels each; all other images, theirs too, are unlabeled. One of the two parts."""
+    from datasets import Dataset
+
+    target = folder / f"{part}-{classes}x{each}.parquet"
+    if not target.exists():
+        table = Dataset.from_parquet(oracle)
+        rng = np.random.default_rng(0)
+        order = rng.permutation(len(table))
+        labels = np.asarray(table["label"])[order]
+        labeled = np.concatenate([order[labels == c][:each] for c in rng.permutation(np.unique(labels))[:classes]])
+        if part == "labels":
+            table.select(np.sort(labeled)).to_parquet(target)
+        else:
+            table.select(np.setdiff1d(order, labeled)).remove_columns("label").to_parquet(target)
+    return target
+
+
 MADE = {"random": random_backbone, "printed": printed, "handwritten": handwritten, "foreign": foreign}
 MADE |= {f"few{count}": partial(few, count=count) for count in BUDGET}
 MADE |= {f"part{count}": partial(part, count=count) for count in UNLABELED}
+FROM_ORACLE = {
+    f"{part}{classes}x{each}": partial(divided, classes=classes, each=each, part=part)
+    for classes, each in DIVIDED
+    for part in ("labels", "others")
+}
+"""These also take the path of the file of all classes."""

@@ -122,19 +122,21 @@ class Surroundings(NamedTuple):
         return PairEvidence(torch.cat(overlaps), torch.cat(near))
 
 
-def fit(evidence: PairEvidence, same: Bool[Tensor, "..."]) -> Weights:
+def fit(evidence: PairEvidence, same: Bool[Tensor, "..."], weight: Float[Tensor, "..."] | None = None) -> Weights:
     """Logistic regression with a small ridge; evidence that would speak against a pair by being strong is left out.
 
     Args:
         evidence: of pairs.
         same: whether they show the same thing.
+        weight: how often each pair counts; once, if None.
     """
     ones = torch.ones_like(evidence.overlap)
     features = torch.stack([ones, *evidence], -1).reshape(-1, 3).double()
     target = same.flatten().double()
+    counts = torch.ones_like(target) if weight is None else weight.flatten().double()
     used = [0, 1, 2]
     while True:
-        slopes = _logistic(features[:, used], target)
+        slopes = _logistic(features[:, used], target, counts)
         negative = [i for i, slope in zip(used, slopes, strict=True) if i and slope < 0]
         if not negative:
             break
@@ -143,13 +145,13 @@ def fit(evidence: PairEvidence, same: Bool[Tensor, "..."]) -> Weights:
     return Weights(*(found.get(i, 0.0) for i in range(3)))
 
 
-def _logistic(features: Float[Tensor, "n f"], target: Float[Tensor, "n"]) -> list[float]:
+def _logistic(features: Float[Tensor, "n f"], target: Float[Tensor, "n"], counts: Float[Tensor, "n"]) -> list[float]:
     """Newton's method from zero; its steps are bounded, since separable data have no optimum but the ridge's."""
     slopes = features.new_zeros(features.shape[1])
     for _ in range(_ROUNDS):
         probability = torch.sigmoid(features @ slopes)
-        gradient = features.T @ (target - probability) - _RIDGE * slopes
-        weighted = features * (probability * (1 - probability))[:, None]
+        gradient = features.T @ (counts * (target - probability)) - _RIDGE * slopes
+        weighted = features * (counts * probability * (1 - probability))[:, None]
         hessian = features.T @ weighted + _RIDGE * torch.eye(len(slopes), dtype=slopes.dtype, device=slopes.device)
         slopes = slopes + torch.linalg.solve(hessian, gradient).clamp(-5, 5)
     return slopes.tolist()

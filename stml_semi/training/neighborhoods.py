@@ -20,7 +20,7 @@ from stml_semi.neighbors import nearest_neighbors
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import RunFailed
 from stml_semi.training.bad_images import BadImages
-from stml_semi.training.calibration import calibrate, judge, search
+from stml_semi.training.calibration import MOST_OTHERS, LabeledImages, calibrate, judge, search
 from stml_semi.training.known_images import Readable, compress, first_look, renew
 from stml_semi.training.outputs import Progress
 
@@ -123,12 +123,20 @@ class NeighborhoodFinder:
         table = self.labeled
         assert table is not None
         assert table.labels is not None
-        held_out = self._embed(table, np.flatnonzero(np.isin(table.labels, self.held_out)))
-        if not len(held_out.rows):
+        is_held_out = np.isin(table.labels, self.held_out)
+        others = np.flatnonzero(~is_held_out)
+        others = np.sort(np.random.default_rng(self.config.seed).permutation(others)[:MOST_OTHERS])
+        held_out, different = (self._know_labels(rows, whiten, known) for rows in (np.flatnonzero(is_held_out), others))
+        if not len(held_out.labels):
             return None
-        labels = torch.from_numpy(table.labels[held_out.rows]).to(unit.device)
-        embeddings = whiten(_as_known(held_out.embeddings, known))
-        return calibrate(self.config, unit, embeddings, labels, seed=self.config.seed)
+        return calibrate(self.config, unit, held_out, different, seed=self.config.seed)
+
+    def _know_labels(self, rows: Rows, whiten: Whitening, known: KnownImages | None) -> LabeledImages:
+        assert self.labeled is not None
+        assert self.labeled.labels is not None
+        found = self._embed(self.labeled, rows)
+        embeddings = whiten(_as_known(found.embeddings, known))
+        return LabeledImages(embeddings, torch.from_numpy(self.labeled.labels[found.rows]).to(embeddings.device))
 
     def _embed(self, table: ImageTable, rows: Rows) -> Readable:
         embedded = self.encoder(table, lambda pixels: self.teacher(pixels).g, rows)

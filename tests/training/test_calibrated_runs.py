@@ -86,8 +86,8 @@ def test_a_calibrated_step_asks_the_teacher_nothing(train, tmp_path, monkeypatch
 
     monkeypatch.setattr(Teacher, "forward", count)
     train(tmp_path / "run")
-    # All 48 images and the five images of two held-out classes once, then 40 images twice.
-    assert sum(seen) == 48 + 2 * 5 + 2 * 40
+    # All 48 images and the 40 labeled ones once, then 40 images twice.
+    assert sum(seen) == 48 + 40 + 2 * 40
     seen.clear()
     train(tmp_path / "batch", relations="batch")
     assert sum(seen) == 48 + 2 * 40 + 8 * 10 * 2

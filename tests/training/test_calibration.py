@@ -5,7 +5,7 @@ import torch
 
 from stml_semi.config import TrainConfig
 from stml_semi.losses.evidence import Surroundings, trust
-from stml_semi.training.calibration import calibrate, judge, search
+from stml_semi.training.calibration import LabeledImages, calibrate, judge, search
 
 CONFIG = TrainConfig(labeled="x", unlabeled="y")
 
@@ -36,7 +36,7 @@ def measured(pool, weights):
 def test_trust_is_what_it_should_be_whatever_the_density(each, noise):
     pool = things(1200 // each, each, noise, seed=1)
     held_out, labels = things(8, 22, noise, seed=2)
-    weights = calibrate(CONFIG, pool[0], held_out, labels, seed=0)
+    weights = calibrate(CONFIG, pool[0], LabeledImages(held_out, labels), seed=0)
     assert weights is not None
     claimed, due = measured(pool, weights)
     assert claimed == pytest.approx(due, abs=0.2)
@@ -46,20 +46,54 @@ def test_trust_is_what_it_should_be_whatever_the_density(each, noise):
 def test_labeled_images_that_are_in_the_pool_too_do_not_count_as_wrong(share):
     pool, own = things(100, 12, 0.7, seed=1)
     held_out, labels = things(8, 12, 0.7, seed=2)
-    alone = calibrate(CONFIG, pool, held_out, labels, seed=0)
+    alone = calibrate(CONFIG, pool, LabeledImages(held_out, labels), seed=0)
     also = torch.arange(len(held_out)) % 12 < 12 * share
     both = torch.cat([pool, held_out[also]])
-    weights = calibrate(CONFIG, both, held_out, labels, seed=0)
+    weights = calibrate(CONFIG, both, LabeledImages(held_out, labels), seed=0)
     assert alone is not None
     assert weights is not None
     table = both, torch.cat([own, labels[also] + 100])
     assert measured(table, weights)[0] == pytest.approx(measured(table, alone)[0], abs=0.05)
 
 
+def divided(x, labels, *, classes, each):
+    """Of the first classes some images are labeled; the pool has all others. The first fifth was not trained on."""
+    place = torch.arange(len(x)) % int(labels.bincount().max())
+    is_labeled = (labels < classes) & (place < each)
+    held_out, others = is_labeled & (labels < classes // 5), is_labeled & (labels >= classes // 5)
+    known = [LabeledImages(x[part], labels[part]) for part in (held_out, others)]
+    return (x[~is_labeled], labels[~is_labeled]), known
+
+
+def test_further_images_of_the_labeled_classes_in_the_pool_do_not_end_the_trust():
+    x, labels = things(100, 16, 0.7, seed=1)
+    pool, (held_out, others) = divided(x, labels, classes=60, each=4)
+    alone = calibrate(CONFIG, pool[0], held_out, seed=0)
+    weights = calibrate(CONFIG, pool[0], held_out, others, seed=0)
+    assert alone is not None
+    assert weights is not None
+    claimed, due = measured(pool, weights)
+    assert claimed > measured(pool, alone)[0] + 0.3
+    assert 0.5 < claimed < due + 0.05
+
+
+@pytest.mark.parametrize("classes", [15, 60, 100])
+def test_classes_that_look_alike_are_not_taken_for_one(classes):
+    """Five of them share a center: whether the labels show that or are too few to."""
+    x, group = things(20, 5 * 16, 0.5, seed=1)
+    names = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    labels, order = names[5 * group + torch.arange(len(group)) % 5].sort(stable=True)
+    pool, (held_out, others) = divided(x[order], labels, classes=classes, each=4)
+    weights = calibrate(CONFIG, pool[0], held_out, others, seed=0)
+    assert weights is not None
+    claimed, due = measured(pool, weights)
+    assert claimed < due + 0.1
+
+
 def test_where_images_have_no_fellows_little_is_trusted():
     pool = things(1200, 1, 0.7, seed=1)
     held_out, labels = things(8, 22, 0.7, seed=2)
-    weights = calibrate(CONFIG, pool[0], held_out, labels, seed=0)
+    weights = calibrate(CONFIG, pool[0], LabeledImages(held_out, labels), seed=0)
     assert weights is not None
     near = search(pool[0], 19)
     table = Surroundings(pool[0], torch.cat([torch.arange(1200)[:, None], near.indices], 1), near.similarities.mean(1))
@@ -69,7 +103,7 @@ def test_where_images_have_no_fellows_little_is_trusted():
 
 def test_a_teacher_that_knows_nothing_is_not_trusted():
     x = torch.nn.functional.normalize(torch.randn(1000, 24, generator=torch.Generator().manual_seed(0)), dim=1)
-    weights = calibrate(CONFIG, x[:900], x[900:], torch.arange(100) // 10, seed=0)
+    weights = calibrate(CONFIG, x[:900], LabeledImages(x[900:], torch.arange(100) // 10), seed=0)
     assert weights is not None
     claimed, _ = measured((x[:900], torch.arange(900)), weights)
     assert claimed < 0.1
@@ -78,15 +112,15 @@ def test_a_teacher_that_knows_nothing_is_not_trusted():
 @pytest.mark.parametrize("labels", [torch.arange(9), torch.tensor([0, 0, 1, 1, 2, 2, 3, 4, 5])])
 def test_without_pairs_nothing_can_be_measured(labels):
     x = torch.nn.functional.normalize(torch.randn(109, 24, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert calibrate(CONFIG, x[:100], x[100:], labels, seed=0) is None
+    assert calibrate(CONFIG, x[:100], LabeledImages(x[100:], labels), seed=0) is None
 
 
 def test_the_order_of_the_labeled_images_and_the_seed_change_little():
     pool, _ = things(300, 4, 0.7, seed=1)
     held_out, labels = things(8, 10, 0.7, seed=2)
-    first = calibrate(CONFIG, pool, held_out, labels, seed=0)
-    assert first == calibrate(CONFIG, pool, held_out, labels, seed=0)
-    other = calibrate(CONFIG, pool, held_out, labels, seed=1)
+    first = calibrate(CONFIG, pool, LabeledImages(held_out, labels), seed=0)
+    assert first == calibrate(CONFIG, pool, LabeledImages(held_out, labels), seed=0)
+    other = calibrate(CONFIG, pool, LabeledImages(held_out, labels), seed=1)
     assert first is not None
     assert other is not None
     torch.testing.assert_close(torch.tensor(first), torch.tensor(other), atol=2.0, rtol=0.3)

@@ -69,18 +69,19 @@ def kept(found, refresh=0):
     return PoolTable(refresh, found.rows, *parts, found.sigma, found.calibrated, None, found.known)
 
 
-def test_only_images_of_held_out_classes_measure_the_teacher_and_only_once():
+def test_held_out_classes_measure_the_teacher_beside_the_others_and_only_once():
     world = World()
     found = world.refresh()
     held_out = held_out_classes(world.config, world.labeled)
-    name, rows = world.embedded[1]
-    assert name == "labeled"
-    assert set(world.labeled.labels[rows]) == set(held_out)
+    embedded, labels = world.embedded, world.labeled.labels
+    assert [name for name, _ in embedded] == ["pool", "labeled", "labeled"]
+    assert set(labels[embedded[1][1]]) == set(held_out)
+    assert set(labels[embedded[2][1]]) == set(labels) - set(held_out)
     assert found.calibrated is not None
     assert found.calibrated.trust > 0.5
     torch.testing.assert_close(found.calibrated.unit.norm(dim=1), torch.ones(len(world.pool)))
     again = world.refresh(1, kept(found))
-    assert [name for name, _ in world.embedded] == ["pool", "labeled", "pool"]
+    assert [name for name, _ in world.embedded] == ["pool", "labeled", "labeled", "pool"]
     assert again.calibrated is not None
     assert again.calibrated.weights == found.calibrated.weights
 
@@ -129,7 +130,7 @@ def test_a_table_larger_than_a_refresh_is_embedded_once_and_renewed_in_turns():
     world = World(pool_size=100)
     whole = World().refresh()
     found = world.refresh()
-    assert [(name, len(rows)) for name, rows in world.embedded] == [("pool", 300), ("labeled", 32)]
+    assert [(name, len(rows)) for name, rows in world.embedded] == [("pool", 300), ("labeled", 32), ("labeled", 128)]
     assert found.known is not None
     # As if a refresh embedded all, up to rounding.
     np.testing.assert_array_equal(found.rows, np.arange(300))
