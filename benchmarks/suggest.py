@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 from torch import Tensor
 
-from stml_semi.curation.coverage import choose
+from stml_semi.curation.coverage import choose, survey
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.models.evaluation import embed_table
 from stml_semi.neighbors import nearest_neighbors
@@ -68,7 +68,8 @@ def typiclust(frozen: Tensor, trained: Tensor, known: Rows, count: int, seed: in
 def suggested(frozen: Tensor, trained: Tensor, known: Rows, count: int, seed: int) -> list[int]:
     """What `suggest` does."""
     left = np.setdiff1d(np.arange(len(trained)), known)
-    return left[[one.row for one in choose(trained[left], count, labeled=trained[known])]].tolist()
+    near = survey(trained[left])
+    return left[[one.row for one in choose(near, count, near.covered(trained[known]))]].tolist()
 
 
 def with_similar(chosen: list[int], embeddings: Tensor, known: Rows, classes: NDArray[np.generic], count: int) -> Rows:

@@ -120,6 +120,8 @@ def suggest(
             batch_size=batch_size,
             num_workers=num_workers,
         )
+        if not is_main():
+            return
         files = image_files(index, found, copy_to) if html or csv or copy_to else {}
         if csv:
             _write("--csv", csv, as_csv(found, files))

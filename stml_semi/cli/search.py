@@ -14,26 +14,30 @@ def embed(
     model: Annotated[str, typer.Option(help="A run folder, an exported model, a hub id, or a bare backbone.")],
     data: Annotated[str, typer.Option(help="Images: like --unlabeled of `semi`.")],
     output: Annotated[str, typer.Option(help="Folder of the index; one there is finished, or brought up to date.")],
-    format: Annotated[str, typer.Option(help="Of its parts: safetensors, parquet or npy.")] = "safetensors",
+    format: Annotated[
+        str, typer.Option(help="parquet or npy also writes a copy for programs that do not read Lance.")
+    ] = "lance",
     image_column: Annotated[str | None, typer.Option(help="Column of --data with the images.")] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Of a bare backbone: side of its input in pixels. Default: its own.", min=8)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
     num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
-    part_size: Annotated[int, typer.Option(help="Images per part: memory, and what an interruption costs.", min=1)] = (
-        16384
-    ),
+    part_size: Annotated[
+        int, typer.Option(help="Images between two writes: memory, and what an interruption costs.", min=1)
+    ] = (16384),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
 ) -> None:
-    """Embed images into an index: embeddings of unit length and row ids, for `search` and `dedup`, or for yourself.
+    """Embed images into an index: a table of embeddings for `search` and `dedup`, or for yourself.
+
+    Run again, it adds what is new, embeds what has changed and deletes what is gone.
 
     Example: stml-semi embed --model runs/demo --data photos/ --output index
     """
     with one_line_errors():
         quiet_libraries()
+        from stml_semi.search.copies import FORMATS
         from stml_semi.search.embed import embed_source
-        from stml_semi.search.index import FORMATS
 
         among("--format", format, *FORMATS)
         made = embed_source(
@@ -68,6 +72,12 @@ def search(
     row: Annotated[list[int] | None, typer.Option(help="A row of the index as a query; may be repeated.")] = None,
     model: Annotated[str | None, typer.Option(help="Default: the one that made the index.")] = None,
     k: Annotated[int, typer.Option("--k", help="Answers per query.", min=1)] = 10,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="""Only among rows that fulfil this condition (SQL: row, image, label), e.g. "label = 'wren'"."""
+        ),
+    ] = None,
     backend: Annotated[str, typer.Option(help="exact, or faiss where that is installed.")] = "exact",
     min_precision: Annotated[
         float | None,
@@ -92,6 +102,7 @@ def search(
             rows=row or (),
             model=model,
             k=k,
+            where=where,
             backend=cast(Backend, backend),
             min_precision=min_precision,
         )

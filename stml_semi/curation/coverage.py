@@ -32,23 +32,60 @@ class Choice(NamedTuple):
     """Images that it stands for and that nothing before it stood for: a sum of similarities."""
 
 
-def choose(
-    embeddings: Tensor,
-    count: int,
-    *,
-    labeled: Tensor | None = None,
-    progress: Callable[[int], None] = lambda images: None,
-) -> list[Choice]:
-    """Chooses images of a pool, best first.
+class Surroundings(NamedTuple):
+    """Images of a pool and what is near to each of them."""
+
+    unit: Tensor
+    """(n, d) directions from the mean of the pool: unrelated images have a cosine of zero, whatever the backbone."""
+    center: Tensor
+    """(d,)"""
+    rows: NDArray[np.int64]
+    """(n, k) the nearest of each."""
+    weights: NDArray[np.float32]
+    """(n, k) how far these stand for it, 0..1."""
+
+    def covered(self, labeled: Tensor) -> NDArray[np.float32]:
+        """(n,) how far labeled images, (m, d) embeddings, stand for each of the pool; 1: it is one of them."""
+        if not len(labeled):
+            return np.zeros(len(self.unit), np.float32)
+        others = F.normalize(F.normalize(labeled.float(), dim=1) - self.center, dim=1)
+        return _weights(Gallery(others).search(self.unit, 1).similarities[:, 0])
+
+
+def survey(embeddings: Tensor, progress: Callable[[int], None] = lambda images: None) -> Surroundings:
+    """Finds what is near to each image.
 
     Args:
         embeddings: (n, d) of the pool.
-        count: how many; fewer if nothing is left that adds anything.
-        labeled: (m, d) of images that are labeled already.
         progress: is told how many images were compared with all others.
     """
-    near = _similarities(embeddings, progress)
-    covered = _covered(embeddings, labeled, near.center)
+    unit = F.normalize(embeddings.float(), dim=1)
+    center = unit.mean(0)
+    unit = F.normalize(unit - center, dim=1)
+    k = min(NEIGHBORS, len(unit) - 1)
+    if k < 1:
+        return Surroundings(unit, center, np.zeros((len(unit), 0), np.int64), np.zeros((len(unit), 0), np.float32))
+    gallery, found = Gallery(unit), []
+    for rows in torch.arange(len(unit)).split(_BLOCK):
+        found.append(gallery.search(unit[rows], k, exclude=rows))
+        progress(len(rows))
+    near = Neighbors(torch.cat([one.indices for one in found]), torch.cat([one.similarities for one in found]))
+    return Surroundings(unit, center, near.indices.numpy(), _weights(near.similarities))
+
+
+def _weights(cosines: Tensor) -> NDArray[np.float32]:
+    return cosines.clamp(0, 1).square().numpy()
+
+
+def choose(near: Surroundings, count: int, covered: NDArray[np.float32]) -> list[Choice]:
+    """Chooses images of a pool, best first.
+
+    Args:
+        near: the pool.
+        count: how many; fewer if nothing is left that adds anything.
+        covered: (n,) how far labeled images stand for each.
+    """
+    covered = covered.copy()
     n, k = near.rows.shape
     # An image stands for those that have it among their nearest: a list of (who, how much) for each.
     order = np.argsort(near.rows, axis=None, kind="stable")
@@ -78,33 +115,3 @@ def choose(
         covered[who[own]] = np.maximum(covered[who[own]], weight[own])
         covered[row] = 1
     return chosen
-
-
-class _Near(NamedTuple):
-    rows: NDArray[np.int64]
-    weights: NDArray[np.float32]
-    center: Tensor
-
-
-def _similarities(embeddings: Tensor, progress: Callable[[int], None]) -> _Near:
-    # Around their mean, unrelated images have a cosine of zero, whatever the backbone.
-    unit = F.normalize(embeddings.float(), dim=1)
-    center = unit.mean(0)
-    unit = F.normalize(unit - center, dim=1)
-    k = min(NEIGHBORS, len(unit) - 1)
-    if k < 1:
-        return _Near(np.zeros((len(unit), 0), np.int64), np.zeros((len(unit), 0), np.float32), center)
-    gallery, found = Gallery(unit), []
-    for rows in torch.arange(len(unit)).split(_BLOCK):
-        found.append(gallery.search(unit[rows], k, exclude=rows))
-        progress(len(rows))
-    near = Neighbors(torch.cat([one.indices for one in found]), torch.cat([one.similarities for one in found]))
-    return _Near(near.indices.numpy(), near.similarities.clamp(0, 1).square().numpy(), center)
-
-
-def _covered(embeddings: Tensor, labeled: Tensor | None, center: Tensor) -> NDArray[np.float32]:
-    if labeled is None or not len(labeled):
-        return np.zeros(len(embeddings), np.float32)
-    own = F.normalize(F.normalize(embeddings.float(), dim=1) - center, dim=1)
-    others = F.normalize(F.normalize(labeled.float(), dim=1) - center, dim=1)
-    return Gallery(others).search(own, 1).similarities[:, 0].clamp(0, 1).square().numpy().copy()

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from stml_semi.curation.coverage import choose
+from stml_semi.curation.coverage import choose, survey
 from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.sources.objects import Source, as_spec
 from stml_semi.data.sources.open_source import open_source
@@ -23,6 +24,9 @@ from stml_semi.runtime.names import to_utf8
 from stml_semi.runtime.progress import Counter
 from stml_semi.search.index import Index
 from stml_semi.search.query import Hit, indexed_source, open_indexed, open_model
+
+_SAME = 0.998
+"""Squared cosine from which an image of the index is a labeled one."""
 
 
 class Suggestion(NamedTuple):
@@ -93,7 +97,6 @@ def suggest(
         raise BadInput(f"--index {folder}: holds no readable image; there is nothing to choose from")
     embeddings = torch.cat([part.embeddings for part in parts])
     rows = np.concatenate([part.rows for part in parts])
-    names = [name for part in parts for name in part.images]
     known, labels, classes, labeled_files = embeddings[:0], torch.zeros(0, dtype=torch.int64), (), []
     if spec := as_spec(labeled, "--labeled"):
         columns = {"image_column": image_column, "label_column": label_column, "data_root": data_root}
@@ -119,18 +122,21 @@ def suggest(
             absolute = [to_utf8(str(Path(path).absolute())) for path in paths]
             labeled_files = [(path, classes[label]) for path, label in zip(absolute, labels.tolist(), strict=True)]
     with Counter("compare", len(embeddings), enabled=True) as counter:
-        chosen = choose(embeddings, count, labeled=known, progress=counter.advance)
+        surroundings = survey(embeddings, counter.advance)
+    covered = surroundings.covered(known)
+    chosen = choose(surroundings, count, covered)
     places = [one.row for one in chosen]
     nearest = _nearest_classes(embeddings[places], known, labels)
-    similar = _similar(embeddings, places, num_similar)
+    similar = _similar(embeddings, places, num_similar, covered >= _SAME)
+    names = index.images(rows[[*places, *(place for near in similar for place, _ in near)]].tolist())
     suggestions = [
         Suggestion(
             int(rows[one.row]),
-            names[one.row],
+            names[int(rows[one.row])],
             one.gain,
             "" if label < 0 else classes[label],
             cosine,
-            [Hit(int(rows[place]), names[place], value) for place, value in near],
+            [Hit(int(rows[place]), names[int(rows[place])], value) for place, value in near],
         )
         for one, (label, cosine), near in zip(chosen, nearest, similar, strict=True)
     ]
@@ -147,8 +153,13 @@ def _nearest_classes(chosen: Tensor, known: Tensor, labels: Tensor) -> list[tupl
     return list(zip(present[best.indices].tolist(), best.values.tolist(), strict=True))
 
 
-def _similar(embeddings: Tensor, places: list[int], count: int) -> list[list[tuple[int, float]]]:
-    """The nearest images of each chosen one that are nearer to it than to any other, with their cosines."""
+def _similar(
+    embeddings: Tensor, places: list[int], count: int, labeled: NDArray[np.bool_]
+) -> list[list[tuple[int, float]]]:
+    """The nearest images of each chosen one that are nearer to it than to any other, with their cosines.
+
+    Images that are labeled already are left out: a second label could contradict the first.
+    """
     k = min(count, len(embeddings) - 1)
     if k < 1 or not places:
         return [[] for _ in places]
@@ -157,6 +168,7 @@ def _similar(embeddings: Tensor, places: list[int], count: int) -> list[list[tup
     found = []
     for number, (columns, cosines) in enumerate(zip(near.indices, near.similarities, strict=True)):
         own = (embeddings[columns] @ chosen.T).argmax(1) == number
+        own &= torch.from_numpy(~labeled[columns.numpy()])
         found.append([(c, s) for c, s, mine in zip(columns.tolist(), cosines.tolist(), own, strict=True) if mine])
     return found
 

@@ -1,4 +1,4 @@
-"""What changed in a source since its images were embedded: a key per image, kept beside every part of an index."""
+"""What changed in a source since its images were embedded: two keys per image, kept in the table of an index."""
 
 import hashlib
 import os
@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from stml_semi.data.image_table import ImageTable
 from stml_semi.runtime import distributed
-from stml_semi.search.index import Index
 
 Keys = NDArray[np.int64]
 """(n, 2) hashes of an image's name, and of what it holds."""
-_NAME, _CONTENT = 0, 1
+NAME, CONTENT = 0, 1
+_ODD = np.int64(-7046029254386353131)
+"""The golden ratio's digits: multiples of it are far from each other."""
 
 
 def row_keys(table: ImageTable, rows: NDArray[np.int64], device: torch.device) -> Keys:
@@ -44,6 +45,25 @@ def _hash(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
+def places(keys: Keys, known: Keys) -> NDArray[np.int64]:
+    """(n,) where among the known images each one is, by what it holds; -1 if it is not. No two are in one place."""
+    own, others = _numbered(keys[:, CONTENT]), _numbered(known[:, CONTENT])
+    _, here, there = np.intersect1d(own, others, assume_unique=True, return_indices=True)
+    found = np.full(len(keys), -1, np.int64)
+    found[here] = there
+    return found
+
+
+def _numbered(contents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The keys of what is there more than once, made different: the first, the second, ... of them."""
+    order = np.argsort(contents, kind="stable")
+    ordered = contents[order]
+    numbers = np.empty(len(order), np.int64)
+    numbers[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    with np.errstate(over="ignore"):
+        return contents + numbers * _ODD
+
+
 class Changes(NamedTuple):
     """How a source differs from what an index holds."""
 
@@ -53,46 +73,10 @@ class Changes(NamedTuple):
     num_gone: int
 
 
-class Kept:
-    """What an index holds already, by what its images hold: to be used again wherever those are now."""
-
-    def __init__(self, index: Index, num_parts: int) -> None:
-        """
-        Args:
-            index: as it was found.
-            num_parts: of it.
-        """
-        self.index = index
-        keys, rows = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.int64)]
-        for number in range(num_parts):
-            part = index.keys(number) if index.has(number) else None
-            if part is not None:
-                keys.append(part)
-                rows.append(np.arange(len(part)) + number * index.info.part_size)
-        self._keys, self._rows = np.concatenate(keys), np.concatenate(rows)
-        order = np.argsort(self._keys[:, _CONTENT], kind="stable")
-        self._sorted, self._order = self._keys[order, _CONTENT], order
-
-    def embeddings(self, keys: Keys) -> dict[int, torch.Tensor]:
-        """Embeddings of those images that were embedded before and could be read, by their place in `keys`."""
-        if not len(self._sorted):
-            return {}
-        place = np.searchsorted(self._sorted, keys[:, _CONTENT]).clip(max=len(self._sorted) - 1)
-        known = np.flatnonzero(self._sorted[place] == keys[:, _CONTENT])
-        rows = self._rows[self._order[place[known]]]
-        numbers, found = rows // self.index.info.part_size, {}
-        for number in np.unique(numbers).tolist():
-            part = self.index.part(number)
-            at = {int(row): i for i, row in enumerate(part.rows)}
-            for own, row in zip(known[numbers == number].tolist(), rows[numbers == number].tolist(), strict=True):
-                if row in at:
-                    found[own] = part.embeddings[at[row]].clone()  # A view would keep the part in memory.
-        return found
-
-    def changes(self, keys: Keys) -> Changes:
-        """How a source with such keys differs from what is held."""
-        new = keys[~np.isin(keys[:, _CONTENT], self._sorted)]
-        gone = self._keys[~np.isin(self._keys[:, _CONTENT], keys[:, _CONTENT])]
-        changed = np.isin(new[:, _NAME], gone[:, _NAME])
-        replaced = np.isin(gone[:, _NAME], new[:, _NAME])
-        return Changes(int((~changed).sum()), int(changed.sum()), int((~replaced).sum()))
+def changes(keys: Keys, known: Keys) -> Changes:
+    """How a source with such keys differs from what is known."""
+    new = keys[~np.isin(keys[:, CONTENT], known[:, CONTENT])]
+    gone = known[~np.isin(known[:, CONTENT], keys[:, CONTENT])]
+    changed = np.isin(new[:, NAME], gone[:, NAME])
+    replaced = np.isin(gone[:, NAME], new[:, NAME])
+    return Changes(int((~changed).sum()), int(changed.sum()), int((~replaced).sum()))

@@ -51,7 +51,7 @@ def find_duplicates(folder: str, *, threshold: float = 0.97) -> list[Group]:
     if not 0 < threshold <= 1:
         raise BadInput(f"--threshold {threshold}: is a cosine; give a number above 0, up to 1")
     index = Index.open(folder)
-    parts = index.info.num_parts
+    parts = index.num_parts
     label = np.arange(index.info.num_rows)
     with Counter("compare parts", parts * (parts + 1) // 2, enabled=parts > 1) as counter:
         for first in range(parts):
@@ -94,13 +94,11 @@ def _around_kept(embeddings: Tensor, threshold: float) -> Iterator[tuple[NDArray
 
 def _read(index: Index, rows: NDArray[np.int64]) -> tuple[list[str], Tensor]:
     """Names and embeddings of rows, (R,) rising."""
-    names, embeddings = [], [torch.empty(0, index.info.num_features)]
-    for number in np.unique(rows // index.info.part_size).tolist():
-        part = index.part(number)
-        places = np.flatnonzero(np.isin(part.rows, rows))
-        names += [part.images[place] for place in places.tolist()]
-        embeddings.append(part.embeddings[torch.from_numpy(places)])
-    return names, torch.cat(embeddings)
+    found = index.find(rows.tolist())
+    ordered = [found[row] for row in rows.tolist()]
+    embeddings = [row.embedding for row in ordered] or []
+    empty = torch.empty(0, index.info.num_features)
+    return [row.image for row in ordered], torch.stack(embeddings) if embeddings else empty
 
 
 def _unite_close(label: np.ndarray[Any, Any], left: Part, right: Part, threshold: float) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from stml_semi.data.batches.plan import Rows
 from stml_semi.data.image_table import ImageTable
@@ -18,14 +19,13 @@ from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.failures import writing
 from stml_semi.runtime.files import read_json_lines
+from stml_semi.runtime.names import to_utf8
 from stml_semi.runtime.progress import Counter
 from stml_semi.search.changes import Changes, row_keys
-from stml_semi.search.index import Format, Index, IndexInfo, read_info
-from stml_semi.search.update import Update
+from stml_semi.search.copies import Format, write_copy
+from stml_semi.search.index import PART_SIZE, TABLE, Index, IndexInfo, read_info
+from stml_semi.search.update import Update, latest
 from stml_semi.sharing.load import Retriever, load
-
-# 33 MB of 512 numbers each: little to lose, few files for a million.
-PART_SIZE = 16384
 
 
 class Embedded(NamedTuple):
@@ -53,19 +53,20 @@ def embed_source(
     data: str,
     output: str,
     *,
-    format: Format = "safetensors",
+    format: Format = "lance",
     image_column: str | None = None,
     image_size: int | None = None,
     batch_size: int = 256,
     num_workers: int | None = None,
     part_size: int = PART_SIZE,
 ) -> Embedded:
-    """Embeds all images of a source into an index, part by part.
+    """Embeds all images of a source into an index.
 
     Run again, it resumes where it was stopped, and brings the index up to date: what is new or has changed is embedded,
     what is gone is dropped.
 
-    Memory: one part, on every process, and a few bytes per image.
+    `format` other than "lance" also writes a copy (`copies`). Memory: `part_size` images, which are written together,
+    on every process, and a few bytes per image.
 
     Raises:
         BadInput: nothing to open, or an output folder that holds something else.
@@ -80,8 +81,6 @@ def embed_source(
         image_column=image_column,
         num_rows=len(table),
         sample=sample_names(table),
-        part_size=part_size,
-        format=format,
         num_features=retriever.num_features,
         commit=retriever.commit,
         image_size=image_size,
@@ -107,7 +106,9 @@ def embed_source(
             )
 
         with writing("--output", index.folder):
-            embedded, changes = _fill(index, table, embed, counter, accelerator)
+            embedded, changes = _fill(index, table, embed, part_size, counter, accelerator)
+            if main:
+                write_copy(index, format)
     accelerator.wait_for_everyone()
     num_bad = len(read_json_lines(index.bad_images))
     accelerator.end_training()
@@ -115,27 +116,48 @@ def embed_source(
 
 
 def _fill(
-    index: Index, table: ImageTable, embed: Callable[[Rows], EmbeddedTable], counter: Counter, accelerator: Accelerator
+    index: Index,
+    table: ImageTable,
+    embed: Callable[[Rows], EmbeddedTable],
+    part_size: int,
+    counter: Counter,
+    accelerator: Accelerator,
 ) -> tuple[int, Changes]:
     """Embeds and writes what is not there; all processes call this together. Returns how many rows, and the changes."""
-    size, device, writes = index.info.part_size, accelerator.device, accelerator.is_main_process
-    # The main process alone looks and writes: the others might see a part that it has just written.
-    found = distributed.gather_objects(read_info(index.folder) if writes else None)[0]
-    known = None if found is None else row_keys(table, np.arange(len(table)), device)
-    update = Update(index, found, table, known) if writes else None
+    device, writes = accelerator.device, accelerator.is_main_process
+    # The main process alone looks and writes: the others might see what it has just written.
+    found = distributed.gather_objects((read_info(index.folder), _is_begun(index)) if writes else None)[0]
+    keys = row_keys(table, np.arange(len(table)), device) if found[1] else None
+    update = Update(index, found[0], table, _labels(table, index.info), keys) if writes else None
+    missing = distributed.gather_objects(update.missing if update else None)[0]
+    counter.skip(len(table) - len(missing))
     embedded = 0
-    for number in range(index.info.num_parts):
-        rows = np.arange(number * size, min((number + 1) * size, len(table)))
-        keys = row_keys(table, rows, device) if known is None else known[rows]
-        missing = distributed.gather_objects(update.missing(number, rows, keys) if update else None)[0]
-        counter.skip(len(rows) - (0 if missing is None else len(missing)))
-        if missing is None:
-            continue
-        made = embed(missing) if len(missing) else None
+    for start in range(0, len(missing), part_size):
+        rows = missing[start : start + part_size]
+        own = row_keys(table, rows, device) if keys is None else keys[rows]
+        made = embed(rows)
         if update:
-            update.write(number, rows, keys, made)
-        embedded += 0 if made is None else int(made.readable.sum())
+            update.write(rows, own, made)
+        embedded += int(made.readable.sum())
     return embedded, distributed.gather_objects(update.finish() if update else None)[0]
+
+
+def _is_begun(index: Index) -> bool:
+    return (index.folder / TABLE).exists() and latest(index.folder).count_rows() > 0
+
+
+def _labels(table: ImageTable, info: IndexInfo) -> NDArray[np.object_]:
+    """(n,) names of the classes of images, where their source has any; None elsewhere."""
+    none = np.full(len(table), None, np.object_)
+    try:
+        named = open_source(info.data, flag="--data", labels="optional", image_column=info.image_column)
+    except BadInput:
+        return none
+    if named.labels is None or len(named) != len(table) or sample_names(named) != info.sample:
+        return none
+    if not np.array_equal(named.paths(), table.paths()):
+        return none
+    return np.array([to_utf8(name) for name in named.classes], np.object_)[named.labels]
 
 
 def sample_names(table: ImageTable) -> list[str]:
@@ -161,7 +183,7 @@ def _problem(index: Index) -> str | None:
             return f"--output {folder}: is a file; choose another folder"
         filled = folder.exists() and any(folder.iterdir())
         return f"--output {folder}: holds files that are no index; choose another folder" if filled else None
-    fields = ("fingerprint", "image_size", "image_column", "part_size", "format", "num_features")
+    fields = ("fingerprint", "image_size", "image_column", "num_features")
     changed = [name for name in fields if getattr(found, name) != getattr(index.info, name)]
     # The same source under another name (a table that was moved) has the same images.
     same = found.data == index.info.data or (found.num_rows, found.sample) == (index.info.num_rows, index.info.sample)

@@ -1,20 +1,24 @@
-"""An index on disk: embeddings with row ids in parts, so that neither writing nor searching needs them all at once.
+"""An index on disk: a table of embeddings in the Lance format, and what made them.
 
-    index.json                  what was embedded with what; `complete` once all parts are there
-    part-00000.safetensors      embeddings (n, d) float32, unit length, and rows (n,) int64 of the source
-    part-00000.ids.jsonl        a line per row: {"row": 17, "image": "birds/17.jpg"}
-    part-00000.keys             what the images were when they were embedded; see `changes`
-    bad_images.jsonl            images that could not be read, with their rows; they are in no part
-    .update/                    new parts of an index that is brought up to date, until all of them are there
+    index.json          what was embedded with what, and the version of the table that holds all of it
+    images.lance/       a row per image: row (of the source), image, label, embedding (float32, unit length), reason
+    bad_images.jsonl    images that could not be read, with their rows; in the table they have a reason in place of an
+                        embedding
 
-With `parquet` a part is one file with columns row, image and embedding. With `npy` it is a bare array beside its ids.
+LanceDB opens the folder as a database with the table `images`; DuckDB, polars and pandas read it too. Two further
+columns say what the images were when they were embedded (`changes`). Embeddings are written as they come; the version
+in index.json changes when all are there, so that an index which is brought up to date can be searched meanwhile.
 """
 
 import contextlib
 import json
+import os
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,26 +27,37 @@ from torch import Tensor
 
 from stml_semi.data.any_image import OneImage
 from stml_semi.runtime.errors import BadInput, one_line
-from stml_semi.runtime.files import read_json_lines, replacing, write_json_lines, write_text
+from stml_semi.runtime.files import write_text
 from stml_semi.runtime.finite import check_lengths
-from stml_semi.runtime.names import from_utf8, to_utf8
+from stml_semi.runtime.names import from_utf8
 
 if TYPE_CHECKING:
+    import lance
+    import pyarrow as pa
+
     from stml_semi.search.query import Hit
 
-Format = Literal["safetensors", "parquet", "npy"]
-FORMATS: tuple[Format, ...] = ("safetensors", "parquet", "npy")
+TABLE = "images.lance"
+PART_SIZE = 16384
+"""33 MB of 512 numbers each: what is in memory at a time."""
 
 
 class Part(NamedTuple):
-    """Some consecutive readable rows of a source."""
+    """Some readable rows of an index."""
 
     embeddings: Tensor
-    """(n, d) float32, unit length."""
+    """(n, d) float32, unit length; not to be written into."""
     rows: NDArray[np.int64]
-    """(n,), rising."""
-    images: "Sequence[str] | _Names"
-    """(n,) how a user finds each image."""
+    """(n,) of the source."""
+
+
+class Row(NamedTuple):
+    """A row of an index."""
+
+    embedding: Tensor
+    """(d,) float32, unit length."""
+    image: str
+    """How a user finds it."""
 
 
 class IndexInfo(NamedTuple):
@@ -57,23 +72,17 @@ class IndexInfo(NamedTuple):
     """Rows of the source, readable or not."""
     sample: list[str]
     """First, middle and last image of the source."""
-    part_size: int
-    """Rows of the source in each part."""
-    format: Format
     num_features: int
-    complete: bool = False
+    version: int | None = None
+    """Of the table, at which all images are in it; None until then."""
     commit: str | None = None
     """Of the hub, at which the model was opened; None of a local one."""
     image_size: int | None = None
     """Side of the input that a bare backbone was opened for; None: its own."""
 
-    @property
-    def num_parts(self) -> int:
-        return -(-self.num_rows // self.part_size)
-
 
 class Index:
-    """A folder of parts. Reading is lazy: one part at a time is in memory."""
+    """A folder with a table. Reading is lazy: one part at a time is in memory."""
 
     def __init__(self, folder: str | Path, info: IndexInfo) -> None:
         self.folder: Path = Path(folder)
@@ -89,15 +98,26 @@ class Index:
         info = read_info(Path(folder))
         if info is None:
             raise BadInput(f"--index {folder}: holds no index; make one with `embed --output {folder}`")
-        if not info.complete:
+        if info.version is None:
             raise BadInput(f"--index {folder}: is not finished; run the same `embed` command again to go on")
         return cls(folder, info)
+
+    @cached_property
+    def table(self) -> "lance.LanceDataset":
+        """The table as it was when the index was complete.
+
+        Raises:
+            BadInput: it is missing or damaged, or may not be read.
+        """
+        with self._read():
+            return open_table(self.folder, self.info.version)
 
     def search(
         self,
         queries: OneImage | Iterable[OneImage] | NDArray[np.float32] | Tensor,
         k: int = 10,
         *,
+        where: str | None = None,
         model: str | None = None,
         min_precision: float | None = None,
     ) -> "list[list[Hit]]":
@@ -107,130 +127,175 @@ class Index:
             queries: one image or many, as `Retriever.encode` takes them; or embeddings of this index's model, (d,) or
                 (Q, d) of floating point.
             k: hits per query; all there are, if fewer.
+            where: only among rows for which this condition holds: SQL over the columns row, image and label.
             model: default: the one that made the index. It stays open for the next search.
             min_precision: leave out what is less similar than a match of this precision (0..1), by the thresholds of
                 the model.
 
         Raises:
             TypeError: something that is no image.
-            BadInput: an image cannot be read, embeddings do not fit, another model than the index's, or the index is
-                damaged.
+            BadInput: an image cannot be read, embeddings do not fit, the condition is none, another model than the
+                index's, or the index is damaged.
         """
         from stml_semi.search.query import find  # It imports this file.
 
-        return find(self, queries, k, model=model, min_precision=min_precision)
+        return find(self, queries, k, where=where, model=model, min_precision=min_precision)
 
-    def parts(self) -> Iterator[Part]:
-        """All parts in order of their rows; parts without readable images are left out.
-
-        Raises:
-            BadInput: a part is missing or damaged.
-        """
-        for number in range(self.info.num_parts):
-            part = self.part(number)
-            if len(part.rows):
-                yield part
+    @cached_property
+    def num_parts(self) -> int:
+        with self._read():
+            return -(-self.table.count_rows() // PART_SIZE)
 
     def part(self, number: int) -> Part:
         """
         Raises:
-            BadInput: it is missing or damaged, or may not be read.
+            BadInput: the table is damaged.
         """
-        what, fix = self._path(number).name, "delete that file and run the same `embed` command again"
+        with self._read():
+            return self._as_part(
+                self.table.to_table(columns=["row", "embedding"], offset=number * PART_SIZE, limit=PART_SIZE)
+            )
+
+    def parts(self, where: str | None = None) -> Iterator[Part]:
+        """All readable rows, or those for which a condition holds.
+
+        Raises:
+            BadInput: the table is damaged, or the condition cannot be understood.
+        """
+        if where is None:
+            yield from filter(lambda part: len(part.rows), map(self.part, range(self.num_parts)))
+            return
         try:
-            with _readable(self.folder):
-                self._path(number).open("rb").close()  # Safetensors calls a file that may not be read missing.
-            part = _READ[self.info.format](self._path(number))
-            if part.embeddings.shape != (len(part.rows), self.info.num_features):
-                raise ValueError(f"embeddings of shape {tuple(part.embeddings.shape)}")
-        except BadInput:
-            raise
-        except Exception as error:  # Readers of three formats raise what they like on damaged files.
-            raise BadInput(f"--index {self.folder}: {what} cannot be read ({one_line(error)}): {fix}") from None
-        check_lengths(part.embeddings, f"--index {self.folder}: {what}", lambda i: part.images[i], fix)
-        return part
+            batches = self.table.to_batches(columns=["row", "embedding"], filter=where, batch_size=PART_SIZE)
+            for batch in batches:
+                if len((part := self._as_part(batch)).rows):
+                    yield part
+        except (ValueError, OSError) as error:
+            columns = ", ".join(name for name in self.table.schema.names if name not in ("embedding", *KEYS))
+            raise BadInput(
+                f"--where {where}: is no condition in SQL over {columns} ({cause(error)}); for example "
+                f"--where \"label = 'wren'\""
+            ) from None
 
-    def has(self, number: int) -> bool:
-        """Whether a part was written."""
-        return self._path(number).is_file()
+    def find(self, rows: Sequence[int]) -> dict[int, Row]:
+        """Those of some rows that can be read.
 
-    def keys(self, number: int) -> NDArray[np.int64] | None:
-        """(n, 2) keys of all rows of a part, readable or not; None if it was written without."""
-        path = _keys(self._path(number))
-        return np.fromfile(path, np.int64).reshape(-1, 2) if path.is_file() else None
+        Raises:
+            BadInput: the table is damaged.
+        """
+        found = self._of_rows(rows, ["row", "image", "embedding"])
+        images = {row["row"]: from_utf8(row["image"]) for row in found.select(["row", "image"]).to_pylist()}
+        part = self._as_part(found)
+        return {row: Row(part.embeddings[place].clone(), images[row]) for place, row in enumerate(map(int, part.rows))}
+
+    def images(self, rows: Sequence[int]) -> dict[int, str]:
+        """How a user finds the images of some rows.
+
+        Raises:
+            BadInput: the table is damaged.
+        """
+        found = self._of_rows(rows, ["row", "image"]).to_pylist()
+        return {row["row"]: from_utf8(row["image"]) for row in found}
 
     def key(self, row: int) -> tuple[int, int] | None:
-        """The key of one row; None if it was written without."""
-        number, place = divmod(row, self.info.part_size)
-        path = _keys(self._path(number))
-        found = np.fromfile(path, np.int64, 2, offset=16 * place).tolist() if path.is_file() else []
-        return (found[0], found[1]) if len(found) == 2 else None
-
-    def write(self, number: int, part: Part, keys: NDArray[np.int64] | None = None) -> None:
-        """Writes a part; what has its final name is complete, and its keys and names are its own.
-
-        Args:
-            number: of the part.
-            part: its readable rows.
-            keys: of all its rows; without them the next `embed` cannot know what changed, and embeds them again.
-        """
-        path = self._path(number)
-        self.remove(number)
-        if keys is not None:
-            with replacing(_keys(path)) as partial:
-                keys.tofile(partial)
-        with replacing(path) as partial:
-            _WRITE[self.info.format](partial, part)
-            if self.info.format != "parquet":
-                named = zip(part.rows, part.images, strict=True)
-                write_json_lines(_ids(path), ({"row": int(row), "image": image} for row, image in named))
-
-    def remove(self, number: int) -> None:
-        """Removes a part, if it is there."""
-        path = self._path(number)
-        for file in (path, _keys(path), _ids(path)):
-            file.unlink(missing_ok=True)
-
-    def take(self, number: int, other: "Index") -> None:
-        """Moves a part of another index here, in place of the one of its number."""
-        self.remove(number)
-        path, source = self._path(number), other._path(number)
-        # The part itself comes last: where it is, the rest is its own.
-        for make in (_keys, _ids, Path):
-            with contextlib.suppress(FileNotFoundError):  # Parquet has its names inside.
-                make(source).replace(make(path))
+        """What the image of a row was when it was embedded; None if there is no such row."""
+        found = self._of_rows([row], ["row", *KEYS]).to_pylist()
+        return (found[0][KEYS[0]], found[0][KEYS[1]]) if found else None
 
     def save_info(self) -> None:
         """Writes index.json."""
         write_text(self.folder / "index.json", json.dumps(self.info._asdict(), indent=1, ensure_ascii=False))
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"part-{number:05}.{self.info.format}"
+    def _of_rows(self, rows: Sequence[int], columns: list[str]) -> "pa.Table":
+        wanted = ", ".join(str(int(row)) for row in dict.fromkeys(rows)) or "-1"
+        with self._read():
+            return self.table.to_table(columns=columns, filter=f"row IN ({wanted})")
+
+    def _as_part(self, found: "pa.Table | pa.RecordBatch") -> Part:
+        """
+        Raises:
+            BadInput: an embedding is none.
+        """
+        import pyarrow as pa
+
+        column = found.column("embedding")
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        rows = found.column("row").to_numpy()[column.is_valid().to_numpy(zero_copy_only=False)]
+        # Shares the memory of the column, which numpy would not let torch take without a warning.
+        flat = torch.from_dlpack(column.flatten())
+        part = Part(flat.view(len(rows), self.info.num_features), rows)
+        fix = "the table is damaged; embed again into another folder"
+        check_lengths(
+            part.embeddings, f"--index {self.folder}", lambda i: self.images([int(rows[i])])[int(rows[i])], fix
+        )
+        return part
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[None]:
+        """
+        Raises:
+            BadInput: the table cannot be read.
+        """
+        try:
+            with readable(self.folder):
+                yield
+        except (ValueError, OSError, RuntimeError) as error:
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(
+                f"--index {self.folder}: {TABLE} cannot be read ({cause(error)}): embed again into another folder"
+            ) from None
+
+
+KEYS = ("name_key", "content_key")
+"""Columns of what an image was when it was embedded; see `changes`."""
+
+
+def open_table(folder: Path, version: int | None = None) -> "lance.LanceDataset":
+    """The table of an index, by default as it was written last."""
+    with system_errors(folder):
+        return import_lance().dataset(str(folder / TABLE), version=version)
+
+
+def import_lance() -> Any:
+    """The module. It warns of every process that is forked; those that decode images never touch the table."""
+    import lance
+
+    warnings.filterwarnings("ignore", "lance is not fork-safe")
+    return lance
 
 
 def read_info(folder: Path) -> IndexInfo | None:
     """index.json of a folder, or None if it holds no index.
 
     Raises:
-        BadInput: it may not be read.
+        BadInput: it may not be read, or is of an earlier version.
     """
     try:
-        with _readable(folder):
-            return IndexInfo(**json.loads((folder / "index.json").read_text(encoding="utf-8")))
-    except BadInput:
-        raise
-    except (OSError, ValueError, TypeError):
+        with readable(folder):
+            found = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        return None
+    if isinstance(found, dict) and "part_size" in found:
+        raise BadInput(f"index {folder}: was made by an earlier version; embed again into another folder")
+    try:
+        return IndexInfo(**found)
+    except TypeError:
         return None
 
 
 @contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """
+def readable(folder: Path) -> Iterator[None]:
+    """Gives errors of Lance the number that the system gave them.
+
     Raises:
         BadInput: a file of an index may not be read, which is no damage.
     """
     try:
-        yield
+        with system_errors(folder):
+            yield
     except PermissionError as error:
         raise BadInput(
             f"index {folder}: {Path(error.filename or folder).name} may not be read (permission denied); make it "
@@ -238,94 +303,19 @@ def _readable(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _ids(path: Path) -> Path:
-    return path.with_suffix(".ids.jsonl")
+@contextlib.contextmanager
+def system_errors(folder: Path) -> Iterator[None]:
+    """Errors of Lance that the system caused become what Python raises for these."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(folder / TABLE)) from None
 
 
-def _keys(path: Path) -> Path:
-    return path.with_suffix(".keys")
-
-
-def _write_safetensors(path: Path, part: Part) -> None:
-    from safetensors.torch import save_file
-
-    save_file({"embeddings": part.embeddings.contiguous(), "rows": torch.from_numpy(part.rows)}, path)
-
-
-def _read_safetensors(path: Path) -> Part:
-    from safetensors.torch import load_file
-
-    tensors = load_file(path)
-    return Part(tensors["embeddings"], tensors["rows"].numpy(), _Names(_ids(path), len(tensors["rows"])))
-
-
-def _write_npy(path: Path, part: Part) -> None:
-    with path.open("wb") as file:
-        np.save(file, part.embeddings.numpy())
-
-
-def _read_npy(path: Path) -> Part:
-    embeddings = torch.from_numpy(np.load(path))
-    names = _Names(_ids(path), len(embeddings))
-    return Part(embeddings, np.array([line["row"] for line in names.lines], dtype=np.int64), names)
-
-
-def _write_parquet(path: Path, part: Part) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    width = part.embeddings.shape[1]
-    values = pa.FixedSizeListArray.from_arrays(pa.array(part.embeddings.numpy().reshape(-1)), width)
-    columns = {
-        "row": pa.array(part.rows),
-        "image": pa.array(map(to_utf8, part.images), pa.string()),
-        "embedding": values,
-    }
-    parquet.write_table(pa.table(columns), path)
-
-
-def _read_parquet(path: Path) -> Part:
-    from pyarrow import parquet
-
-    table = parquet.ParquetFile(path).read().combine_chunks()
-    column = table.column("embedding").combine_chunks()
-    flat = column.flatten().to_numpy()
-    embeddings = torch.from_numpy(flat.reshape(len(column), column.type.list_size).copy())
-    images = [from_utf8(image) for image in table.column("image").to_pylist()]
-    return Part(embeddings, table.column("row").to_numpy().copy(), images)
-
-
-class _Names:
-    """Names of a part, read when the first is asked for: a search shows few of them."""
-
-    def __init__(self, path: Path, count: int) -> None:
-        self.path: Path = path
-        self.count: int = count
-        self._lines: list[dict[str, Any]] | None = None
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        """
-        Raises:
-            BadInput: some are missing or damaged.
-        """
-        if self._lines is None:
-            with _readable(self.path.parent):
-                lines = [line for line in read_json_lines(self.path) if line.keys() >= {"row", "image"}]
-            if len(lines) != self.count:
-                raise BadInput(
-                    f"--index {self.path.parent}: {self.path.name} has {len(lines)} of {self.count} names: delete "
-                    f"{self.path.name.removesuffix('.ids.jsonl')}.* and run the same `embed` command again"
-                )
-            self._lines = lines
-        return self._lines
-
-    def __iter__(self) -> Iterator[str]:
-        return (line["image"] for line in self.lines)
-
-    def __getitem__(self, place: int) -> str:
-        return self.lines[place]["image"]
-
-
-_WRITE = {"safetensors": _write_safetensors, "parquet": _write_parquet, "npy": _write_npy}
-_READ = {"safetensors": _read_safetensors, "parquet": _read_parquet, "npy": _read_npy}
+def cause(error: Exception) -> str:
+    """What Lance says, without where in its source it says so."""
+    return re.sub(r",? ?/?\S+\.rs:\d+(:\d+)?", "", one_line(error))

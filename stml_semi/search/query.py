@@ -22,15 +22,23 @@ from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.finite import check_lengths
 from stml_semi.search.changes import row_key
 from stml_semi.search.embed import fingerprint, sample_names
-from stml_semi.search.index import Index, Part
+from stml_semi.search.index import Index, Part, Row
 from stml_semi.sharing.load import Retriever, load, model_folder
 from stml_semi.sharing.thresholds import read_thresholds
 
 Backend = Literal["exact", "faiss"]
 
 
+class Near(NamedTuple):
+    """A row of an index that is near to a query."""
+
+    row: int
+    similarity: float
+    """Cosine."""
+
+
 class Hit(NamedTuple):
-    """A row of the index that answers a query."""
+    """The same with its name."""
 
     row: int
     image: str
@@ -60,6 +68,7 @@ def search(
     rows: Sequence[int] = (),
     model: str | None = None,
     k: int = 10,
+    where: str | None = None,
     backend: Backend = "exact",
     min_precision: float | None = None,
 ) -> list[Answer]:
@@ -71,13 +80,14 @@ def search(
         rows: rows of the indexed source.
         model: default: the one that made the index.
         k: answers per query; all there are, if fewer.
+        where: only among rows for which this condition holds: SQL over the columns row, image and label.
         backend: "exact", or "faiss": its flat search, exact up to the rounding of float32.
         min_precision: leave out what is less similar than a match of this precision (0..1), by the thresholds of the
             model: no hits are left of what is not in the index.
 
     Raises:
-        BadInput: no index, an image that cannot be read, a row that is not there, another model than the index's,
-            or faiss is not installed.
+        BadInput: no index, an image that cannot be read, a row that is not there, no condition, another model than the
+            index's, or faiss is not installed.
     """
     if backend == "faiss" and find_spec("faiss") is None:
         raise BadInput("--backend faiss: it is not installed; pip install 'stml-semi[faiss]', or leave the flag out")
@@ -92,8 +102,9 @@ def search(
         queries.append(torch.stack([found[row].embedding for row in rows]))
         asked.extend((found[row].image, row) for row in rows)
     own = torch.tensor([-1 if row is None else row for _, row in asked])
-    found = nearest_rows(index.parts(), torch.cat(queries), own, k, backend)
-    return [Answer(image, row, _above(least, hits)) for (image, row), hits in zip(asked, found, strict=True)]
+    nearest = nearest_rows(index.parts(where), torch.cat(queries), own, k, backend)
+    hits = name_hits(index, nearest, least)
+    return [Answer(image, row, found) for (image, row), found in zip(asked, hits, strict=True)]
 
 
 def find(
@@ -101,6 +112,7 @@ def find(
     queries: OneImage | Iterable[OneImage] | NDArray[np.float32] | Tensor,
     k: int,
     *,
+    where: str | None = None,
     model: str | None = None,
     min_precision: float | None = None,
 ) -> list[list[Hit]]:
@@ -118,7 +130,7 @@ def find(
     if not len(vectors):
         return []
     own = torch.full((len(vectors),), -1)
-    return [_above(least, hits) for hits in nearest_rows(index.parts(), vectors, own, k)]
+    return name_hits(index, nearest_rows(index.parts(where), vectors, own, k), least)
 
 
 def _is_floating(values: NDArray[np.generic] | Tensor) -> bool:
@@ -131,8 +143,11 @@ def _last_model(index: Index, model: str | None) -> Retriever:
     return open_model(index, model)
 
 
-def _above(least: float, hits: list[Hit]) -> list[Hit]:
-    return [hit for hit in hits if hit.similarity >= least]
+def name_hits(index: Index, nearest: list[list[Near]], least: float = -math.inf) -> list[list[Hit]]:
+    """Those of the nearest rows that are similar enough, with their names."""
+    kept = [[near for near in found if near.similarity >= least] for found in nearest]
+    names = index.images([near.row for found in kept for near in found])
+    return [[Hit(near.row, names[near.row], near.similarity) for near in found] for found in kept]
 
 
 def _threshold(index: Index, model: str | None, precision: float) -> float:
@@ -215,44 +230,22 @@ def indexed_source(index: Index, table: ImageTable, row: int) -> ImageSource:
     return table.source(row)
 
 
-class Row(NamedTuple):
-    """A row of an index."""
-
-    embedding: Tensor
-    """(d,) float32, unit length."""
-    image: str
-
-
 def find_rows(index: Index, rows: Sequence[int]) -> dict[int, Row]:
     """Rows of an index by their number.
 
     Raises:
         BadInput: a row that is not there, or that could not be read when the index was made; or the index is damaged.
     """
-    found = readable_rows(index, rows)
+    found = index.find(rows)
     missing = [row for row in rows if row not in found]
     if missing:
         raise BadInput(f"--row {missing[0]}: the index has no such row (0 to {index.info.num_rows - 1}, readable ones)")
     return found
 
 
-def readable_rows(index: Index, rows: Sequence[int]) -> dict[int, Row]:
-    """Those of some rows that an index has.
-
-    Raises:
-        BadInput: the index is damaged.
-    """
-    found = {}
-    for number in {row // index.info.part_size for row in rows if 0 <= row < index.info.num_rows}:
-        part = index.part(number)
-        places = {int(row): i for i, row in enumerate(part.rows)}
-        found |= {row: Row(part.embeddings[places[row]], part.images[places[row]]) for row in rows if row in places}
-    return found
-
-
 def nearest_rows(
     parts: Iterable[Part], queries: Tensor, own: Tensor, k: int, backend: Backend = "exact"
-) -> list[list[Hit]]:
+) -> list[list[Near]]:
     """The best k of every part, merged, nearest first.
 
     Args:
@@ -265,19 +258,17 @@ def nearest_rows(
     Returns:
         Q lists.
     """
-    best: list[list[Hit]] = [[] for _ in queries]
+    best: list[list[Near]] = [[] for _ in queries]
     find = _by_faiss if backend == "faiss" else _exactly
     for part in parts:
-        rows = torch.from_numpy(part.rows)
+        rows = part.rows.tolist()
         # One more, because a query that is a row of this part finds itself.
         found = find(part.embeddings, queries, min(k + 1, len(rows)))
         for i, (columns, similarities) in enumerate(
             zip(found.indices.tolist(), found.similarities.tolist(), strict=True)
         ):
-            pairs = [(s, c) for s, c in zip(similarities, columns, strict=True) if rows[c] != own[i]]
-            worst = best[i][-1].similarity if len(best[i]) == k else -2.0
-            hits = [Hit(int(rows[c]), part.images[int(c)], s) for s, c in pairs if s > worst]
-            best[i] = sorted([*best[i], *hits], key=lambda hit: (-hit.similarity, hit.row))[:k]
+            near = [Near(rows[c], s) for s, c in zip(similarities, columns, strict=True) if rows[c] != own[i]]
+            best[i] = sorted([*best[i], *near], key=lambda one: (-one.similarity, one.row))[:k]
     return best
 
 

@@ -1,123 +1,192 @@
-"""Fills an index, or brings it up to date: parts that nothing changed in stay, the others are made again."""
+"""Fills an index, or brings it up to date: what is there stays, what is new is added, what is gone is deleted."""
 
-import contextlib
-import shutil
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from stml_semi.data.image_table import ImageTable
 from stml_semi.models.evaluation import EmbeddedTable
-from stml_semi.runtime.files import append_json_lines, read_json_lines, remove_abandoned, write_json_lines
-from stml_semi.search.changes import Changes, Kept, Keys
-from stml_semi.search.index import Index, IndexInfo, Part
+from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.files import read_json_lines, remove_abandoned, write_json_lines
+from stml_semi.runtime.names import from_utf8, to_utf8
+from stml_semi.search.changes import CONTENT, NAME, Changes, Keys, changes, places
+from stml_semi.search.index import (
+    KEYS,
+    PART_SIZE,
+    TABLE,
+    Index,
+    IndexInfo,
+    cause,
+    import_lance,
+    open_table,
+    system_errors,
+)
+
+if TYPE_CHECKING:
+    import lance
+    import pyarrow as pa
+
+_KEPT = timedelta(days=1)
+"""How long what was replaced stays on the disk: a program that opened the index before goes on reading it."""
+_DELETED_AT_ONCE = 10_000
+
+
+class _Known(NamedTuple):
+    """What a table holds."""
+
+    keys: Keys
+    ids: NDArray[np.uint64]
+    """Lance's own, of rows."""
 
 
 class Update:
     """One index that is being filled, seen from the process that writes.
 
-    Parts are written where they belong, unless one there is of images that have changed: then the index stays as it is
-    until all new parts are written beside it. Whenever this is killed, running it again goes on.
+    Rows are added to the table as they are embedded. At the end the others are deleted or moved, and index.json gets
+    the version of the table that is right; until then it names the one before. Whenever this is killed, running it
+    again goes on.
     """
 
-    def __init__(self, index: Index, found: IndexInfo | None, table: ImageTable, keys: Keys | None) -> None:
+    def __init__(
+        self, index: Index, found: IndexInfo | None, table: ImageTable, labels: NDArray[np.object_], keys: Keys | None
+    ) -> None:
         """
         Args:
             index: to be filled.
             found: what its index.json says, if there is one.
             table: the source.
-            keys: of all its rows; None if there was no index.
+            labels: (n,) names of the classes of its images; None where there is none.
+            keys: of all its rows; None if the index holds nothing yet.
         """
-        self.index, self.table = index, table
+        self.index, self.found, self.source, self.labels, self.keys = index, found, table, labels, keys
         remove_abandoned(index.folder)
-        self.first = keys is None
-        self.keys = np.zeros((0, 2), np.int64) if keys is None else keys
-        self.before = 0 if found is None else found.num_parts
-        while index.has(self.before):  # A killed update had more to remove.
-            self.before += 1
-        self.kept = Kept(index, self.before)
-        self.reused: dict[int, Tensor] = {}
-        stale = found is not None and any(
-            index.has(number) and not self._is_current(index, number) for number in range(index.info.num_parts)
-        )
-        self.target = Index(index.folder / ".update", index.info) if stale else index
-        there = [number for number in range(index.info.num_parts) if self._has(number)]
-        # A complete one stays so, and is not touched.
-        same = found == index.info._replace(complete=True)
-        self.done = same and not stale and len(there) == index.info.num_parts
-        if self.done:
-            return
-        self.target.folder.mkdir(parents=True, exist_ok=True)
-        if not stale:
+        if found is None:
+            index.folder.mkdir(parents=True, exist_ok=True)
             index.save_info()
-        size = index.info.part_size
-        if lines := read_json_lines(self.target.bad_images):
-            kept = [line for line in lines if "row" in line and line["row"] // size in there]
-            write_json_lines(self.target.bad_images, kept)
+        self.missing: NDArray[np.int64] = np.arange(len(table))
+        """Rows that have to be embedded."""
+        self.changes = Changes(len(table), 0, 0)
+        if keys is not None:
+            with system_errors(index.folder):
+                dataset = latest(index.folder)
+                self.missing = np.flatnonzero(places(keys, _known(dataset).keys) < 0)
+                if found is not None and found.version is not None:
+                    self.changes = changes(keys, _known(open_table(index.folder, found.version)).keys)
 
-    def missing(self, number: int, rows: NDArray[np.int64], keys: Keys) -> NDArray[np.int64] | None:
-        """Rows of a part that have to be embedded; None if the part is there."""
-        if self.done or self._has(number):
-            return None
-        self.reused = self.kept.embeddings(keys)
-        return np.delete(rows, list(self.reused))
-
-    def write(self, number: int, rows: NDArray[np.int64], keys: Keys, made: EmbeddedTable | None) -> None:
-        """Writes a part.
+    def write(self, rows: NDArray[np.int64], keys: Keys, made: EmbeddedTable) -> None:
+        """Adds rows to the table.
 
         Args:
-            number: of the part.
-            rows: all of the part.
+            rows: of the source, some of `missing`.
             keys: theirs.
-            made: embeddings of those that `missing` named; None if there were none.
+            made: their embeddings.
         """
-        places = np.delete(np.arange(len(rows)), list(self.reused))
-        found = self.reused
-        if made is not None:
-            unit = torch.nn.functional.normalize(made.embeddings.float(), dim=1).cpu()
-            found = found | {int(place): unit[i] for i, place in enumerate(places) if made.readable[i]}
-            unreadable = rows[places[~made.readable]]
-            bad = [{"row": int(row), **line._asdict()} for row, line in zip(unreadable, made.bad, strict=True)]
-            append_json_lines(self.target.bad_images, bad)
-        order = sorted(found)
-        embeddings = torch.stack([found[i] for i in order]) if order else torch.zeros(0, self.index.info.num_features)
-        self.target.write(
-            number, Part(embeddings, rows[order], [self.table.describe(int(rows[i])) for i in order]), keys
+        import pyarrow as pa
+
+        unit = np.zeros((len(rows), self.index.info.num_features), np.float32)
+        if made.readable.any():
+            unit[made.readable] = F.normalize(made.embeddings.float(), dim=1).cpu().numpy()[made.readable]
+        reasons: list[str | None] = [None] * len(rows)
+        for place, bad in zip(np.flatnonzero(~made.readable).tolist(), made.bad, strict=True):
+            reasons[place] = to_utf8(bad.reason)
+        embeddings = pa.FixedSizeListArray.from_arrays(
+            pa.array(unit.reshape(-1)), unit.shape[1], mask=pa.array(~made.readable)
         )
+        part = self._columns(rows, keys)
+        part = part.append_column("embedding", embeddings).append_column("reason", pa.array(reasons, pa.string()))
+        part = part.append_column(KEYS[CONTENT], pa.array(keys[:, CONTENT]))
+        path = self.index.folder / TABLE
+        with system_errors(self.index.folder):
+            import_lance().write_dataset(part, str(path), mode="append" if path.exists() else "create")
 
     def finish(self) -> Changes:
-        """Puts new parts in their places, and removes what is not needed any more."""
-        if not self.done:
-            if self.target is not self.index:
-                self._move()
-            for number in reversed(range(self.index.info.num_parts, self.before)):
-                self.index.remove(number)
-            self.index.info = self.index.info._replace(complete=True)
+        """Deletes what is gone, moves what has another row now, and makes this the version of the index."""
+        with system_errors(self.index.folder):
+            dataset = latest(self.index.folder)
+            if self.keys is not None:
+                self._tidy(dataset, self.keys)
+            if self.found is None or self.found.version != dataset.version:
+                # Many small updates leave many small files.
+                dataset.optimize.compact_files(target_rows_per_fragment=PART_SIZE)
+            self.index.info = self.index.info._replace(version=dataset.version)
+            bad = [
+                {"row": line["row"], "image": from_utf8(line["image"]), "reason": from_utf8(line["reason"])}
+                for line in dataset.to_table(
+                    columns=["row", "image", "reason"], filter="reason IS NOT NULL"
+                ).to_pylist()
+            ]
+        bad.sort(key=lambda line: line["row"])
+        if not bad:
+            self.index.bad_images.unlink(missing_ok=True)
+        elif bad != read_json_lines(self.index.bad_images):
+            write_json_lines(self.index.bad_images, bad)
+        if self.index.info != self.found:
             self.index.save_info()
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.index.folder / ".update")
-        return Changes(len(self.table), 0, 0) if self.first else self.kept.changes(self.keys)
+            with system_errors(self.index.folder):
+                dataset.cleanup_old_versions(older_than=_KEPT)
+        return self.changes
 
-    def _move(self) -> None:
-        self.index.save_info()  # Not complete until all of them are moved.
-        made = [number for number in range(self.index.info.num_parts) if self.target.has(number)]
-        size = self.index.info.part_size
-        bad = {line["row"]: line for line in read_json_lines(self.index.bad_images) if "row" in line}
-        bad = {row: line for row, line in bad.items() if row // size not in made and row < self.index.info.num_rows}
-        bad |= {line["row"]: line for line in read_json_lines(self.target.bad_images)}
-        if bad or self.index.bad_images.exists():
-            write_json_lines(self.index.bad_images, (bad[row] for row in sorted(bad)))
-        for number in made:
-            self.index.take(number, self.target)
+    def _tidy(self, dataset: "lance.LanceDataset", keys: Keys) -> None:
+        known = _known(dataset)
+        place = places(keys, known.keys)
+        rows = np.full(len(known.keys), -1)
+        rows[place[place >= 0]] = np.flatnonzero(place >= 0)
+        gone = known.ids[rows < 0].tolist()
+        for start in range(0, len(gone), _DELETED_AT_ONCE):
+            dataset.delete(f"_rowid IN ({', '.join(map(str, gone[start : start + _DELETED_AT_ONCE]))})")
+        rows = rows[rows >= 0]
+        if not self._is_right(dataset, rows, keys):
+            columns = self._columns(rows, keys[rows])
+            dataset.drop_columns(columns.column_names)
+            dataset.add_columns(columns.to_reader(PART_SIZE))
 
-    def _has(self, number: int) -> bool:
-        return self._is_current(self.index, number) or (
-            self.target is not self.index and self._is_current(self.target, number)
-        )
+    def _is_right(self, dataset: "lance.LanceDataset", rows: NDArray[np.int64], keys: Keys) -> bool:
+        """Whether all images have the right rows, names and labels."""
+        there = dataset.to_table(columns=["row", "label", KEYS[NAME]])
+        same = np.array_equal(there["row"].to_numpy(), rows)
+        same = same and np.array_equal(there[KEYS[NAME]].to_numpy(), keys[rows, NAME])
+        return same and there["label"].to_pylist() == self._labels(rows).to_pylist()
 
-    def _is_current(self, index: Index, number: int) -> bool:
-        size = index.info.part_size
-        expected, keys = self.keys[number * size : (number + 1) * size], index.keys(number)
-        return index.has(number) and keys is not None and np.array_equal(expected, keys)
+    def _columns(self, rows: NDArray[np.int64], keys: Keys) -> "pa.Table":
+        """What is said of images by the place they have in the source."""
+        import pyarrow as pa
+
+        images = [to_utf8(self.source.describe(row)) for row in rows.tolist()]
+        columns: dict[str, Any] = {
+            "row": pa.array(rows, pa.int64()),
+            "image": pa.array(images, pa.string()),
+            "label": self._labels(rows),
+            KEYS[NAME]: pa.array(keys[:, NAME]),
+        }
+        return pa.table(columns)
+
+    def _labels(self, rows: NDArray[np.int64]) -> Any:
+        import pyarrow as pa
+
+        return pa.array(self.labels[rows].tolist(), pa.string())
+
+
+def latest(folder: Path) -> "lance.LanceDataset":
+    """The table as it was written last, whether or not an update of it was killed.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        dataset = open_table(folder)
+    except ValueError as error:
+        raise BadInput(f"--output {folder}: {TABLE} cannot be read ({cause(error)}): choose another folder") from None
+    if "row" not in dataset.schema.names:  # It was dropped, and its successor was not written.
+        dataset = open_table(folder, dataset.version - 1)
+        dataset.restore()
+    return dataset
+
+
+def _known(dataset: "lance.LanceDataset") -> _Known:
+    found = dataset.to_table(columns=[*KEYS], with_row_id=True)
+    keys = np.stack([found[name].to_numpy() for name in KEYS], 1) if len(found) else np.zeros((0, 2), np.int64)
+    return _Known(keys, found["_rowid"].to_numpy())

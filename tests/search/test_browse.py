@@ -111,7 +111,7 @@ def test_several_images_are_searched_for_by_their_mean(folder, server):
     assert [hit["row"] for hit in hits] == [row for row in order if row not in (0, 11)][:5]
     assert hits[0]["similarity"] == pytest.approx(float(cosines[places[hits[0]["row"]]]), abs=1e-5)
     # An upload that is a row of the index counts like this row; only the rows are left out.
-    image = Path(part.images[places[0]]).read_bytes()
+    image = Path(index.images([0])[0]).read_bytes()
     reply = Reply(server, "POST", "/search?rows=11&k=6", image, Content_Type="image/png")
     both = [hit["row"] for hit in json.loads(reply.body)["hits"]]
     assert sorted(both) == sorted([0, *[hit["row"] for hit in hits]])

@@ -1,30 +1,36 @@
 """embed, search, dedup: exact over all parts, resumable, and honest about what they cannot read."""
 
+import csv
 import json
+import shutil
 import signal
 import time
 import weakref
 from importlib.util import find_spec
 from pathlib import Path
 
+import lance
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.command_line import call
+from helpers.indexes import made_up, whole
 from helpers.pictures import write_pictures
 from helpers.real_runs import cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import parquet
 
 from stml_semi import load
 from stml_semi.neighbors import nearest_neighbors
 from stml_semi.runtime.errors import BadInput
 from stml_semi.search.duplicates import _around_kept, as_csv, find_duplicates
 from stml_semi.search.embed import embed_source
-from stml_semi.search.index import FORMATS, Index, IndexInfo, Part
+from stml_semi.search.index import Index
 from stml_semi.search.query import search
+from stml_semi.search.update import Update
 from stml_semi.sharing.evaluate import evaluate_model
 
 
@@ -36,26 +42,66 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def whole(index: Index) -> Part:
-    parts = list(index.parts())
-    images = [image for part in parts for image in part.images]
-    return Part(torch.cat([p.embeddings for p in parts]), np.concatenate([p.rows for p in parts]), images)
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_embed_writes_embeddings_with_row_ids(photos, tmp_path, format):
-    made = embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), format=format, num_workers=0, part_size=6)
+def test_embed_writes_a_table_that_others_read(photos, tmp_path):
+    made = embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), num_workers=0, part_size=6)
     assert (made.num_rows, made.num_embedded, made.num_bad) == (21, 20, 1)
     index = Index.open(tmp_path / "index")
-    part = whole(index)
-    assert part.embeddings.shape == (20, index.info.num_features)
-    assert part.embeddings.dtype == torch.float32
-    assert part.rows.tolist() == [row for row in range(21) if row != 10]
-    expected = load("tiny-resnet").encode([Image.open(path) for path in part.images])
-    np.testing.assert_allclose(part.embeddings, expected, atol=1e-5)
+    found = whole(index)
+    assert found.embeddings.shape == (20, index.info.num_features)
+    assert found.embeddings.dtype == torch.float32
+    assert found.rows == [row for row in range(21) if row != 10]
+    expected = load("tiny-resnet").encode([Image.open(path) for path in found.images])
+    np.testing.assert_allclose(found.embeddings, expected, atol=1e-5)
     listed = (tmp_path / "index" / "bad_images.jsonl").read_text().splitlines()
-    assert [json.loads(line)["image"] for line in listed] == [str(photos / "1" / "broken.png")]
-    assert not [path for path in (tmp_path / "index").iterdir() if "partial" in path.name]
+    line = {"row": 10, "image": str(photos / "1" / "broken.png"), "reason": "not an image"}
+    assert list(map(json.loads, listed)) == [line]
+    table = lance.dataset(str(tmp_path / "index" / "images.lance")).to_table()
+    assert table["label"].to_pylist() == [name for name in "0123" for _ in range(5 + (name == "1"))]
+    assert table["reason"].to_pylist() == [None] * 10 + ["not an image"] + [None] * 10
+    assert table["embedding"].null_count == 1
+
+
+@pytest.mark.parametrize("format", ["parquet", "npy"])
+def test_a_copy_holds_what_the_table_holds(photos, tmp_path, format):
+    folder = tmp_path / "index"
+    for _ in range(2):  # Again over what is there.
+        embed_source("tiny-resnet", str(photos), str(folder), format=format, num_workers=0, part_size=6)
+    expected = whole(Index.open(folder))
+    if format == "parquet":
+        table = parquet.read_table(folder / "embeddings.parquet")
+        rows, images, labels, embeddings = (table[name].to_pylist() for name in ("row", "image", "label", "embedding"))
+    else:
+        lines = list(csv.DictReader((folder / "images.csv").read_text().splitlines()))
+        rows, images, labels = ([line[name] for line in lines] for name in ("row", "image", "label"))
+        embeddings = np.load(folder / "embeddings.npy")
+    assert list(map(int, rows)) == expected.rows
+    assert images == expected.images
+    assert labels == [Path(image).parent.name for image in images]
+    np.testing.assert_array_equal(np.array(embeddings, np.float32), expected.embeddings)
+
+
+def test_lancedb_opens_an_index(photos, tmp_path):
+    lancedb = pytest.importorskip("lancedb")
+    embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), num_workers=0)
+    table = lancedb.connect(str(tmp_path / "index")).open_table("images")
+    query = whole(Index.open(tmp_path / "index")).embeddings[3].numpy()
+    (hit,) = table.search(query).where("label = '0'").limit(1).to_list()
+    assert hit["image"] == str(photos / "0" / "3.png")
+
+
+def test_only_rows_for_which_a_condition_holds(photos, tmp_path):
+    folder = str(tmp_path / "index")
+    embed_source("tiny-resnet", str(photos), folder, num_workers=0)
+    query = photos / "2" / "3.png"
+    everything = search(folder, [str(query)], k=20)[0].hits
+    expected = [hit for hit in everything if Path(hit.image).parent.name == "1"]
+    assert search(folder, [str(query)], k=20, where="label = '1'")[0].hits == expected
+    (found,) = Index.open(folder).search(query, k=2, where="label IN ('1', 'x') AND row < 8")
+    assert found == [hit for hit in expected if hit.row < 8][:2]
+    assert search(folder, [str(query)], where="label = 'x'")[0].hits == []
+    for wrong in ("labl = '1'", "label =", "row"):
+        with pytest.raises(BadInput, match="^--where .*: is no condition in SQL over row, image, label, reason"):
+            search(folder, [str(query)], where=wrong)
 
 
 def test_a_program_searches_by_images_and_by_embeddings(photos, tmp_path):
@@ -86,38 +132,41 @@ def test_a_program_searches_by_images_and_by_embeddings(photos, tmp_path):
 
 
 def test_an_interrupted_embed_goes_on(photos, tmp_path, monkeypatch):
-    from stml_semi.search.index import Index as Writer
-
     folder = tmp_path / "index"
-    write = Writer.write
+    write, left = Update.write, [2]
 
-    def killed(self, number, part, keys):
-        if number == 2:
+    def killed(self, *given):
+        left[0] -= 1
+        if left[0] < 0:
             raise KeyboardInterrupt
-        write(self, number, part, keys)
+        write(self, *given)
 
-    monkeypatch.setattr(Writer, "write", killed)
-    with pytest.raises(KeyboardInterrupt):
-        embed_source("tiny-resnet", str(photos), str(folder), num_workers=0, part_size=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Update, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embed_source("tiny-resnet", str(photos), str(folder), num_workers=0, part_size=6)
     with pytest.raises(ValueError, match="is not finished"):
         Index.open(folder)
-    monkeypatch.setattr(Writer, "write", write)
-    before = (folder / "part-00000.safetensors").stat().st_mtime_ns
     made = embed_source("tiny-resnet", str(photos), str(folder), num_workers=0, part_size=6)
     assert made.num_embedded == 9
     assert made.num_bad == 1
-    assert (folder / "part-00000.safetensors").stat().st_mtime_ns == before
     embed_source("tiny-resnet", str(photos), str(tmp_path / "other"), num_workers=0, part_size=6)
-    assert torch.equal(whole(Index.open(folder)).embeddings, whole(Index.open(tmp_path / "other")).embeddings)
+    assert_same(folder, tmp_path / "other")
     assert embed_source("tiny-resnet", str(photos), str(folder), num_workers=0, part_size=6).num_embedded == 0
 
 
-def test_a_killed_embed_goes_on_to_the_same_files(tmp_path):
+def assert_same(folder: Path, other: Path) -> None:
+    found, expected = whole(Index.open(folder)), whole(Index.open(other))
+    assert torch.equal(found.embeddings, expected.embeddings)
+    assert found[1:] == expected[1:]
+
+
+def test_a_killed_embed_goes_on(tmp_path):
     flags = ["--model", "tiny-resnet", "--data", "kanji:train", "--batch-size", "4", "--part-size", "40"]
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed, other = tmp_path / "killed", tmp_path / "whole"
     running = cli("embed", *flags, "--num-workers", "0", "--output", str(killed))
     deadline = time.monotonic() + 120
-    while not (killed / "part-00001.safetensors").exists():
+    while len(list(killed.glob("images.lance/data/*.lance"))) < 2:
         assert time.monotonic() < deadline
         assert running.poll() is None, running.communicate()[1]
         time.sleep(0.002)
@@ -126,9 +175,9 @@ def test_a_killed_embed_goes_on_to_the_same_files(tmp_path):
     with pytest.raises(ValueError, match="is not finished"):
         Index.open(killed)
     made = embed_source("tiny-resnet", "kanji:train", str(killed), batch_size=4, num_workers=0, part_size=40)
-    assert 0 < made.num_embedded <= made.num_rows - 80
-    embed_source("tiny-resnet", "kanji:train", str(whole), batch_size=4, num_workers=0, part_size=40)
-    assert contents(killed) == contents(whole)
+    assert 0 < made.num_embedded <= made.num_rows - 40
+    embed_source("tiny-resnet", "kanji:train", str(other), batch_size=4, num_workers=0, part_size=40)
+    assert_same(killed, other)
 
 
 @pytest.mark.slow
@@ -144,8 +193,7 @@ def test_two_processes_embed_and_evaluate_as_one_does(photos, tmp_path):
     embed_source("tiny-resnet", str(photos), str(one), num_workers=0, part_size=6)
     found, expected = whole(Index.open(two)), whole(Index.open(one))
     torch.testing.assert_close(found.embeddings, expected.embeddings, rtol=0, atol=1e-5)
-    assert found.rows.tolist() == expected.rows.tolist()
-    assert found.images == expected.images
+    assert found[1:] == expected[1:]
     assert (two / "bad_images.jsonl").read_text() == (one / "bad_images.jsonl").read_text()
     line = json.loads(ended[1][0][0])
     alone = evaluate_model("tiny-resnet", str(photos), num_workers=0, confidence=90)
@@ -154,26 +202,22 @@ def test_two_processes_embed_and_evaluate_as_one_does(photos, tmp_path):
     assert line["num_queries"] == alone["num_queries"] == 20
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_few_parts_are_in_memory_at_a_time(photos, tmp_path, monkeypatch):
     alive, most = weakref.WeakSet(), [0]
-    read, write = Index.part, Index.write
+    read = Index.part
 
-    def watch(part):
+    def watch(self, number):
+        part = read(self, number)
         alive.add(part.embeddings)
         most[0] = max(most[0], len(alive))
         return part
 
-    monkeypatch.setattr(Index, "part", lambda self, number: watch(read(self, number)))
-    monkeypatch.setattr(Index, "write", lambda self, number, part, keys: write(self, number, watch(part), keys))
-    embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), num_workers=0, part_size=2)
-    assert Index.open(tmp_path / "index").info.num_parts == 11
-    assert most[0] in (1, 2)  # The last one, and the one that takes its place.
+    embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), num_workers=0)
+    monkeypatch.setattr(Index, "part", watch)
+    monkeypatch.setattr("stml_semi.search.index.PART_SIZE", 2)
+    assert Index.open(tmp_path / "index").num_parts == 11
     search(str(tmp_path / "index"), rows=[0, 20])
-    assert most[0] <= 2
+    assert most[0] in (1, 2)  # The last one, and the one that takes its place.
     find_duplicates(str(tmp_path / "index"))
     assert most[0] <= 3
 
@@ -191,26 +235,13 @@ def test_parts_of_different_models_or_data_never_mix(photos, tmp_path, make_back
         search(folder, [str(photos / "0" / "0.png")], model=str(make_backbone("resnet")))
 
 
-def made_up(folder: Path, embeddings: torch.Tensor, part_size: int) -> str:
-    """An index of embeddings that no model made."""
-    folder.mkdir()
-    width = embeddings.shape[1]
-    info = IndexInfo("m", "f", "d", None, len(embeddings), [], part_size, "safetensors", width, complete=True)
-    index = Index(folder, info)
-    for number in range(info.num_parts):
-        rows = np.arange(number * part_size, min((number + 1) * part_size, len(embeddings)))
-        unit = torch.nn.functional.normalize(embeddings[torch.from_numpy(rows)], dim=1)
-        index.write(number, Part(unit, rows, [f"{row}.png" for row in rows]))
-    index.save_info()
-    return str(folder)
-
-
 @pytest.mark.parametrize("part_size", [1, 7, 64, 1000])
-def test_search_over_parts_is_the_search_over_all(tmp_path, part_size):
+def test_search_over_parts_is_the_search_over_all(monkeypatch, tmp_path, part_size):
+    monkeypatch.setattr("stml_semi.search.index.PART_SIZE", part_size)
     torch.manual_seed(0)
     embeddings = torch.randn(150, 8)
     embeddings[90:100] = embeddings[20:30]  # Ties: the smaller row comes first.
-    folder = made_up(tmp_path / "index", embeddings, part_size)
+    folder = made_up(tmp_path / "index", embeddings)
     expected = nearest_neighbors(embeddings, 12)
     answers = search(folder, rows=range(150), k=12)
     assert [[hit.row for hit in answer.hits] for answer in answers] == expected.indices.tolist()
@@ -221,9 +252,10 @@ def test_search_over_parts_is_the_search_over_all(tmp_path, part_size):
 
 @pytest.mark.skipif(find_spec("faiss") is None, reason="the extra `faiss` is not installed")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_faiss_finds_the_same(tmp_path):
+def test_faiss_finds_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr("stml_semi.search.index.PART_SIZE", 64)
     torch.manual_seed(0)
-    folder = made_up(tmp_path / "index", torch.randn(150, 8), 64)
+    folder = made_up(tmp_path / "index", torch.randn(150, 8))
     expected = search(folder, rows=range(150), k=12)
     found = search(folder, rows=range(150), k=12, backend="faiss")
     assert [[hit.row for hit in answer.hits] for answer in found] == [
@@ -234,19 +266,20 @@ def test_faiss_finds_the_same(tmp_path):
 
 def test_missing_faiss_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("stml_semi.search.query.find_spec", lambda name: None)
-    folder = made_up(tmp_path / "index", torch.eye(4), 2)
+    folder = made_up(tmp_path / "index", torch.eye(4))
     with pytest.raises(ValueError, match=r"--backend faiss: it is not installed; pip install 'stml-semi\[faiss\]'"):
         search(folder, rows=[0], backend="faiss")
 
 
 @pytest.mark.parametrize("part_size", [1, 7, 1000])
-def test_dedup_keeps_one_image_near_to_all_that_may_go(tmp_path, part_size):
+def test_dedup_keeps_one_image_near_to_all_that_may_go(monkeypatch, tmp_path, part_size):
+    monkeypatch.setattr("stml_semi.search.index.PART_SIZE", part_size)
     embeddings = torch.eye(60)
     embeddings[[5, 17, 40]] = embeddings[2].clone()
     # 9 - 30 - 41 is a chain whose ends are not alike.
     embeddings[30] = embeddings[9] + 0.2 * embeddings[50]
     embeddings[41] = embeddings[9] + 0.4 * embeddings[50]
-    groups = find_duplicates(made_up(tmp_path / "index", embeddings, part_size), threshold=0.975)
+    groups = find_duplicates(made_up(tmp_path / "index", embeddings), threshold=0.975)
     assert [group.rows for group in groups] == [[2, 5, 17, 40], [9, 30]]
     assert groups[1].images == ["9.png", "30.png"]
     assert groups[0].cosines == pytest.approx([1, 1, 1, 1])
@@ -258,9 +291,10 @@ def test_dedup_keeps_one_image_near_to_all_that_may_go(tmp_path, part_size):
             find_duplicates(str(tmp_path / "index"), threshold=wrong)
 
 
-def test_many_copies_are_one_group(tmp_path):
+def test_many_copies_are_one_group(monkeypatch, tmp_path):
+    monkeypatch.setattr("stml_semi.search.index.PART_SIZE", 700)
     embeddings = torch.ones(3000, 4)
-    groups = find_duplicates(made_up(tmp_path / "index", embeddings, 700))
+    groups = find_duplicates(made_up(tmp_path / "index", embeddings))
     assert [len(group.rows) for group in groups] == [3000]
 
 
@@ -347,7 +381,7 @@ def test_a_page_without_its_pictures_still_names_them(photos, tmp_path):
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, arguments, expected):
-    folder = made_up(tmp_path / "index", torch.eye(4), 2)
+    folder = made_up(tmp_path / "index", torch.eye(4))
     code, out, err = call(monkeypatch, capsys, *(a.format(folder) for a in arguments))
     assert code == 2
     assert out == ""
@@ -355,11 +389,29 @@ def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, arguments, expecte
     assert len(err.splitlines()) == 1
 
 
-def test_a_damaged_part_is_named(tmp_path):
-    folder = made_up(tmp_path / "index", torch.eye(4), 2)
-    (tmp_path / "index" / "part-00001.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match=r"part-00001.safetensors cannot be read .*same `embed` command"):
+@pytest.mark.parametrize("damage", ["cut", "gone", "no table"])
+def test_a_damaged_table_is_named(tmp_path, damage):
+    folder = made_up(tmp_path / "index", torch.eye(4))
+    (data,) = (tmp_path / "index" / "images.lance" / "data").iterdir()
+    if damage == "cut":
+        data.write_bytes(data.read_bytes()[:-9])
+    elif damage == "gone":
+        data.unlink()
+    else:
+        shutil.rmtree(tmp_path / "index" / "images.lance")
+    with pytest.raises(BadInput, match=r"images.lance cannot be read \(.*\): embed again into another folder"):
         search(folder, rows=[0])
+
+
+def test_an_index_of_an_earlier_version_is_named(photos, tmp_path):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "index.json").write_text('{"model": "m", "part_size": 16384, "complete": true}')
+    for use in (
+        lambda: Index.open(tmp_path / "index"),
+        lambda: embed_source("tiny-resnet", str(photos), str(tmp_path / "index"), num_workers=0),
+    ):
+        with pytest.raises(BadInput, match=r"was made by an earlier version; embed again into another folder"):
+            use()
 
 
 def test_a_bare_backbone_is_opened_for_another_size_by_all(photos, tmp_path, monkeypatch, capsys):
@@ -369,8 +421,8 @@ def test_a_bare_backbone_is_opened_for_another_size_by_all(photos, tmp_path, mon
     assert code == 0, err
     picture = str(photos / "2" / "3.png")
     expected = load("tiny-resnet", image_size=48).encode([Image.open(picture)])
-    part = whole(Index.open(folder))
-    np.testing.assert_allclose(part.embeddings[list(part.images).index(picture)], expected[0], atol=1e-5)
+    found = whole(Index.open(folder))
+    np.testing.assert_allclose(found.embeddings[found.images.index(picture)], expected[0], atol=1e-5)
     assert search(folder, [picture], k=1)[0].hits[0].similarity == pytest.approx(1, abs=1e-5)
     code, _, err = call(monkeypatch, capsys, *flags)
     assert (code, "holds an index of another image size" in err) == (2, True), err

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import call
+from helpers.indexes import whole
 from helpers.pictures import write_pictures
 
 from stml_semi.search.embed import embed_source
@@ -84,37 +86,67 @@ def test_a_full_disk_leaves_the_page_that_was_there(monkeypatch, capsys, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.html", "index", "photos"]
 
 
-@pytest.mark.parametrize("name", ["part-00000.keys", "part-00000.safetensors", "bad_images.jsonl"])
-def test_a_folder_in_place_of_a_file_of_an_index(monkeypatch, capsys, photos, index, name):
-    for file in {name, "part-00000.safetensors"}:
-        (index / file).unlink(missing_ok=True)
-    (index / name).mkdir()
-    check(call(monkeypatch, capsys, *embed(photos, index)), f"Is a directory: '{index / name}'")
+@pytest.mark.parametrize("name", ["images.lance", "images.lance/_versions"])
+def test_a_file_in_place_of_a_folder_of_an_index(monkeypatch, capsys, photos, index, name):
+    shutil.rmtree(index / name)
+    (index / name).write_text("a text")
+    said = call(monkeypatch, capsys, *embed(photos, index))
+    check(said, "cannot be written (" if name == "images.lance" else "images.lance cannot be read (")
+    check(call(monkeypatch, capsys, "search", "--index", index, "--row", 0), "images.lance cannot be read (")
 
 
-@pytest.mark.parametrize("name", ["index.json", "part-00000.safetensors", "part-00000.ids.jsonl"])
-def test_what_may_not_be_read_is_not_called_damaged(monkeypatch, capsys, index, name):
+def test_a_folder_in_place_of_a_file_of_an_index(monkeypatch, capsys, photos, index):
+    (photos / "broken.png").write_bytes(b"no image")
+    (index / "bad_images.jsonl").mkdir()
+    said = call(monkeypatch, capsys, *embed(photos, index))
+    check(said, f"Is a directory: '{index / 'bad_images.jsonl'}'")
+
+
+def test_an_index_that_may_not_be_read_is_not_called_damaged(monkeypatch, capsys, index):
     opened = Path.open
 
     def refusing(self: Path, *args: object, **kwargs: object) -> object:
-        if self.name == name:
+        if self.name == "index.json":
             raise PermissionError(13, "Permission denied", str(self))
         return opened(self, *args, **kwargs)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(Path, "open", refusing)
-    monkeypatch.setattr(Path, "read_bytes", lambda self: self.open("rb").read())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refusing)
+        patch.setattr(Path, "read_bytes", lambda self: self.open("rb").read())
+        said = call(monkeypatch, capsys, "search", "--index", index, "--row", 0)
+    check(said, "index.json may not be read (permission denied); make it readable with chmod")
+
+    def denied(*_: object, **__: object) -> None:
+        raise OSError("LanceError(IO): Generic error: Permission denied (os error 13), /rust/object_store.rs:157:42")
+
+    monkeypatch.setattr("lance.dataset", denied)
     said = call(monkeypatch, capsys, "search", "--index", index, "--row", 0)
-    check(said, f"{name} may not be read (permission denied); make it readable with chmod")
-    assert "delete" not in said[2]
+    check(said, "images.lance may not be read (permission denied); make it readable with chmod")
+
+
+@pytest.mark.parametrize("size", [500, 5000])
+def test_a_full_disk_stops_embed_and_loses_nothing(monkeypatch, capsys, photos, index, size):
+    write_pictures(photos / "more", 40, seed=3)
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        said = call(monkeypatch, capsys, *embed(photos, index))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    check(said, "the disk is full: free some space, then run the same command again", 1)
+    assert len(whole(Index.open(index)).rows) == 4
+    embed_source("tiny-resnet", str(photos), str(index), num_workers=0)
+    assert len(whole(Index.open(index)).rows) == 44
 
 
 def test_what_a_killed_embed_left_goes_with_the_next(photos, index):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     host = os.uname().nodename.replace(".", "-")
-    left = [index / f".part-0000{n}.safetensors.{host}.{gone.pid}.partial" for n in (0, 7)]
+    left = [index / f".{name}.{host}.{gone.pid}.partial" for name in ("index.json", "embeddings.npy")]
     for path in left:
         path.write_bytes(b"half of it")
     embed_source("tiny-resnet", str(photos), str(index), num_workers=0)
     assert not any(path.exists() for path in left)
-    assert len(list(Index.open(index).parts())) == 1
+    assert len(whole(Index.open(index)).rows) == 4

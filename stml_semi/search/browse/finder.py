@@ -15,7 +15,7 @@ from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.thumbnails import Thumbnail, thumbnail
 from stml_semi.runtime.errors import one_line
 from stml_semi.search.index import Index, Part
-from stml_semi.search.query import Hit, indexed_source, nearest_rows, open_indexed, open_model, readable_rows
+from stml_semi.search.query import Hit, indexed_source, name_hits, nearest_rows, open_indexed, open_model
 
 MAX_BYTES = 20 * 2**20
 """Of an upload."""
@@ -137,7 +137,7 @@ class Finder:
             raise LookupError(f"the image of row {row} cannot be read ({one_line(error)})") from None
 
     def _embeddings(self, rows: Sequence[int]) -> list[Tensor]:
-        found = readable_rows(self.index, rows)
+        found = self.index.find(rows)
         for row in rows:
             if row not in found:
                 reason = ": its image could not be read" if row < self.index.info.num_rows else ""
@@ -153,8 +153,9 @@ class Finder:
                 raise LookupError(f"there is no class {label}")
             parts = self._of_class(parts, label)
         mean, count = F.normalize(torch.stack([*queries]).mean(0, keepdim=True)), k or self.k
-        (hits,) = nearest_rows(parts, mean, torch.tensor([-1]), count + len(own))
-        return [_shown(hit) for hit in hits if hit.row not in own][:count]
+        (near,) = nearest_rows(parts, mean, torch.tensor([-1]), count + len(own))
+        (hits,) = name_hits(self.index, [[one for one in near if one.row not in own][:count]])
+        return [_shown(hit) for hit in hits]
 
     def _of_class(self, parts: Iterable[Part], label: int) -> Iterator[Part]:
         assert self.table is not None
@@ -162,7 +163,7 @@ class Finder:
         for part in parts:
             kept: list[int] = np.flatnonzero(self.table.labels[part.rows] == label).tolist()
             if kept:
-                yield Part(part.embeddings[kept], part.rows[kept], [part.images[place] for place in kept])
+                yield Part(part.embeddings[kept], part.rows[kept])
 
 
 def _shown(hit: Hit) -> ShownHit:

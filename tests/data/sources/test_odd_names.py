@@ -14,8 +14,8 @@ from stml_semi.data.image_table import paths_dataset
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.runtime.files import write_text
 from stml_semi.runtime.names import from_utf8, to_utf8
+from stml_semi.search.copies import FORMATS
 from stml_semi.search.embed import embed_source
-from stml_semi.search.index import FORMATS
 from stml_semi.training.resolve import resolve
 from stml_semi.training.run import run
 
