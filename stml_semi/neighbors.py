@@ -24,6 +24,7 @@ _ROWS = 2**32
 _NOTHING = torch.iinfo(torch.int64).min
 # Candidates beyond k, and half of k: enough to prove nearly every query's neighbors at first go.
 _SPARE = 16
+_FEW = 8  # Queries for which preparing the gallery takes longer than it saves.
 # A candidate costs as much as about this many rows of the gallery in a float64 product.
 _CANDIDATE_COST = 32
 
@@ -121,6 +122,12 @@ class Gallery:
             similarities[part] = steps.float() / _STEPS
 
         pending = torch.arange(len(own), device=device)
+        if len(own) <= _FEW and "_operands" not in self.__dict__ and self._is_plain:
+            for part in pending.split(1):
+                found = self._look_through(_unit(own[part], lengths[part]), k, skip[part])
+                if found is not None:
+                    settle(part, found)
+                    pending = pending[pending != part]
         count = k + 1 + k // 2 + _SPARE
         for _ in range(3):
             if count * _CANDIDATE_COST > len(self) or len(pending) == 0:
@@ -138,6 +145,13 @@ class Gallery:
             part = pending[start : start + chunk]
             settle(part, self._exhaust(_unit(own[part], lengths[part]), k, skip[part], tile))
         return Neighbors(indices.to(queries.device), similarities.to(queries.device))
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Whether a float32 product is as precise as it should be: no tensor cores, no lengths near its limits."""
+        there = self.lengths[self.lengths > 0]
+        usual = not len(there) or bool((there.min() > 1e-9) & (there.max() < 1e9))
+        return usual and self.rows.device.type == "cpu" and _float32_is_exact()
 
     @cached_property
     def _center(self) -> Float64[Tensor, "d"]:
@@ -190,6 +204,21 @@ class Gallery:
         # Should the product be less precise than assumed, the candidates themselves give it away.
         proven &= ((precise + offset[:, None] - cosines).abs() <= bound).all(1)
         return best, proven
+
+    def _look_through(
+        self, unit: Float64[Tensor, "1 d"], k: int, skip: Integer[Tensor, "1"]
+    ) -> Int64[Tensor, "1 {k}"] | None:
+        """The best k of one query as keys, by a float32 product; None where that cannot tell the rows apart."""
+        scores = (unit.float() @ self.rows.float().T)[0]
+        scores /= self.lengths.float().clamp_min(torch.finfo(torch.float32).tiny)
+        if skip >= 0:
+            scores[skip] = -torch.inf
+        # Sums of d products, then three roundings; keys round once more.
+        error = (unit.shape[1] + 8) * 2.0**-23
+        columns = (scores >= scores.topk(k).values[-1] - 2 * error).nonzero()[:, 0]
+        if len(columns) > 4 * k + _SPARE:
+            return None
+        return _keys(self._cosines(unit, columns[None]), columns).topk(k).values
 
     def _candidates(
         self, operand: Float[Tensor, "q d"], count: int

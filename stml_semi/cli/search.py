@@ -17,6 +17,10 @@ def embed(
     format: Annotated[
         str, typer.Option(help="parquet or npy also writes a copy for programs that do not read Lance.")
     ] = "lance",
+    approximate: Annotated[
+        bool,
+        typer.Option("--approximate", help="Prepare `search --backend approximate`, for a million images and more."),
+    ] = False,
     image_column: Annotated[str | None, typer.Option(help="Column of --data with the images.")] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Of a bare backbone: side of its input in pixels. Default: its own.", min=8)
@@ -45,6 +49,7 @@ def embed(
             data,
             output,
             format=next(known for known in FORMATS if known == format),
+            approximate=approximate,
             image_column=image_column,
             image_size=image_size,
             batch_size=batch_size,
@@ -61,9 +66,10 @@ def embed(
     first = made.num_new == made.num_rows and not made.num_gone
     known = "" if first else "".join(f", {count} {what}" for what, count in counts.items() if count > 0)
     bad = f", {made.num_bad} unreadable (bad_images.jsonl)" if made.num_bad else ""
+    near = f"; approximate search finds {made.recall:.1%} of the ten nearest" if made.recall is not None else ""
     for sentence in made.skipped if is_main() else ():
         print(f"warning: {sentence}", file=sys.stderr)
-    print_outcome(f"{output}: {made.num_rows} images{known}{bad}", made._asdict(), as_json)
+    print_outcome(f"{output}: {made.num_rows} images{known}{bad}{near}", made._asdict(), as_json)
 
 
 def search(
@@ -78,7 +84,9 @@ def search(
             help="""Only among rows that fulfil this condition (SQL: row, image, label), e.g. "label = 'wren'"."""
         ),
     ] = None,
-    backend: Annotated[str, typer.Option(help="exact, or faiss where that is installed.")] = "exact",
+    backend: Annotated[
+        str, typer.Option(help="exact; faiss where it is installed; approximate after `embed --approximate`.")
+    ] = "exact",
     min_precision: Annotated[
         float | None,
         typer.Option(help="Leave out what is less similar than a match with this share of right answers, e.g. 0.95."),
@@ -92,7 +100,7 @@ def search(
     """
     with one_line_errors():
         quiet_libraries()
-        from stml_semi.search.query import Backend
+        from stml_semi.search.nearest import Backend
         from stml_semi.search.query import search as find
 
         among("--backend", backend, *get_args(Backend))

@@ -21,6 +21,7 @@ from stml_semi.runtime.failures import writing
 from stml_semi.runtime.files import read_json_lines
 from stml_semi.runtime.names import to_utf8
 from stml_semi.runtime.progress import Counter
+from stml_semi.search.approximate import build, recall
 from stml_semi.search.changes import Changes, row_keys
 from stml_semi.search.copies import Format, write_copy
 from stml_semi.search.index import PART_SIZE, TABLE, Index, IndexInfo, read_info
@@ -46,6 +47,8 @@ class Embedded(NamedTuple):
     """Images of the index that the source does not have any more: they are dropped."""
     skipped: tuple[str, ...]
     """Sentences about files of the source that are not read."""
+    recall: float | None = None
+    """Of approximate search: the share of the ten nearest images that it finds. None if it was not asked for."""
 
 
 def embed_source(
@@ -54,6 +57,7 @@ def embed_source(
     output: str,
     *,
     format: Format = "lance",
+    approximate: bool = False,
     image_column: str | None = None,
     image_size: int | None = None,
     batch_size: int = 256,
@@ -65,7 +69,8 @@ def embed_source(
     Run again, it resumes where it was stopped, and brings the index up to date: what is new or has changed is embedded,
     what is gone is dropped.
 
-    `format` other than "lance" also writes a copy (`copies`). Memory: `part_size` images, which are written together,
+    `format` other than "lance" also writes a copy (`copies`). `approximate` prepares approximate search, which takes
+    minutes for every million images. Memory: `part_size` images, which are written together,
     on every process, and a few bytes per image.
 
     Raises:
@@ -109,10 +114,12 @@ def embed_source(
             embedded, changes = _fill(index, table, embed, part_size, counter, accelerator)
             if main:
                 write_copy(index, format)
+                index = build(index) if approximate else index
     accelerator.wait_for_everyone()
     num_bad = len(read_json_lines(index.bad_images))
     accelerator.end_training()
-    return Embedded(output, len(table), embedded, num_bad, *changes, table.skipped)
+    found = recall(index) if approximate and main else None
+    return Embedded(output, len(table), embedded, num_bad, *changes, table.skipped, found)
 
 
 def _fill(

@@ -165,12 +165,22 @@ class Index:
         if where is None:
             yield from filter(lambda part: len(part.rows), map(self.part, range(self.num_parts)))
             return
-        try:
-            batches = self.table.to_batches(columns=["row", "embedding"], filter=where, batch_size=PART_SIZE)
-            for batch in batches:
+        with self.asking(where):
+            for batch in self.table.to_batches(columns=["row", "embedding"], filter=where, batch_size=PART_SIZE):
                 if len((part := self._as_part(batch)).rows):
                     yield part
+
+    @contextlib.contextmanager
+    def asking(self, where: str | None) -> Iterator[None]:
+        """
+        Raises:
+            BadInput: the condition cannot be understood.
+        """
+        try:
+            yield
         except (ValueError, OSError) as error:
+            if where is None or isinstance(error, BadInput):
+                raise
             columns = ", ".join(name for name in self.table.schema.names if name not in ("embedding", *KEYS))
             raise BadInput(
                 f"--where {where}: is no condition in SQL over {columns} ({cause(error)}); for example "

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,28 +17,19 @@ from stml_semi.data.any_image import OneImage
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, ImageSource, read_image
 from stml_semi.data.sources.open_source import open_source
-from stml_semi.neighbors import Gallery, Neighbors
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.finite import check_lengths
+from stml_semi.search.approximate import nearest as nearest_approximately
 from stml_semi.search.changes import row_key
 from stml_semi.search.embed import fingerprint, sample_names
-from stml_semi.search.index import Index, Part, Row
+from stml_semi.search.index import Index, Row
+from stml_semi.search.nearest import Backend, Near, nearest_rows
 from stml_semi.sharing.load import Retriever, load, model_folder
 from stml_semi.sharing.thresholds import read_thresholds
 
-Backend = Literal["exact", "faiss"]
-
-
-class Near(NamedTuple):
-    """A row of an index that is near to a query."""
-
-    row: int
-    similarity: float
-    """Cosine."""
-
 
 class Hit(NamedTuple):
-    """The same with its name."""
+    """A row of the index that answers a query."""
 
     row: int
     image: str
@@ -81,13 +72,14 @@ def search(
         model: default: the one that made the index.
         k: answers per query; all there are, if fewer.
         where: only among rows for which this condition holds: SQL over the columns row, image and label.
-        backend: "exact", or "faiss": its flat search, exact up to the rounding of float32.
+        backend: "exact"; "faiss": its flat search, exact up to the rounding of float32; "approximate": by what `embed`
+            built for it.
         min_precision: leave out what is less similar than a match of this precision (0..1), by the thresholds of the
             model: no hits are left of what is not in the index.
 
     Raises:
         BadInput: no index, an image that cannot be read, a row that is not there, no condition, another model than the
-            index's, or faiss is not installed.
+            index's, or what the backend needs is missing.
     """
     if backend == "faiss" and find_spec("faiss") is None:
         raise BadInput("--backend faiss: it is not installed; pip install 'stml-semi[faiss]', or leave the flag out")
@@ -102,7 +94,10 @@ def search(
         queries.append(torch.stack([found[row].embedding for row in rows]))
         asked.extend((found[row].image, row) for row in rows)
     own = torch.tensor([-1 if row is None else row for _, row in asked])
-    nearest = nearest_rows(index.parts(where), torch.cat(queries), own, k, backend)
+    if backend == "approximate":
+        nearest = nearest_approximately(index, torch.cat(queries), own, k, where)
+    else:
+        nearest = nearest_rows(index.parts(where), torch.cat(queries), own, k, backend)
     hits = name_hits(index, nearest, least)
     return [Answer(image, row, found) for (image, row), found in zip(asked, hits, strict=True)]
 
@@ -241,43 +236,3 @@ def find_rows(index: Index, rows: Sequence[int]) -> dict[int, Row]:
     if missing:
         raise BadInput(f"--row {missing[0]}: the index has no such row (0 to {index.info.num_rows - 1}, readable ones)")
     return found
-
-
-def nearest_rows(
-    parts: Iterable[Part], queries: Tensor, own: Tensor, k: int, backend: Backend = "exact"
-) -> list[list[Near]]:
-    """The best k of every part, merged, nearest first.
-
-    Args:
-        parts: of an index.
-        queries: (Q, d) float32, unit length.
-        own: (Q,) rows to leave out, -1 for none.
-        k: hits per query; all there are, if fewer.
-        backend: what searches a part.
-
-    Returns:
-        Q lists.
-    """
-    best: list[list[Near]] = [[] for _ in queries]
-    find = _by_faiss if backend == "faiss" else _exactly
-    for part in parts:
-        rows = part.rows.tolist()
-        # One more, because a query that is a row of this part finds itself.
-        found = find(part.embeddings, queries, min(k + 1, len(rows)))
-        for i, (columns, similarities) in enumerate(
-            zip(found.indices.tolist(), found.similarities.tolist(), strict=True)
-        ):
-            near = [Near(rows[c], s) for s, c in zip(similarities, columns, strict=True) if rows[c] != own[i]]
-            best[i] = sorted([*best[i], *near], key=lambda one: (-one.similarity, one.row))[:k]
-    return best
-
-
-def _exactly(gallery: Tensor, queries: Tensor, k: int) -> Neighbors:
-    return Gallery(gallery).search(queries, k)
-
-
-def _by_faiss(gallery: Tensor, queries: Tensor, k: int) -> Neighbors:
-    import faiss  # pyright: ignore[reportMissingImports]
-
-    similarities, rows = faiss.knn(queries.numpy(), gallery.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
-    return Neighbors(torch.from_numpy(rows), torch.from_numpy(similarities))

@@ -112,6 +112,7 @@ class Update:
             if self.found is None or self.found.version != dataset.version:
                 # Many small updates leave many small files.
                 dataset.optimize.compact_files(target_rows_per_fragment=PART_SIZE)
+                dataset.optimize.optimize_indices()  # Of approximate search, if there are any.
             self.index.info = self.index.info._replace(version=dataset.version)
             bad = [
                 {"row": line["row"], "image": from_utf8(line["image"]), "reason": from_utf8(line["reason"])}

@@ -15,7 +15,8 @@ from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.thumbnails import Thumbnail, thumbnail
 from stml_semi.runtime.errors import one_line
 from stml_semi.search.index import Index, Part
-from stml_semi.search.query import Hit, indexed_source, name_hits, nearest_rows, open_indexed, open_model
+from stml_semi.search.nearest import nearest_rows
+from stml_semi.search.query import Hit, indexed_source, name_hits, open_indexed, open_model
 
 MAX_BYTES = 20 * 2**20
 """Of an upload."""
