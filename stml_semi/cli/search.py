@@ -84,6 +84,9 @@ def search(
             help="""Only among rows that fulfil this condition (SQL: row, image, label), e.g. "label = 'wren'"."""
         ),
     ] = None,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="Order the 100 nearest by whether they are near to each other too.")
+    ] = False,
     backend: Annotated[
         str, typer.Option(help="exact; faiss where it is installed; approximate after `embed --approximate`.")
     ] = "exact",
@@ -111,6 +114,7 @@ def search(
             model=model,
             k=k,
             where=where,
+            rerank=rerank,
             backend=cast(Backend, backend),
             min_precision=min_precision,
         )

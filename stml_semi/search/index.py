@@ -118,6 +118,7 @@ class Index:
         k: int = 10,
         *,
         where: str | None = None,
+        rerank: bool = False,
         model: str | None = None,
         min_precision: float | None = None,
     ) -> "list[list[Hit]]":
@@ -128,6 +129,8 @@ class Index:
                 (Q, d) of floating point.
             k: hits per query; all there are, if fewer.
             where: only among rows for which this condition holds: SQL over the columns row, image and label.
+            rerank: order the 100 nearest by whether they are near to each other too: better lists, nearly always with
+                the same first one.
             model: default: the one that made the index. It stays open for the next search.
             min_precision: leave out what is less similar than a match of this precision (0..1), by the thresholds of
                 the model.
@@ -139,7 +142,7 @@ class Index:
         """
         from stml_semi.search.query import find  # It imports this file.
 
-        return find(self, queries, k, where=where, model=model, min_precision=min_precision)
+        return find(self, queries, k, where=where, rerank=rerank, model=model, min_precision=min_precision)
 
     @cached_property
     def num_parts(self) -> int:

@@ -24,6 +24,7 @@ from stml_semi.search.changes import row_key
 from stml_semi.search.embed import fingerprint, sample_names
 from stml_semi.search.index import Index, Row
 from stml_semi.search.nearest import Backend, Near, nearest_rows
+from stml_semi.search.rerank import CANDIDATES, order
 from stml_semi.sharing.load import Retriever, load, model_folder
 from stml_semi.sharing.thresholds import read_thresholds
 
@@ -60,6 +61,7 @@ def search(
     model: str | None = None,
     k: int = 10,
     where: str | None = None,
+    rerank: bool = False,
     backend: Backend = "exact",
     min_precision: float | None = None,
 ) -> list[Answer]:
@@ -72,6 +74,7 @@ def search(
         model: default: the one that made the index.
         k: answers per query; all there are, if fewer.
         where: only among rows for which this condition holds: SQL over the columns row, image and label.
+        rerank: order the 100 nearest by whether they are near to each other too (`rerank`).
         backend: "exact"; "faiss": its flat search, exact up to the rounding of float32; "approximate": by what `embed`
             built for it.
         min_precision: leave out what is less similar than a match of this precision (0..1), by the thresholds of the
@@ -94,10 +97,13 @@ def search(
         queries.append(torch.stack([found[row].embedding for row in rows]))
         asked.extend((found[row].image, row) for row in rows)
     own = torch.tensor([-1 if row is None else row for _, row in asked])
+    vectors, wanted = torch.cat(queries), max(k, CANDIDATES) if rerank else k
     if backend == "approximate":
-        nearest = nearest_approximately(index, torch.cat(queries), own, k, where)
+        nearest = nearest_approximately(index, vectors, own, wanted, where)
     else:
-        nearest = nearest_rows(index.parts(where), torch.cat(queries), own, k, backend)
+        nearest = nearest_rows(index.parts(where), vectors, own, wanted, backend)
+    if rerank:
+        nearest = _reordered(index, vectors, nearest, k)
     hits = name_hits(index, nearest, least)
     return [Answer(image, row, found) for (image, row), found in zip(asked, hits, strict=True)]
 
@@ -108,6 +114,7 @@ def find(
     k: int,
     *,
     where: str | None = None,
+    rerank: bool = False,
     model: str | None = None,
     min_precision: float | None = None,
 ) -> list[list[Hit]]:
@@ -125,7 +132,21 @@ def find(
     if not len(vectors):
         return []
     own = torch.full((len(vectors),), -1)
-    return name_hits(index, nearest_rows(index.parts(where), vectors, own, k), least)
+    nearest = nearest_rows(index.parts(where), vectors, own, max(k, CANDIDATES) if rerank else k)
+    return name_hits(index, _reordered(index, vectors, nearest, k) if rerank else nearest, least)
+
+
+def _reordered(index: Index, queries: Tensor, nearest: list[list[Near]], k: int) -> list[list[Near]]:
+    """The first k after reranking the first hundred; what is farther keeps its place."""
+    found = []
+    for query, near in zip(queries, nearest, strict=True):
+        candidates = near[:CANDIDATES]
+        known = index.find([one.row for one in candidates])
+        if candidates:
+            places = order(query, torch.stack([known[one.row].embedding for one in candidates]))
+            candidates = [candidates[place] for place in places]
+        found.append([*candidates, *near[CANDIDATES:]][:k])
+    return found
 
 
 def _is_floating(values: NDArray[np.generic] | Tensor) -> bool:
