@@ -1,5 +1,7 @@
 """Fills an index, or brings it up to date: what is there stays, what is new is added, what is gone is deleted."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from stml_semi.data.image_table import ImageTable
 from stml_semi.models.evaluation import EmbeddedTable
-from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.errors import BadInput, RunFailed
 from stml_semi.runtime.files import read_json_lines, remove_abandoned, write_json_lines
 from stml_semi.runtime.names import from_utf8, to_utf8
 from stml_semi.search.changes import CONTENT, NAME, Changes, Keys, changes, places
@@ -71,7 +73,7 @@ class Update:
         """Rows that have to be embedded."""
         self.changes = Changes(len(table), 0, 0)
         if keys is not None:
-            with system_errors(index.folder):
+            with table_errors(index.folder):
                 dataset = latest(index.folder)
                 self.missing = np.flatnonzero(places(keys, _known(dataset).keys) < 0)
                 if found is not None and found.version is not None:
@@ -105,7 +107,7 @@ class Update:
 
     def finish(self) -> Changes:
         """Deletes what is gone, moves what has another row now, and makes this the version of the index."""
-        with system_errors(self.index.folder):
+        with table_errors(self.index.folder):
             dataset = latest(self.index.folder)
             if self.keys is not None:
                 self._tidy(dataset, self.keys)
@@ -177,14 +179,27 @@ def latest(folder: Path) -> "lance.LanceDataset":
     Raises:
         BadInput: it cannot be read.
     """
-    try:
+    with table_errors(folder):
         dataset = open_table(folder)
-    except ValueError as error:
-        raise BadInput(f"--output {folder}: {TABLE} cannot be read ({cause(error)}): choose another folder") from None
     if "row" not in dataset.schema.names:  # It was dropped, and its successor was not written.
         dataset = open_table(folder, dataset.version - 1)
         dataset.restore()
     return dataset
+
+
+@contextmanager
+def table_errors(folder: Path) -> Iterator[None]:
+    """
+    Raises:
+        BadInput: the table is damaged. What the system refused stays an OSError.
+    """
+    try:
+        with system_errors(folder):
+            yield
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, BadInput | RunFailed) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise BadInput(f"--output {folder}: {TABLE} cannot be read ({cause(error)}): choose another folder") from None
 
 
 def _known(dataset: "lance.LanceDataset") -> _Known:
