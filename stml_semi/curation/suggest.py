@@ -7,23 +7,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from stml_semi.curation.coverage import choose, survey
+from stml_semi.curation.pool import embed_labeled, nearest_classes, whole_index
 from stml_semi.data.images import BadImage, read_image
-from stml_semi.data.sources.objects import Source, as_spec
-from stml_semi.data.sources.open_source import open_source
-from stml_semi.data.workers import resolve_num_workers
-from stml_semi.models.evaluation import embed_table
+from stml_semi.data.sources.objects import Source
 from stml_semi.neighbors import nearest_neighbors
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.failures import writing
 from stml_semi.runtime.names import to_utf8
 from stml_semi.runtime.progress import Counter
 from stml_semi.search.index import Index
-from stml_semi.search.query import Hit, indexed_source, open_indexed, open_model
+from stml_semi.search.query import Hit, indexed_source, open_indexed
 
 _SAME = 0.998
 """Squared cosine from which an image of the index is a labeled one."""
@@ -92,41 +89,23 @@ def suggest(
         BadInput: no index, an empty one, another model than its own, or no labeled image that can be read.
     """
     index = Index.open(folder)
-    parts = list(index.parts())
-    if not parts:
-        raise BadInput(f"--index {folder}: holds no readable image; there is nothing to choose from")
-    embeddings = torch.cat([part.embeddings for part in parts])
-    rows = np.concatenate([part.rows for part in parts])
-    known, labels, classes, labeled_files = embeddings[:0], torch.zeros(0, dtype=torch.int64), (), []
-    if spec := as_spec(labeled, "--labeled"):
-        columns = {"image_column": image_column, "label_column": label_column, "data_root": data_root}
-        table = open_source(spec, flag="--labeled", labels="required", **columns)
-        assert table.labels is not None
-        retriever = open_model(index, model)
-        with Counter("embed", len(table), enabled=True) as counter:
-            made = embed_table(
-                table,
-                retriever,
-                retriever.processor,
-                batch_size=batch_size,
-                num_workers=resolve_num_workers(num_workers),
-                device=retriever.device,
-                progress=counter.advance,
-            )
-        readable = torch.from_numpy(made.readable)
-        if not readable.any():
-            raise BadInput(f"--labeled {spec}: none of its {len(table)} images can be read")
-        known = F.normalize(made.embeddings.cpu().float()[readable], dim=1)
-        labels, classes = torch.from_numpy(table.labels)[readable], table.classes
-        if all(paths := table.paths()[made.readable]):
-            absolute = [to_utf8(str(Path(path).absolute())) for path in paths]
-            labeled_files = [(path, classes[label]) for path, label in zip(absolute, labels.tolist(), strict=True)]
+    embeddings, rows = whole_index(index)
+    known = embed_labeled(
+        index,
+        labeled,
+        model=model,
+        image_column=image_column,
+        label_column=label_column,
+        data_root=data_root,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
     with Counter("compare", len(embeddings), enabled=True) as counter:
         surroundings = survey(embeddings, counter.advance)
-    covered = surroundings.covered(known)
+    covered = surroundings.covered(known.embeddings)
     chosen = choose(surroundings, count, covered)
     places = [one.row for one in chosen]
-    nearest = _nearest_classes(embeddings[places], known, labels)
+    nearest = nearest_classes(embeddings[places], known)
     similar = _similar(embeddings, places, num_similar, covered >= _SAME)
     names = index.images(rows[[*places, *(place for near in similar for place, _ in near)]].tolist())
     suggestions = [
@@ -134,23 +113,13 @@ def suggest(
             int(rows[one.row]),
             names[int(rows[one.row])],
             one.gain,
-            "" if label < 0 else classes[label],
+            name,
             cosine,
             [Hit(int(rows[place]), names[int(rows[place])], value) for place, value in near],
         )
-        for one, (label, cosine), near in zip(chosen, nearest, similar, strict=True)
+        for one, (name, cosine), near in zip(chosen, nearest, similar, strict=True)
     ]
-    return Suggestions(suggestions, [*classes], len(embeddings), labeled_files, len(known))
-
-
-def _nearest_classes(chosen: Tensor, known: Tensor, labels: Tensor) -> list[tuple[int, float]]:
-    """The class whose mean is nearest to each, and its cosine; -1 and 0 without labels."""
-    if not len(known):
-        return [(-1, 0.0)] * len(chosen)
-    present, own = labels.unique(return_inverse=True)
-    means = F.normalize(known.new_zeros(len(present), known.shape[1]).index_add_(0, own, known), dim=1)
-    best = (chosen @ means.T).max(1)
-    return list(zip(present[best.indices].tolist(), best.values.tolist(), strict=True))
+    return Suggestions(suggestions, [*known.classes], len(embeddings), known.files, len(known.labels))
 
 
 def _similar(
