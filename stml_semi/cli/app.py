@@ -31,7 +31,7 @@ for command in (models.evaluate, models.export, models.push, models.report):
     app.command(cls=Command)(command)
 for command in (search.embed, search.search, search.browse, search.dedup):
     app.command(cls=Command)(command)
-for command in (curation.audit, curation.suggest):
+for command in (curation.audit, curation.suggest, curation.groups):
     app.command(cls=Command)(command)
 app.command(cls=Command)(doctor.doctor)
 

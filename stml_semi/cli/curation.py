@@ -1,4 +1,4 @@
-"""`audit` and `suggest`: what is wrong with labels, and which to add."""
+"""`audit`, `suggest` and `groups`: what is wrong with labels, which to add, and what is in a pool."""
 
 import json
 import sys
@@ -137,6 +137,64 @@ def suggest(
         from stml_semi.cli.printing import print_suggestions
 
         print_suggestions(found)
+    for written in filter(None, (csv, html)):
+        print(written, file=sys.stderr)
+
+
+def groups(
+    index: Annotated[str, typer.Option(help="Folder that `embed` wrote.")],
+    labeled: Annotated[
+        str | None, typer.Option(help="Labeled images, which give names: like --labeled of `semi`. Default: none.")
+    ] = None,
+    least: Annotated[int, typer.Option(help="Images of a group.", min=1)] = 3,
+    count: Annotated[int, typer.Option(help="Groups that are shown.", min=1)] = 20,
+    model: Annotated[str | None, typer.Option(help="Default: the one that made the index.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of --labeled with the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of --labeled with the classes.")] = None,
+    data_root: Annotated[str | None, typer.Option(help="Where benchmarks are.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
+    num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
+    csv: Annotated[str | None, typer.Option(help="Write all groups to this file, a line per image.")] = None,
+    html: Annotated[str | None, typer.Option(help="Write a page with typical images of each group.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Find out what is in an index: groups of images that probably show the same thing, however many there are.
+
+    Example: stml-semi groups --index index --labeled birds --html groups.html
+
+    A group is named after the labeled images in it; one without any is new.
+    """
+    with one_line_errors():
+        quiet_libraries()
+        from stml_semi.curation.groups import as_csv, find_groups
+
+        found = find_groups(
+            index,
+            labeled,
+            least=least,
+            model=model,
+            image_column=image_column,
+            label_column=label_column,
+            data_root=data_root,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
+        if not is_main():
+            return
+        if csv:
+            _write("--csv", csv, as_csv(found))
+        if html:
+            from stml_semi.search.answers_page import write_sections
+
+            titles = [f"{group.name or 'new'}: {len(group.rows):,} images" for group in found.groups]
+            sections = [(t, group.rows, group.cosines) for t, group in zip(titles, found.groups, strict=True)]
+            write_sections(html, index, sections)
+    if as_json:
+        print(json.dumps(found._asdict() | {"groups": [group._asdict() for group in found.groups]}))
+    else:
+        from stml_semi.cli.printing import print_pool_groups
+
+        print_pool_groups(found, count)
     for written in filter(None, (csv, html)):
         print(written, file=sys.stderr)
 

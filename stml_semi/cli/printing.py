@@ -26,6 +26,7 @@ from stml_semi.runtime.terminal_text import PlainConsole, lines_table, visible
 if TYPE_CHECKING:  # What is printed was made already: nothing of it has to be imported.
     from stml_semi.curation.audit import Audit, Problem
     from stml_semi.curation.audit import Finding as Doubt
+    from stml_semi.curation.groups import Groups
     from stml_semi.curation.suggest import Suggestions
     from stml_semi.search.duplicates import Group
     from stml_semi.search.query import Answer
@@ -259,6 +260,26 @@ def print_suggestions(found: "Suggestions") -> None:
         _print_table(PlainConsole(), "label next, best first", table)
     counts = _counted(len(found.suggestions), "image")
     print(f"{counts} to label of {found.num_images:,}, {found.num_labeled:,} labeled before")
+
+
+def print_pool_groups(found: "Groups", count: int) -> None:
+    """A table of the largest groups, and a sentence with the counts."""
+    table = _table()
+    table.add_column("images", justify="right")
+    if found.classes:
+        table.add_column("name", overflow="fold")
+        table.add_column("nearest class", overflow="fold")
+        table.add_column("cosine", justify="right")
+    table.add_column("most typical image", overflow="fold")
+    for group in found.groups[:count]:
+        known = [Text(visible(group.name or "new")), Text(visible(group.nearest_class)), f"{group.cosine:.3f}"]
+        table.add_row(f"{len(group.rows):,}", *(known if found.classes else []), Text(visible(group.images[0])))
+    if found.groups:
+        _print_table(PlainConsole(), "largest groups", table)
+    new = sum(not group.name for group in found.groups)
+    kinds = f", {len(found.groups) - new:,} of known classes and {new:,} new" if found.classes else ""
+    alone = f"{found.num_alone:,} of {found.num_images:,} images are in none"
+    print(f"{_counted(len(found.groups), 'group')}{kinds}; {alone}")
 
 
 def print_plan(plan: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from stml_semi.search.index import Index
 from stml_semi.search.query import Answer, Hit, indexed_source, open_indexed
 
 _SIDE = 160
-_MOST_GROUPS, _MOST_HITS = 200, 100
+_MOST_GROUPS, _MOST_HITS, _MOST_SHOWN = 200, 100, 12
 """On a page, which holds its images itself."""
 
 
@@ -70,11 +70,37 @@ def write_groups(path: str, folder: str, groups: Sequence[Group]) -> None:
     _write(path, Index.open(folder), answers, heading=f"Near-duplicates{more}", query="Keep")
 
 
-def _write(path: str, index: Index, answers: Sequence[Answer], *, heading: str, query: str) -> None:
+def write_sections(path: str, folder: str, groups: Sequence[tuple[str, Sequence[int], Sequence[float]]]) -> None:
+    """Writes the same page of any groups of images.
+
+    Args:
+        path: the HTML file.
+        folder: the index.
+        groups: title, rows of the index and their cosines, the most typical first.
+
+    Raises:
+        BadInput: the file cannot be written.
+        RunFailed: the disk is full.
+    """
+    index = Index.open(folder)
+    chosen = [(title, rows[:_MOST_SHOWN], cosines) for title, rows, cosines in groups[:_MOST_GROUPS]]
+    named = index.images([row for _, rows, _ in chosen for row in rows])
+    answers = [
+        Answer(title, None, [Hit(row, named[row], cosine) for row, cosine in zip(rows, cosines, strict=False)])
+        for title, rows, cosines in chosen
+    ]
+    more = f": the {_MOST_GROUPS} largest of {len(groups):,}" if len(groups) > _MOST_GROUPS else ""
+    _write(path, index, answers, heading=f"Groups{more}", query=None)
+
+
+def _write(path: str, index: Index, answers: Sequence[Answer], *, heading: str, query: str | None) -> None:
+    """The page; without a name for queries they are titles."""
     table = open_indexed(index)
     sections = [
         Section(
-            Shown(_of_query(index, table, answer), _called(index, answer.image, answer.row)),
+            Shown(None, answer.image)
+            if query is None
+            else Shown(_of_query(index, table, answer), _called(index, answer.image, answer.row)),
             [
                 Shown(_of_row(index, table, hit.row), f"{hit.similarity:.3f} {_called(index, hit.image, hit.row)}")
                 for hit in answer.hits[:_MOST_HITS]
