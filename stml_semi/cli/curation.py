@@ -186,8 +186,10 @@ def groups(
         if html:
             from stml_semi.search.answers_page import write_sections
 
-            titles = [f"{group.name or 'new'}: {len(group.rows):,} images" for group in found.groups]
-            sections = [(t, group.rows, group.cosines) for t, group in zip(titles, found.groups, strict=True)]
+            sections = [
+                (f"Group {number}, {group.name or 'new'}: {len(group.rows):,} images", group.rows, group.cosines)
+                for number, group in enumerate(found.groups, 1)
+            ]
             write_sections(html, index, sections)
     if as_json:
         print(json.dumps(found._asdict() | {"groups": [group._asdict() for group in found.groups]}))
