@@ -25,7 +25,7 @@ from stml_semi.models.evaluation import EmbeddedTable
 from stml_semi.search.approximate import build, nearest, recall
 from stml_semi.search.index import PART_SIZE, Index, IndexInfo, read_info
 from stml_semi.search.nearest import nearest_rows
-from stml_semi.search.update import Update
+from stml_semi.search.update import Described, Update
 
 WIDTH = 512
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def fill(folder: Path, keys: np.ndarray[Any, Any]) -> int:
     source, found = Names(len(keys)), read_info(folder) if folder.exists() else None
     index = Index(folder, IndexInfo("m", "f", "d", None, len(keys), [], WIDTH))
     labels = np.array([f"class {row // 20}" for row in range(len(keys))], np.object_)
-    update = Update(index, found, source, labels, None if found is None else keys)  # pyright: ignore[reportArgumentType]
+    update = Update(index, found, source, Described(labels, None), None if found is None else keys)  # pyright: ignore[reportArgumentType]
     for number, rows in enumerate(blocks(update.missing)):
         update.write(rows, keys[rows], EmbeddedTable(made_up(len(rows), number), np.ones(len(rows), bool), []))
     update.finish()

@@ -1,4 +1,4 @@
-"""`embed` killed with SIGKILL at moments spread over its run, while it fills an index and while it updates one.
+"""`embed` killed with SIGKILL at random moments of its run, while it fills an index and while it updates one.
 
     python benchmarks/kills.py --kills 50
 
@@ -81,12 +81,12 @@ def main() -> None:
         for round in range(10):
             change(folder / "photos", round)
         photos, index, fresh = folder / "photos", folder / "index", folder / "fresh"
-        kill(photos, folder / "first", 600)  # Imports.
-        started = time.perf_counter()
-        kill(photos, folder / "second", 600)
-        usual = time.perf_counter() - started
+        kill(photos, index, 600)  # Imports.
+        moments, usual = np.random.default_rng(0), 10.0
         for what, counts in found.items():
-            for number in range(kills):
+            number = 0
+            while counts["killed"] < kills:
+                number += 1
                 if what == "fill":
                     shutil.rmtree(index, ignore_errors=True)
                 else:
@@ -94,8 +94,12 @@ def main() -> None:
                 before = content(index) if what == "update" else []
                 shutil.rmtree(fresh, ignore_errors=True)
                 embed(photos, fresh)
-                killed = kill(photos, index, usual * (number + 0.5) / kills)
-                counts["killed" if killed else "ended before"] += 1
+                seconds, started = usual * moments.uniform(), time.perf_counter()
+                if kill(photos, index, seconds):
+                    counts["killed"] += 1
+                else:
+                    usual = time.perf_counter() - started
+                    counts["ended before"] += 1
                 try:
                     now = content(index)
                     counts["old index answers" if now == before else "new index answers"] += 1
@@ -105,7 +109,7 @@ def main() -> None:
                     counts["not finished"] += 1
                 counts["images embedded again"] += embed(photos, index)
                 assert content(index) == content(fresh), f"{what} {number}: not what an undisturbed run makes"
-            print(f"{what}: {dict(counts)}, each time the same index in the end")
+            print(f"{what}: {dict(counts)}, each time the same index in the end", flush=True)
 
 
 if __name__ == "__main__":

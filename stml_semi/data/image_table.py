@@ -43,6 +43,8 @@ class ImageTable:
     """What `source` gives in place of the original of a row, if anything: images that were decoded before."""
     weights: tuple[float, ...] = ()
     """Share of the pool that every source gives, of 1; () if that is left to their sizes."""
+    others: "Dataset | None" = None
+    """Further columns of the source with a text, number or time per image, where they were asked for."""
     skipped: tuple[str, ...] = ()
     """Sentences about files of the sources that are not read, to be shown wherever the table is opened."""
 

@@ -6,11 +6,10 @@ from typing import Literal
 import numpy as np
 
 from stml_semi.runtime.files import replacing
-from stml_semi.search.index import PART_SIZE, Index
+from stml_semi.search.index import KEYS, PART_SIZE, Index
 
 Format = Literal["lance", "parquet", "npy"]
 FORMATS: tuple[Format, ...] = ("lance", "parquet", "npy")
-_COLUMNS = ["row", "image", "label", "embedding"]
 
 
 def write_copy(index: Index, format: Format) -> None:
@@ -23,12 +22,13 @@ def write_copy(index: Index, format: Format) -> None:
     """
     if format == "lance":
         return
-    batches = index.table.to_batches(columns=_COLUMNS, filter="reason IS NULL", batch_size=PART_SIZE)
+    columns = [name for name in index.table.schema.names if name not in ("reason", *KEYS)]
+    batches = index.table.to_batches(columns=columns, filter="reason IS NULL", batch_size=PART_SIZE)
     folder = index.folder
     if format == "parquet":
         from pyarrow import parquet
 
-        schema = index.table.scanner(columns=_COLUMNS).projected_schema
+        schema = index.table.scanner(columns=columns).projected_schema
         with replacing(folder / "embeddings.parquet") as path, parquet.ParquetWriter(path, schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)

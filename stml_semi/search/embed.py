@@ -8,11 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
 from stml_semi.data.batches.plan import Rows
 from stml_semi.data.image_table import ImageTable
-from stml_semi.data.sources.open_source import open_source
+from stml_semi.data.sources.open_source import open_source, open_with_others
 from stml_semi.data.workers import resolve_num_workers
 from stml_semi.models.evaluation import EmbeddedTable, embed_table
 from stml_semi.runtime import distributed
@@ -25,7 +24,7 @@ from stml_semi.search.approximate import build, recall
 from stml_semi.search.changes import Changes, row_keys
 from stml_semi.search.copies import Format, write_copy
 from stml_semi.search.index import PART_SIZE, TABLE, Index, IndexInfo, read_info
-from stml_semi.search.update import Update, latest
+from stml_semi.search.update import Described, Update, latest
 from stml_semi.sharing.load import Retriever, load
 
 
@@ -135,7 +134,7 @@ def _fill(
     # The main process alone looks and writes: the others might see what it has just written.
     found = distributed.gather_objects((read_info(index.folder), _is_begun(index)) if writes else None)[0]
     keys = row_keys(table, np.arange(len(table)), device) if found[1] else None
-    update = Update(index, found[0], table, _labels(table, index.info), keys) if writes else None
+    update = Update(index, found[0], table, _described(table, index.info), keys) if writes else None
     missing = distributed.gather_objects(update.missing if update else None)[0]
     counter.skip(len(table) - len(missing))
     embedded = 0
@@ -153,18 +152,19 @@ def _is_begun(index: Index) -> bool:
     return (index.folder / TABLE).exists() and latest(index.folder).count_rows() > 0
 
 
-def _labels(table: ImageTable, info: IndexInfo) -> NDArray[np.object_]:
-    """(n,) names of the classes of images, where their source has any; None elsewhere."""
-    none = np.full(len(table), None, np.object_)
+def _described(table: ImageTable, info: IndexInfo) -> Described:
+    """What the source says of its images beside their names."""
+    nothing = Described(np.full(len(table), None, np.object_), None)
     try:
-        named = open_source(info.data, flag="--data", labels="optional", image_column=info.image_column)
+        named = open_with_others(info.data, flag="--data", image_column=info.image_column)
     except BadInput:
-        return none
-    if named.labels is None or len(named) != len(table) or sample_names(named) != info.sample:
-        return none
+        return nothing
+    if len(named) != len(table) or sample_names(named) != info.sample:
+        return nothing
     if not np.array_equal(named.paths(), table.paths()):
-        return none
-    return np.array([to_utf8(name) for name in named.classes], np.object_)[named.labels]
+        return nothing
+    classes = np.array([to_utf8(name) for name in named.classes], np.object_)
+    return Described(nothing.labels if named.labels is None else classes[named.labels], named.others)
 
 
 def sample_names(table: ImageTable) -> list[str]:

@@ -1,7 +1,8 @@
 """An index on disk: a table of embeddings in the Lance format, and what made them.
 
     index.json          what was embedded with what, and the version of the table that holds all of it
-    images.lance/       a row per image: row (of the source), image, label, embedding (float32, unit length), reason
+    images.lance/       a row per image: row (of the source), image, label, embedding (float32, unit length), reason,
+                        and the other columns of the source, if that is a table
     bad_images.jsonl    images that could not be read, with their rows; in the table they have a reason in place of an
                         embedding
 
@@ -184,7 +185,8 @@ class Index:
         except (ValueError, OSError) as error:
             if where is None or isinstance(error, BadInput):
                 raise
-            columns = ", ".join(name for name in self.table.schema.names if name not in ("embedding", *KEYS))
+            own = [name for name in self.table.schema.names if name not in (*COLUMNS, *KEYS)]
+            columns = ", ".join([*(name for name in COLUMNS if name != "embedding"), *own])
             raise BadInput(
                 f"--where {where}: is no condition in SQL over {columns} ({cause(error)}); for example "
                 f"--where \"label = 'wren'\""
@@ -260,6 +262,8 @@ class Index:
             ) from None
 
 
+COLUMNS = ("row", "image", "label", "embedding", "reason")
+"""Columns of every index; further ones are the source's own."""
 KEYS = ("name_key", "content_key")
 """Columns of what an image was when it was embedded; see `changes`."""
 
@@ -331,4 +335,4 @@ def system_errors(folder: Path) -> Iterator[None]:
 
 def cause(error: Exception) -> str:
     """What Lance says, without where in its source it says so."""
-    return re.sub(r",? ?/?\S+\.rs:\d+(:\d+)?", "", one_line(error))
+    return one_line(ValueError(re.sub(r",? ?/?\S+\.rs:\d+(:\d+)?", "", str(error))))

@@ -17,6 +17,7 @@ from stml_semi.runtime.files import read_json_lines, remove_abandoned, write_jso
 from stml_semi.runtime.names import from_utf8, to_utf8
 from stml_semi.search.changes import CONTENT, NAME, Changes, Keys, changes, places
 from stml_semi.search.index import (
+    COLUMNS,
     KEYS,
     PART_SIZE,
     TABLE,
@@ -31,6 +32,7 @@ from stml_semi.search.index import (
 if TYPE_CHECKING:
     import lance
     import pyarrow as pa
+    from datasets import Dataset
 
 _KEPT = timedelta(days=1)
 """How long what was replaced stays on the disk: a program that opened the index before goes on reading it."""
@@ -45,6 +47,15 @@ class _Known(NamedTuple):
     """Lance's own, of rows."""
 
 
+class Described(NamedTuple):
+    """What a source says of its images beside their names."""
+
+    labels: NDArray[np.object_]
+    """(n,) names of their classes; None where there is none."""
+    others: "Dataset | None"
+    """(n,) further columns."""
+
+
 class Update:
     """One index that is being filled, seen from the process that writes.
 
@@ -54,17 +65,17 @@ class Update:
     """
 
     def __init__(
-        self, index: Index, found: IndexInfo | None, table: ImageTable, labels: NDArray[np.object_], keys: Keys | None
+        self, index: Index, found: IndexInfo | None, table: ImageTable, described: Described, keys: Keys | None
     ) -> None:
         """
         Args:
             index: to be filled.
             found: what its index.json says, if there is one.
             table: the source.
-            labels: (n,) names of the classes of its images; None where there is none.
+            described: what the source says of its images.
             keys: of all its rows; None if the index holds nothing yet.
         """
-        self.index, self.found, self.source, self.labels, self.keys = index, found, table, labels, keys
+        self.index, self.found, self.source, self.described, self.keys = index, found, table, described, keys
         remove_abandoned(index.folder)
         if found is None:
             index.folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +86,7 @@ class Update:
         if keys is not None:
             with table_errors(index.folder):
                 dataset = latest(index.folder)
+                self._fit_columns(dataset)
                 self.missing = np.flatnonzero(places(keys, _known(dataset).keys) < 0)
                 if found is not None and found.version is not None:
                     self.changes = changes(keys, _known(open_table(index.folder, found.version)).keys)
@@ -152,7 +164,12 @@ class Update:
         there = dataset.to_table(columns=["row", "label", KEYS[NAME]])
         same = np.array_equal(there["row"].to_numpy(), rows)
         same = same and np.array_equal(there[KEYS[NAME]].to_numpy(), keys[rows, NAME])
-        return same and there["label"].to_pylist() == self._labels(rows).to_pylist()
+        same = same and there["label"].to_pylist() == self._labels(rows).to_pylist()
+        if not same or self.described.others is None:
+            return same
+        others = self._others(rows)
+        # As texts, since NaN does not equal itself.
+        return repr(dataset.to_table(columns=others.column_names).to_pydict()) == repr(others.to_pydict())
 
     def _columns(self, rows: NDArray[np.int64], keys: Keys) -> "pa.Table":
         """What is said of images by the place they have in the source."""
@@ -165,12 +182,43 @@ class Update:
             "label": self._labels(rows),
             KEYS[NAME]: pa.array(keys[:, NAME]),
         }
-        return pa.table(columns)
+        others = self._others(rows)
+        return pa.table(columns | {name: others[name] for name in others.column_names})
 
     def _labels(self, rows: NDArray[np.int64]) -> Any:
         import pyarrow as pa
 
-        return pa.array(self.labels[rows].tolist(), pa.string())
+        return pa.array(self.described.labels[rows].tolist(), pa.string())
+
+    def _others(self, rows: NDArray[np.int64]) -> "pa.Table":
+        """Further columns of the source; those that are called like one of the index are left out."""
+        import pyarrow as pa
+        from datasets import ClassLabel
+
+        if self.described.others is None:
+            return pa.table({})
+        found: pa.Table = self.described.others.with_format("arrow")[rows.tolist()]
+        columns: dict[str, Any] = {}
+        for name, feature in self.described.others.features.items():
+            called, values = name.replace(".", "_"), found[name].combine_chunks()
+            if isinstance(feature, ClassLabel):
+                texts = [None if number is None else feature.int2str(number) for number in values.to_pylist()]
+                values = pa.array(texts, pa.string())
+            if called not in (*COLUMNS, *KEYS):
+                columns[called] = values
+        return pa.table(columns)
+
+    def _fit_columns(self, dataset: "lance.LanceDataset") -> None:
+        """Gives the table the further columns that the source has now; `finish` fills them."""
+        others = self._others(np.zeros(0, np.int64)).schema
+        known = {field.name: field for field in dataset.schema if field.name not in (*COLUMNS, *KEYS)}
+        wanted = {field.name: field for field in others}
+        gone = [name for name, field in known.items() if name not in wanted or wanted[name].type != field.type]
+        new = [field for name, field in wanted.items() if name not in known or name in gone]
+        if gone:
+            dataset.drop_columns(gone)
+        if new:
+            dataset.add_columns(new)
 
 
 def latest(folder: Path) -> "lance.LanceDataset":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stml_semi.models.evaluation import EmbeddedTable
 from stml_semi.search.index import Index, IndexInfo, import_lance
-from stml_semi.search.update import Update
+from stml_semi.search.update import Described, Update
 
 
 class Whole(NamedTuple):
@@ -46,7 +46,7 @@ def made_up(folder: Path, embeddings: Tensor, labels: list[str] | None = None) -
     index = Index(folder, IndexInfo("m", "f", "d", None, count, [], width))
     rows = np.arange(count)
     named = np.array(labels or [None] * count, np.object_)
-    update = Update(index, None, _Named(count), named, None)  # pyright: ignore[reportArgumentType]
+    update = Update(index, None, _Named(count), Described(named, None), None)  # pyright: ignore[reportArgumentType]
     update.write(rows, np.stack([rows, rows], 1), EmbeddedTable(embeddings, np.ones(count, bool), []))
     update.finish()
     return str(folder)

@@ -1,5 +1,6 @@
 """An index is brought up to date with its images: it becomes what a new index of them would be."""
 
+import datetime
 import json
 import os
 import random
@@ -269,3 +270,66 @@ def test_a_changed_image_is_not_shown_as_the_one_that_was_embedded(photos, tmp_p
     assert finder.thumbnail(3).data
     write_page(str(tmp_path / "page.html"), index, answers)
     assert (tmp_path / "page.html").read_text().count("no image") == 1
+
+
+def test_the_other_columns_of_a_table_come_along(photos, tmp_path):
+    images = [{"bytes": path.read_bytes()} for path in sorted(photos.iterdir())]
+    columns: dict[str, list[object]] = {
+        "image": [*images],
+        "price": [float("nan"), *map(float, range(8))],
+        "Maker Name": [None, *"abcdabcd"],
+        "shot.at": [datetime.datetime(2026, 12, day + 1) for day in range(9)],
+        "row": [*range(100, 109)],  # Ours is another.
+        "tags": [["a"]] * 9,
+    }
+    source, index = tmp_path / "table.parquet", tmp_path / "index"
+
+    def write() -> Embedded:
+        parquet.write_table(pyarrow.table(columns), source)
+        made = embed(source, index, part_size=4)
+        table = Index.open(index).table.to_table().sort_by("row")
+        assert table["row"].to_pylist() == [*range(len(columns["image"]))]
+        assert set(table.column_names) - {
+            "name_key",
+            "content_key",
+            "reason",
+            "embedding",
+            "label",
+            "image",
+            "row",
+        } == {name.replace(".", "_") for name in columns if name not in ("image", "row", "tags")}
+        for name in set(columns) - {"image", "row", "tags"}:
+            assert repr(table[name.replace(".", "_")].to_pylist()) == repr(columns[name])
+        return made
+
+    write()
+    before = files(index)
+    assert counts(write()) == (0, 0, 0, 0)
+    assert files(index) == before
+    columns["price"][3] = 50.0
+    assert counts(write()) == (0, 0, 0, 0)
+    columns["sold"] = [number % 2 == 0 for number in range(9)]
+    columns["price"] = [str(price) for price in columns["price"]]
+    del columns["Maker Name"]
+    for values in columns.values():
+        del values[2]
+    assert counts(write()) == (0, 0, 0, 1)
+    (answer,) = search(
+        str(index), rows=[0], where="sold AND CAST(price AS DOUBLE) > 2 AND shot_at < TIMESTAMP '2026-12-08 00:00:00'"
+    )
+    assert {hit.row for hit in answer.hits} == {2, 3, 5} & {
+        row
+        for row in range(8)
+        if columns["sold"][row] and float(columns["price"][row]) > 2  # type: ignore[arg-type]
+    }
+
+
+def test_columns_of_a_csv_and_their_names(photos, tmp_path):
+    lines = [f"photos/{number}.png,{'wren' if number < 4 else 'owl'},{number}" for number in range(9)]
+    (tmp_path / "list.csv").write_text("\n".join(["file,species,Size (cm)", *lines]))
+    embed_source("tiny-resnet", str(tmp_path / "list.csv"), str(tmp_path / "index"), format="parquet", num_workers=0)
+    table = parquet.read_table(tmp_path / "index" / "embeddings.parquet").sort_by("row")
+    assert table["Size (cm)"].to_pylist() == [str(number) for number in range(9)]
+    assert table["label"].to_pylist() == [*4 * ["wren"], *5 * ["owl"]]
+    (answer,) = search(str(tmp_path / "index"), rows=[0], where="`Size (cm)` = '5'")
+    assert [hit.row for hit in answer.hits] == [5]

@@ -91,10 +91,24 @@ def table_from_columns(request: SourceRequest, columns: Columns) -> ImageTable:
         images = dataset.select_columns([image])
         images = images if image == "image" else images.rename_column(image, "image")
         images = images.cast_column("image", Image(decode=False))
+    others = _others(columns, {image, label}) if request.others else None
     if label is None:
-        return ImageTable(request.spec, images, None, ())
+        return ImageTable(request.spec, images, None, (), others=others)
     encoded = texts[:][label].combine_chunks().dictionary_encode()
-    return ImageTable(request.spec, images, *number_labels(request, label, dataset.features[label], encoded))
+    numbered = number_labels(request, label, dataset.features[label], encoded)
+    return ImageTable(request.spec, images, *numbered, others=others)
+
+
+def _others(columns: Columns, used: set[str | None]) -> "Dataset | None":
+    from datasets import ClassLabel, Value
+
+    plain = (ClassLabel, Value)
+    names = [
+        name
+        for name, feature in columns.features.items()
+        if name not in used and isinstance(feature, plain) and "binary" not in feature.dtype
+    ]
+    return columns.read(names) if names else None
 
 
 def _found(paths: list[str | None], folder: Path) -> list[str | None]:

@@ -65,15 +65,27 @@ def open_source(
     Raises:
         BadInput: one line with the flag and the fix.
     """
-    whole = SourceRequest(spec, flag, labels, image_column, label_column, data_root)
+    return _open(SourceRequest(spec, flag, labels, image_column, label_column, data_root))
+
+
+def open_with_others(spec: str, *, flag: str, image_column: str | None) -> ImageTable:
+    """The same with all that the source says: labels, if it has any, and the further columns of a single table.
+
+    Raises:
+        BadInput: as `open_source`.
+    """
+    return _open(SourceRequest(spec, flag, "optional", image_column, None, others=True))
+
+
+def _open(whole: SourceRequest) -> ImageTable:
     parts = checked_parts(whole)
     tables = [open_part(replace(whole, spec=part.spec)) for part in parts]
     if len({table.name for table in tables}) < len(tables):
         raise whole.error("names the same source twice; name each once")
     sources = first_shards([split_spec(part.spec)[0] for part in parts])
-    table = tables[0] if len(tables) == 1 else _join(spec, tables, sources)
+    table = tables[0] if len(tables) == 1 else _join(whole.spec, tables, sources)
     table = replace(table, weights=shares_of(parts))
-    if labels == "required" and len(table.classes) < 2:
+    if whole.labels == "required" and len(table.classes) < 2:
         raise whole.error(f"only one class, '{''.join(table.classes)}'; a metric compares classes: give at least two")
     return table
 

@@ -39,6 +39,8 @@ class SourceRequest:
     image_column: str | None
     label_column: str | None
     data_root: str | None = None
+    others: bool = False
+    """Whether further columns are kept."""
 
     def error(self, problem: str) -> BadInput:
         return BadInput(f"{self.flag} {self.spec}: {problem}")
