@@ -276,6 +276,7 @@ def open_table(folder: Path, version: int | None = None) -> "lance.LanceDataset"
 
 def import_lance() -> Any:
     """The module. It warns of every process that is forked; those that decode images never touch the table."""
+    os.environ.setdefault("LANCE_LOG", "error")  # What it logs of a damaged table, we say in one line.
     import lance
 
     warnings.filterwarnings("ignore", "lance is not fork-safe")
