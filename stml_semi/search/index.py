@@ -181,6 +181,8 @@ class Index:
             BadInput: the condition cannot be understood.
         """
         try:
+            if where and ";" in re.sub(r"'[^']*'", "", where):  # Lance would ignore the rest.
+                raise ValueError("more than one statement")
             yield
         except (ValueError, OSError) as error:
             if where is None or isinstance(error, BadInput):

@@ -99,7 +99,8 @@ def test_only_rows_for_which_a_condition_holds(photos, tmp_path):
     (found,) = Index.open(folder).search(query, k=2, where="label IN ('1', 'x') AND row < 8")
     assert found == [hit for hit in expected if hit.row < 8][:2]
     assert search(folder, [str(query)], where="label = 'x'")[0].hits == []
-    for wrong in ("labl = '1'", "label =", "row"):
+    assert search(folder, [str(query)], where="label = ';'")[0].hits == []
+    for wrong in ("labl = '1'", "label =", "row", "", "row < 5; row < 7"):
         with pytest.raises(BadInput, match="^--where .*: is no condition in SQL over row, image, label, reason"):
             search(folder, [str(query)], where=wrong)
 
