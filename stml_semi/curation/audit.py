@@ -14,17 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stml_semi.curation.pool import embed_images
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.objects import Source, as_spec
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.workers import resolve_num_workers
-from stml_semi.models.evaluation import EmbeddedTable, embed_table
+from stml_semi.models.evaluation import EmbeddedTable
 from stml_semi.neighbors import nearest_neighbors
-from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
-from stml_semi.runtime.progress import Counter
 from stml_semi.sharing.evaluate import trained_classes
-from stml_semi.sharing.load import Retriever, load
+from stml_semi.sharing.load import load
 
 Problem = Literal["label", "two classes", "evaluated"]
 _NEAREST = 10
@@ -101,7 +100,7 @@ def audit(
     tables = [open_source(source, flag=flag, labels="required", **columns) for source, flag in sources if source]
     retriever = load(model)
     workers = resolve_num_workers(num_workers)
-    embedded = [_embed(table, retriever, batch_size, workers) for table in tables]
+    embedded = [embed_images(table, retriever, batch_size, workers) for table in tables]
     own = _Labeled(tables[0], embedded[0])
     findings = own.wrong_labels() + own.in_two_classes(threshold)
     if len(tables) > 1:
@@ -110,19 +109,6 @@ def audit(
     judged = int((counts[own.labels] > 1).sum())
     trained = len(trained_classes(model) & set(own.table.classes))
     return Audit(tables, findings, len(own.table), judged, len(own.table) - len(own.rows), trained)
-
-
-def _embed(table: ImageTable, retriever: Retriever, batch_size: int, num_workers: int) -> EmbeddedTable:
-    with Counter("embed", len(table), enabled=distributed.rank() == 0) as counter:
-        return embed_table(
-            table,
-            retriever,
-            retriever.processor,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            device=retriever.device,
-            progress=lambda count: counter.advance(count * distributed.world_size()),
-        )
 
 
 class Doubts(NamedTuple):

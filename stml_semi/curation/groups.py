@@ -15,6 +15,7 @@ from stml_semi.curation.coverage import survey
 from stml_semi.curation.pool import embed_labeled, nearest_classes, whole_index
 from stml_semi.curation.propagation import propagate
 from stml_semi.data.sources.objects import Source
+from stml_semi.runtime import distributed
 from stml_semi.runtime.names import to_utf8
 from stml_semi.runtime.progress import Counter
 from stml_semi.search.index import Index
@@ -92,7 +93,7 @@ def find_groups(
         num_workers=num_workers,
     )
     everything = torch.cat([embeddings, known.embeddings])
-    with Counter("compare", len(everything), enabled=True) as counter:
+    with Counter("compare", len(everything), enabled=distributed.rank() == 0) as counter:
         near = survey(everything, counter.advance)
     number = propagate(near)
     own, labels = number[: len(rows)], number[len(rows) :]

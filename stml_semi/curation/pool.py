@@ -8,15 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.objects import Source, as_spec
 from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.workers import resolve_num_workers
-from stml_semi.models.evaluation import embed_table
+from stml_semi.models.evaluation import EmbeddedTable, embed_table
+from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.names import to_utf8
 from stml_semi.runtime.progress import Counter
 from stml_semi.search.index import Index, Part
 from stml_semi.search.query import open_model
+from stml_semi.sharing.load import Retriever
 
 
 class Labeled(NamedTuple):
@@ -66,16 +69,7 @@ def embed_labeled(
     table = open_source(spec, flag="--labeled", labels="required", **columns)
     assert table.labels is not None
     retriever = open_model(index, model)
-    with Counter("embed", len(table), enabled=True) as counter:
-        made = embed_table(
-            table,
-            retriever,
-            retriever.processor,
-            batch_size=batch_size,
-            num_workers=resolve_num_workers(num_workers),
-            device=retriever.device,
-            progress=counter.advance,
-        )
+    made = embed_images(table, retriever, batch_size, resolve_num_workers(num_workers))
     readable = torch.from_numpy(made.readable)
     if not readable.any():
         raise BadInput(f"--labeled {spec}: none of its {len(table)} images can be read")
@@ -84,6 +78,20 @@ def embed_labeled(
         absolute = [to_utf8(str(Path(path).absolute())) for path in paths]
         files = [(path, table.classes[label]) for path, label in zip(absolute, labels.tolist(), strict=True)]
     return Labeled(F.normalize(made.embeddings.cpu().float()[readable], dim=1), labels, table.classes, files)
+
+
+def embed_images(table: ImageTable, retriever: Retriever, batch_size: int, num_workers: int) -> EmbeddedTable:
+    """Embeds images with a progress bar. All processes call this together."""
+    with Counter("embed", len(table), enabled=distributed.rank() == 0) as counter:
+        return embed_table(
+            table,
+            retriever,
+            retriever.processor,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            device=retriever.device,
+            progress=lambda count: counter.advance(count * distributed.world_size()),
+        )
 
 
 def nearest_classes(embeddings: Tensor, known: Labeled) -> list[tuple[str, float]]:

@@ -15,6 +15,7 @@ from stml_semi.curation.pool import embed_labeled, nearest_classes, whole_index
 from stml_semi.data.images import BadImage, read_image
 from stml_semi.data.sources.objects import Source
 from stml_semi.neighbors import nearest_neighbors
+from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.failures import writing
 from stml_semi.runtime.names import to_utf8
@@ -100,7 +101,7 @@ def suggest(
         batch_size=batch_size,
         num_workers=num_workers,
     )
-    with Counter("compare", len(embeddings), enabled=True) as counter:
+    with Counter("compare", len(embeddings), enabled=distributed.rank() == 0) as counter:
         surroundings = survey(embeddings, counter.advance)
     covered = surroundings.covered(known.embeddings)
     chosen = choose(surroundings, count, covered)

@@ -1,5 +1,6 @@
 """Fills an index, or brings it up to date: what is there stays, what is new is added, what is gone is deleted."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -191,7 +192,7 @@ class Update:
         return pa.array(self.described.labels[rows].tolist(), pa.string())
 
     def _others(self, rows: NDArray[np.int64]) -> "pa.Table":
-        """Further columns of the source; those that are called like one of the index are left out."""
+        """Further columns of the source, under names that are words in SQL; what is called like ours is left out."""
         import pyarrow as pa
         from datasets import ClassLabel
 
@@ -200,11 +201,12 @@ class Update:
         found: pa.Table = self.described.others.with_format("arrow")[rows.tolist()]
         columns: dict[str, Any] = {}
         for name, feature in self.described.others.features.items():
-            called, values = name.replace(".", "_"), found[name].combine_chunks()
+            # Lance keeps names such as _rowid for itself.
+            called, values = re.sub(r"\W+", "_", name).strip("_"), found[name].combine_chunks()
             if isinstance(feature, ClassLabel):
                 texts = [None if number is None else feature.int2str(number) for number in values.to_pylist()]
                 values = pa.array(texts, pa.string())
-            if called not in (*COLUMNS, *KEYS):
+            if called and called not in (*COLUMNS, *KEYS, *columns):
                 columns[called] = values
         return pa.table(columns)
 

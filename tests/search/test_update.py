@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -297,9 +298,9 @@ def test_the_other_columns_of_a_table_come_along(photos, tmp_path):
             "label",
             "image",
             "row",
-        } == {name.replace(".", "_") for name in columns if name not in ("image", "row", "tags")}
+        } == {re.sub(r"\W", "_", name) for name in columns if name not in ("image", "row", "tags")}
         for name in set(columns) - {"image", "row", "tags"}:
-            assert repr(table[name.replace(".", "_")].to_pylist()) == repr(columns[name])
+            assert repr(table[re.sub(r"\W", "_", name)].to_pylist()) == repr(columns[name])
         return made
 
     write()
@@ -329,7 +330,25 @@ def test_columns_of_a_csv_and_their_names(photos, tmp_path):
     (tmp_path / "list.csv").write_text("\n".join(["file,species,Size (cm)", *lines]))
     embed_source("tiny-resnet", str(tmp_path / "list.csv"), str(tmp_path / "index"), format="parquet", num_workers=0)
     table = parquet.read_table(tmp_path / "index" / "embeddings.parquet").sort_by("row")
-    assert table["Size (cm)"].to_pylist() == [str(number) for number in range(9)]
+    assert table["Size_cm"].to_pylist() == [str(number) for number in range(9)]
     assert table["label"].to_pylist() == [*4 * ["wren"], *5 * ["owl"]]
-    (answer,) = search(str(tmp_path / "index"), rows=[0], where="`Size (cm)` = '5'")
+    (answer,) = search(str(tmp_path / "index"), rows=[0], where="Size_cm = '5'")
     assert [hit.row for hit in answer.hits] == [5]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "_", "_rowid", "_rowaddr", 'a"b`c', "a.b", "名前", "EMBEDDING", "content_key", "x" * 300]
+)
+def test_columns_may_be_called_anything(photos, tmp_path, name):
+    images = [{"bytes": path.read_bytes()} for path in sorted(photos.iterdir())]
+    source, index = tmp_path / "table.parquet", tmp_path / "index"
+    for values in (range(9), range(1, 10)):
+        parquet.write_table(pyarrow.table({"image": images, name: [*values], f"{name}?": [*values]}), source)
+        embed(source, index)
+    assert len(search(str(index), rows=[0], k=20, where="row < 5")[0].hits) == 4
+    assert_as_new(source, index, tmp_path)
+    called = re.sub(r"\W+", "_", name).strip("_")
+    if called and called != "content_key":
+        table = Index.open(index).table.to_table().sort_by("row")
+        assert table[called].to_pylist() == [*range(1, 10)]
+        assert len(search(str(index), rows=[0], where=f"`{called}` > 7")[0].hits) == 2
