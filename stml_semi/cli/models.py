@@ -36,6 +36,10 @@ def evaluate(
     save_thresholds: Annotated[
         bool, typer.Option("--save-thresholds", help="Put these thresholds into the model, for `search`.")
     ] = False,
+    truncate_dims: Annotated[
+        str | None,
+        typer.Option(help="Add the scores of so many leading dimensions, such as 64,128,256.", metavar="N,N"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Score a model on labeled images: recall@k, R-precision and MAP@R, each image against all others, or against
@@ -63,16 +67,19 @@ def evaluate(
             per_class=per_class,
             open_set=open_set,
             save_thresholds=save_thresholds,
+            truncate_dims=truncate_dims,
         )
     if not is_main():
         return
     if as_json:
         print(json.dumps(line))
     else:
-        from stml_semi.cli.printing import print_open_set, print_scores, print_worst_classes
+        from stml_semi.cli.printing import print_open_set, print_scores, print_truncated, print_worst_classes
 
         title = f"{line['data']}: {line['num_queries']:,} queries among {line['num_gallery']:,} images"
         print_scores(title, {model: line})
+        if "truncated" in line:
+            print_truncated(line["truncated"])
         if per_class:
             print_worst_classes(line["per_class"])
         if "thresholds" in line:
@@ -90,6 +97,9 @@ def export(
         "float32"
     ),
     format: Annotated[str, typer.Option(help="safetensors, or onnx: embedder.onnx beside it.")] = "safetensors",
+    truncate_dim: Annotated[
+        int | None, typer.Option(help="Dimensions that embeddings keep, the leading ones. Default: all.", min=1)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that --output holds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")] = False,
 ) -> None:
@@ -113,6 +123,7 @@ def export(
             license=license,
             dtype=cast(Dtype, dtype),
             onnx=format == "onnx",
+            truncate_dim=truncate_dim,
             overwrite=overwrite,
         )
     print_outcome(

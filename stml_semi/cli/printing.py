@@ -161,6 +161,17 @@ def print_worst_classes(rows: Sequence[dict[str, Any]], count: int = 10) -> None
     _print_table(PlainConsole(), title, table)
 
 
+def print_truncated(sizes: dict[str, dict[str, float]]) -> None:
+    """Scores of leading dimensions alone."""
+    table = _table()
+    names = next(iter(sizes.values()))
+    for column in ("dimensions", *map(score_title, names)):
+        table.add_column(column, justify="right")
+    for size, scores in sizes.items():
+        table.add_row(size, *(f"{100 * value:.1f}" for value in scores.values()))
+    _print_table(PlainConsole(), "the leading dimensions alone", table)
+
+
 def print_open_set(thresholds: Sequence[Sequence[float]], fnmr: dict[str, float]) -> None:
     """How similar a match has to be, and the error rates of pairs."""
     console = PlainConsole()

@@ -1,6 +1,6 @@
 """Embed a table with a model's evaluation view, and score it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,11 @@ from stml_semi.runtime.finite import check_lengths
 
 Encode = Callable[[Tensor], Tensor]
 """pixels (B, 3, H, W) -> embeddings (B, d)."""
+
+
+TRUNCATED = (32, 64, 128, 256)
+"""How many leading dimensions are scored alone."""
+TRUNCATED_SCORES = ("recall@1", "map@r")
 
 
 class EmbeddedTable(NamedTuple):
@@ -248,3 +253,28 @@ def score(table: ImageTable, embedded: EmbeddedTable, recall_at: tuple[int, ...]
     found = score_queries(table, embedded, recall_at)
     means = summarize(found.scores, recall_at=recall_at, num_gallery=found.num_gallery)
     return Scored(means | count_left_out(table, embedded.readable, found.scores), found, [])
+
+
+def score_truncated(
+    table: ImageTable, embedded: EmbeddedTable, sizes: Sequence[int] = TRUNCATED
+) -> dict[str, dict[str, float]]:
+    """recall@1 and MAP@R of the first dimensions of embeddings alone, as if the others had been cut off.
+
+    Args:
+        table: with labels.
+        embedded: of width d.
+        sizes: numbers of dimensions; those below d count.
+
+    Returns:
+        Number of dimensions, as text -> name of a score -> score.
+
+    Raises:
+        BadInput: no image can be read.
+    """
+    width, found = embedded.embeddings.shape[1], dict[str, dict[str, float]]()
+    for size in sizes:
+        if size < width:
+            scored = score_queries(table, embedded._replace(embeddings=embedded.embeddings[:, :size]), (1,))
+            means = summarize(scored.scores, recall_at=(1,), num_gallery=scored.num_gallery)
+            found[str(size)] = {name: means[name] for name in TRUNCATED_SCORES}
+    return found

@@ -1,7 +1,8 @@
 """The result table of the page: what the runs logged, with intervals where the same images were looked at again."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from stml_semi.metrics import Interval
@@ -43,6 +44,8 @@ class Row(NamedTuple):
     exported: bool
     note: str = ""
     """How a candidate compares with the student."""
+    truncated: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+    """Number of leading dimensions -> their scores alone, 0..1."""
 
 
 class Headline(NamedTuple):
@@ -158,7 +161,8 @@ def _row(
     name = candidate_name(line) if "candidate" in line else result_name(line)
     found = assessed.versus if assessed and assessed.versus and is_exported else {}
     versus = [_signed(found[key]) for key in columns if key in found]
-    return Row(place, name, line.get("weights_step", line["step"]), cells, gain, versus, is_exported, _compared(line))
+    step, truncated = line.get("weights_step", line["step"]), line.get("truncated", {})
+    return Row(place, name, step, cells, gain, versus, is_exported, _compared(line), truncated)
 
 
 def _compared(line: dict[str, Any]) -> str:

@@ -248,9 +248,22 @@ def _card(facts: CardFacts, *, curves: bool) -> str:
         "thresholds": facts.thresholds,
         "shown_thresholds": _shown(facts.thresholds),
         "onnx": facts.onnx,
+        **_truncated(facts, lines),
         "curves": CURVES if curves else None,
     }
     return render("sharing/card.md", values, filters={"score_title": score_title}, escape=False)
+
+
+def _truncated(facts: CardFacts, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What leading dimensions score, and of how many the scores of the table are if the model has fewer."""
+    own = next((line for line in lines if line["model"] == facts.weights), {})
+    full, width = facts.config.embedding_dim, facts.width or facts.config.embedding_dim
+    sizes = {size: scores for size, scores in own.get("truncated", {}).items() if int(size) <= width}
+    names = list(next(iter(sizes.values()), {}))
+    whole = {str(full): {name: own[name] for name in names if name in own}} if width == full else {}
+    complete = whole if whole and len(whole[str(full)]) == len(names) else {}
+    cut = full if facts.weights != "frozen" and width < full else None
+    return {"truncated": sizes | complete if sizes else {}, "truncated_names": names, "cut_from": cut}
 
 
 def _verdict(facts: CardFacts) -> str:

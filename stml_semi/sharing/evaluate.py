@@ -32,6 +32,7 @@ from stml_semi.models.evaluation import (
     embed_table,
     score_open_set,
     score_queries,
+    score_truncated,
 )
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.run_folder.log import exported_step
@@ -64,6 +65,7 @@ def evaluate_model(
     per_class: bool = False,
     open_set: bool = False,
     save_thresholds: bool = False,
+    truncate_dims: str | None = None,
     data_root: str | None = None,
 ) -> dict[str, Any]:
     """Retrieval metrics of a model: a line like those of metrics.jsonl; `step` is None unless the model is a run.
@@ -90,11 +92,13 @@ def evaluate_model(
             precision, and the share of matches found then (see `precision_thresholds`); and `fnmr`, false match rate
             -> false non-match rate over all pairs.
         save_thresholds: write these thresholds beside the model, for `search`.
+        truncate_dims: numbers joined by commas; adds `truncated`, number of leading dimensions -> their scores.
 
     Raises:
         BadInput: nothing to open, or nothing to score.
     """
-    model, wanted = str(model), _recall_at(recall_at)
+    model, wanted = str(model), _numbers(recall_at, "--k", "numbers of neighbors", "1,10,100")
+    sizes = _numbers(truncate_dims, "--truncate-dims", "numbers of dimensions", "64,128,256")
     place = _model_here(model) if save_thresholds else None
     data, gallery = as_spec(data, "--data"), as_spec(gallery, "--gallery")
     if confidence is not None and not 0 < confidence < 100:
@@ -111,6 +115,8 @@ def evaluate_model(
         raise BadInput(f"--save-thresholds: the model was trained on the classes of {data}; give images of others")
     accelerator = Accelerator()
     retriever = load(model, device=accelerator.device, image_size=image_size)
+    if sizes and sizes[-1] >= (width := retriever.num_features):
+        raise BadInput(f"--truncate-dims {truncate_dims}: embeddings have {width} dimensions; give smaller numbers")
     workers = resolve_num_workers(num_workers)
 
     def encode(pixels: Tensor) -> Tensor:
@@ -149,6 +155,8 @@ def evaluate_model(
     if place is not None and accelerator.is_main_process:
         with writing("--save-thresholds", place):
             write_thresholds(place, _thresholds(line))
+    if sizes:
+        line["truncated"] = score_truncated(table, embedded, sizes)
     if per_class:
         line["per_class"] = _per_class(table.classes, class_scores(found.scores, found.labels, recall_at=wanted))
     accelerator.end_training()
@@ -180,13 +188,13 @@ def _model_here(model: str) -> Path:
     return folder
 
 
-def _recall_at(text: str | None) -> tuple[int, ...]:
+def _numbers(text: str | None, flag: str, what: str, example: str) -> tuple[int, ...]:
     """1,10,100 -> (1, 10, 100), in rising order; nothing -> ()."""
     if text is None:
         return ()
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise BadInput(f"--k {text}: give numbers of neighbors joined by commas, such as 1,10,100")
+        raise BadInput(f"{flag} {text}: give {what} joined by commas, such as {example}")
     return tuple(sorted({int(part) for part in parts}))
 
 

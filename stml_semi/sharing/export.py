@@ -29,6 +29,7 @@ def export_model(
     files: Mapping[str, bytes] | None = None,
     *,
     dtype: torch.dtype = torch.float32,
+    truncate_dim: int | None = None,
 ) -> None:
     """Writes backbone, pooling, head f and normalization as standard modules of sentence-transformers.
 
@@ -42,6 +43,7 @@ def export_model(
         files: further ones at the root (the card): name -> content.
         dtype: of the stored weights. Whoever opens the folder computes in float32 unless told otherwise: half precision
             is slow on many processors, and a ResNet in it refuses the image processor's float32 pixels.
+        truncate_dim: leading dimensions of f that are kept; default: all.
 
     Raises:
         BadInput: weights are not finite, or not in `dtype`.
@@ -73,13 +75,14 @@ def export_model(
         ]
         if not pooled:
             modules.append(PoolingModule(pooling.num_features, modes))
-        weight = folded_weight(embedder.head_f.weight.detach().cpu(), pooling, _num_tokens(embedder, processor))
+        weight, bias = (part.detach().cpu()[:truncate_dim] for part in (embedder.head_f.weight, embedder.head_f.bias))
+        weight = folded_weight(weight, pooling, _num_tokens(embedder, processor))
         dense = Dense(
             weight.shape[1],
             weight.shape[0],
             activation_function=nn.Identity(),
             init_weight=weight,
-            init_bias=embedder.head_f.bias.detach().cpu(),
+            init_bias=bias.clone(),
         )
         target = scratch / "model"
         served = SentenceTransformer(modules=[*modules, dense, Normalize()], device="cpu").to(dtype)

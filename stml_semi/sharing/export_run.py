@@ -40,6 +40,7 @@ def export_run(
     license: str | None = None,
     dtype: Dtype = "float32",
     onnx: bool = False,
+    truncate_dim: int | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Writes a model of a run's newest checkpoint as a model folder, with its card.
@@ -51,6 +52,7 @@ def export_run(
         license: for the card; default: what the run was told, else the base model's.
         dtype: of the stored weights.
         onnx: write embedder.onnx (always float32) beside the usual files.
+        truncate_dim: dimensions that embeddings keep, the leading ones; default: all.
         overwrite: replace a model.
 
     Raises:
@@ -79,24 +81,37 @@ def export_run(
             f"{run}: no step was scored on the validation classes before {found[-1].name}, so none is chosen: --resume "
             f"the run, or take --weights teacher"
         )
+    width = trained.embedder.head_f.out_features
+    if truncate_dim is not None and choice.model == "frozen":
+        raise BadInput("--truncate-dim: validation chose the frozen backbone, whose features do not become shorter")
+    if truncate_dim is not None and not 0 < truncate_dim <= width:
+        raise BadInput(f"--truncate-dim {truncate_dim}: embeddings have {width} dimensions; give a number from 1 to it")
     facts = CardFacts(
         config,
         lines,
         weights=choice.model,
         alpha=choice.alpha,
         step=choice.step,
-        width=trained.embedder.head_f.out_features,
+        width=width if truncate_dim is None else truncate_dim,
         size=view_size(trained.backbone.processor),
         pooling=trained.embedder.pooling.kind,
         claim=folder.claim,
         origin=_origin(config, folder),
         dtype=dtype,
         inputs=find_inputs(trained.backbone.processor),
-        thresholds=of_run(lines, choice),
+        # A cosine of fewer dimensions is another one.
+        thresholds=of_run(lines, choice) if truncate_dim in (None, width) else None,
     )
     with torch.inference_mode(), writing("--output", target):
         files = card_files(facts)
-        export_model(trained.embedder, trained.backbone.processor, target, files, dtype=getattr(torch, dtype))
+        export_model(
+            trained.embedder,
+            trained.backbone.processor,
+            target,
+            files,
+            dtype=getattr(torch, dtype),
+            truncate_dim=truncate_dim,
+        )
         if onnx:
             export_onnx(target)
             card = card_files(facts._replace(onnx=True))["README.md"]  # Told of only when it is there.

@@ -163,7 +163,13 @@ class Retriever(nn.Module):
             return self(torch.zeros(1, 3, height, width, device=self.device)).shape[1]
 
 
-def load(model: str | Path, *, device: str | torch.device | None = None, image_size: int | None = None) -> Retriever:
+def load(
+    model: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    image_size: int | None = None,
+    truncate_dim: int | None = None,
+) -> Retriever:
     """Opens a trained model.
 
     Args:
@@ -171,9 +177,11 @@ def load(model: str | Path, *, device: str | torch.device | None = None, image_s
             frozen features are served). A hub id may end in `@` and a branch, tag or commit.
         device: where it runs; default: a GPU if there is one (CUDA, Apple's), else the CPU.
         image_size: of a bare backbone, side of its input in pixels; default: its own.
+        truncate_dim: leading dimensions of its embeddings that are kept; default: all.
 
     Raises:
-        BadInput: nothing of the kind there, or a size for a model that was trained at one.
+        BadInput: nothing of the kind there, a size for a model that was trained at one, or more dimensions than there
+            are.
     """
     name = str(model)
     folder = model_folder(name)
@@ -193,7 +201,24 @@ def load(model: str | Path, *, device: str | torch.device | None = None, image_s
         modules = Modules(partial(pool_output, pooling=pooling), None)
     else:
         _check_fit(modules, try_backbone(backbone.model, size, flag="--model"), f"--model {model}")
+    if truncate_dim is not None:
+        modules = modules._replace(dense=_truncated(modules.dense, truncate_dim, name))
     return Retriever(*backbone, *modules, commit_of(parse_name(name))).to(device or best_device())
+
+
+def _truncated(dense: nn.Linear | None, size: int, name: str) -> nn.Linear:
+    """
+    Raises:
+        BadInput: a bare backbone has no head that could be cut, or the head is not that wide.
+    """
+    if dense is None:
+        raise BadInput(f"truncate_dim={size}: {name} is a bare backbone, without a head whose dimensions could be cut")
+    if not 0 < size <= dense.out_features:
+        raise BadInput(f"truncate_dim={size}: {name} has {dense.out_features} dimensions; give a number from 1 to it")
+    cut = nn.Linear(dense.in_features, size, bias=dense.bias is not None)
+    for kept, whole in zip(cut.parameters(), dense.parameters(), strict=True):
+        kept.data = whole.data[:size].clone()
+    return cut
 
 
 def _check_fit(modules: Modules, output: Any, name: str) -> None:

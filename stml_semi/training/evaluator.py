@@ -10,7 +10,15 @@ from stml_semi.data.image_table import ImageTable
 from stml_semi.data.run_tables import Tables
 from stml_semi.metrics import bootstrap, precision_thresholds, score_names, score_values
 from stml_semi.models.embedder import Embedder
-from stml_semi.models.evaluation import EmbeddedTable, Encode, Scored, TableEncoder, score, score_open_set
+from stml_semi.models.evaluation import (
+    EmbeddedTable,
+    Encode,
+    Scored,
+    TableEncoder,
+    score,
+    score_open_set,
+    score_truncated,
+)
 from stml_semi.models.teacher import Teacher
 from stml_semi.report.neighbor_sheet import draw, find
 from stml_semi.run_folder.log import Choice, Served
@@ -90,6 +98,8 @@ class Evaluator:
         split = {"split": "validation"} if table is self.tables.validation else {}
         line = {"step": step, "data": table.name, "model": model, **more, **split, **scored.means}
         gain = {} if split or not self.outputs.folder.writes else self._over_frozen(model, scored, last=last)
+        if last and not split:
+            gain["truncated"] = score_truncated(table, embedded)
         self.outputs.log(line, **gain)
         if self.outputs.trackers.show_pictures and model != "teacher":
             self._show(step, model, table, embedded)

@@ -6,6 +6,7 @@ import re
 import shlex
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -37,9 +38,9 @@ def lines(data="kanji:test"):
 
 
 def facts(config, **changes):
-    values = {"weights": "student", "step": 100, "size": (48, 48), "pooling": "mean_max", "claim": "never trained on"}
+    values = {"lines": lines(), "weights": "student", "step": 100, "size": (48, 48), "pooling": "mean_max"}
     origin = Origin("facebook/dinov2-small", ("user/birds",), "apache-2.0")
-    return CardFacts(config, lines(), **{**values, "origin": origin, **changes})
+    return CardFacts(config, **{**values, "claim": "never trained on", "origin": origin, **changes})
 
 
 def build(**values):
@@ -230,6 +231,51 @@ def test_half_the_size(run, tmp_path, pictures):
     served: Any = SentenceTransformer(str(tmp_path / "half"), device="cpu").encode(pictures)  # pyright: ignore[reportArgumentType]
     assert 0 < float((ours - expected).abs().max()) < 0.05
     torch.testing.assert_close(torch.tensor(served), ours, rtol=0, atol=1e-5)
+
+
+def test_fewer_dimensions(run, tmp_path, pictures):
+    from sentence_transformers import SentenceTransformer
+
+    from stml_semi import load
+    from stml_semi.sharing.export_run import export_run
+
+    export_run(str(run), str(tmp_path / "short"), truncate_dim=3)
+    full = load(run).encode(pictures)
+    expected = full[:, :3] / np.linalg.norm(full[:, :3], axis=1, keepdims=True)
+    np.testing.assert_allclose(load(run, truncate_dim=3).encode(pictures), expected, atol=1e-5)
+    np.testing.assert_allclose(load(tmp_path / "short").encode(pictures), expected, atol=1e-5)
+    for folder, cut in ((tmp_path / "short", None), (run / "model", 3)):
+        served: Any = SentenceTransformer(str(folder), device="cpu", truncate_dim=cut).encode(
+            pictures,  # pyright: ignore[reportArgumentType]
+            normalize_embeddings=True,
+        )
+        np.testing.assert_allclose(served, expected, atol=1e-5)
+    text = (tmp_path / "short" / "README.md").read_text()
+    assert "a vector of 3 numbers" in text
+    assert "measured with 8 dimensions, of which this model keeps the leading 3" in text
+    for wrong in (0, 9):
+        with pytest.raises(ValueError, match=f"--truncate-dim {wrong}: embeddings have 8 dimensions"):
+            export_run(str(run), str(tmp_path / "wrong"), truncate_dim=wrong)
+        with pytest.raises(ValueError, match=f"truncate_dim={wrong}: .* has 8 dimensions"):
+            load(run, truncate_dim=wrong)
+    with pytest.raises(ValueError, match="truncate_dim=3: tiny-resnet is a bare backbone"):
+        load("tiny-resnet", truncate_dim=3)
+
+
+def test_a_card_says_what_each_size_costs():
+    sizes = {"64": {"recall@1": 0.5, "map@r": 0.25}, "256": {"recall@1": 0.6, "map@r": 0.35}}
+    known = [line | {"truncated": sizes} if line.get("model") == "student" else line for line in lines()]
+
+    def card(**changes):
+        return card_files(facts(build(), lines=known, **changes))["README.md"].decode()
+
+    text = card()
+    assert "| 64 | 50.0 | 25.0 |\n| 256 | 60.0 | 35.0 |\n| 512 | " in text
+    short = card(width=128)
+    assert "| 64 | 50.0 | 25.0 |" in short
+    assert "| 256 |" not in short
+    assert "keeps the leading 128" in short
+    assert "leading dimensions" not in card(weights="teacher")
 
 
 def test_export_writes_student_or_teacher(run, tmp_path, pictures):

@@ -12,7 +12,15 @@ from helpers.pictures import write_pictures
 from PIL import Image
 
 from stml_semi import load
-from stml_semi.metrics import bootstrap, class_scores, query_scores, score_names, score_values, summarize
+from stml_semi.metrics import (
+    bootstrap,
+    class_scores,
+    query_scores,
+    retrieval_metrics,
+    score_names,
+    score_values,
+    summarize,
+)
 from stml_semi.models.backbone import open_backbone
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.run_folder.recipe import build_config
@@ -84,8 +92,17 @@ def test_everything_at_once(monkeypatch, capsys, birds):
     values = [row["map@r"] for row in line["per_class"]]
     assert values == sorted(values)
     assert np.mean(values) == pytest.approx(line["map@r"])
-    code, out, _ = call(monkeypatch, capsys, *more)
-    for text in ("recall@10", "90% interval", "worst 3 of 3 classes", "robin"):
+    code, out, err = call(monkeypatch, capsys, *flags, "--truncate-dims", "4,2", "--json")
+    assert code == 0, err
+    files = sorted(birds.glob("*/*"))
+    labels = torch.tensor([sorted(birds.iterdir()).index(file.parent) for file in files])
+    embeddings = torch.tensor(load("tiny-resnet").encode(files))[:, :4]
+    expected = retrieval_metrics(embeddings, labels, recall_at=(1,))
+    cut = json.loads(out)["truncated"]
+    assert list(cut) == ["2", "4"]
+    assert cut["4"] == pytest.approx({name: expected[name] for name in ("recall@1", "map@r")})
+    code, out, _ = call(monkeypatch, capsys, *more, "--truncate-dims", "2")
+    for text in ("the leading dimensions alone", "recall@10", "90% interval", "worst 3 of 3 classes", "robin"):
         assert text in out
 
 
@@ -152,6 +169,8 @@ def test_bf16_is_close_to_float32(monkeypatch, capsys, birds):
     [
         (["--k", "1,ten"], "--k 1,ten: give numbers of neighbors"),
         (["--k", "0"], "--k 0: give"),
+        (["--truncate-dims", "64,x"], "--truncate-dims 64,x: give numbers of dimensions"),
+        (["--truncate-dims", "16,9999"], "--truncate-dims 16,9999: embeddings have 208 dimensions"),
         (["--confidence", "100"], "--confidence 100.0: is in percent"),
     ],
 )
