@@ -88,15 +88,25 @@ class TakenSteps:
         return self._optimizer.state.get(self._parameter, {}).get("step", 0.0)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, trust: float) -> None:
     """Gives every group its rate for `step`; nothing of it has to be saved."""
-    factor = learning_rate_factor(config, step)
+    factor = learning_rate(config, step, trust) / config.peak_learning_rate
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
 
 
-def learning_rate_factor(config: TrainConfig, step: int) -> float:
-    """Share of the peak learning rate that `step` (from 0) is taken with."""
+def learning_rate(config: TrainConfig, step: int, trust: float) -> float:
+    """What backbone and heads learn with.
+
+    Args:
+        config: of the run.
+        step: from 0.
+        trust: how far relations of unlabeled images are trusted then, 0..1.
+    """
+    return config.rate(trust) * _schedule(config, step)
+
+
+def _schedule(config: TrainConfig, step: int) -> float:
     if step < config.lr_warmup_steps:
         return (step + 1) / config.lr_warmup_steps
     past = (step - config.lr_warmup_steps) / max(config.max_steps - config.lr_warmup_steps, 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from stml_semi.config import TrainConfig, flag
+from stml_semi.data.batches.plan import held_out_classes
 from stml_semi.data.benchmarks.facts import BENCHMARKS, benchmark_of
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.run_tables import Tables
@@ -144,19 +145,33 @@ def _default_steps(config: TrainConfig, tables: Tables) -> int:
     return config.max_steps if warmup >= found else found
 
 
-def with_learning_rate(config: TrainConfig, embedder: Embedder) -> TrainConfig:
-    """The configuration with a number in place of `auto`: transformers are fine-tuned with smaller rates than
-    convolutional networks, few parameters with larger ones than many."""
-    if config.learning_rate != "auto":
-        return config
+def with_learning_rate(config: TrainConfig, embedder: Embedder, labeled: ImageTable | None) -> TrainConfig:
+    """The configuration with numbers in place of `auto`.
+
+    Transformers are fine-tuned with smaller rates than convolutional networks, few parameters with larger ones than
+    many. These rates suit labels alone. Where trust in unlabeled images is measured, a convolutional network has ten
+    times the rate at full trust; transformers were not tried.
+
+    Args:
+        config: of the run.
+        embedder: its model.
+        labeled: its labeled images.
+    """
     transformer = any("attention" in type(module).__name__.lower() for module in embedder.backbone.modules())
+    trusted = 1.0
     if config.train_layers == "last:0" and not config.lora_rank:
         rate = 1e-3
-    elif config.lora_rank or not transformer:
+    elif config.lora_rank:
         rate = 1e-4
+    elif not transformer:
+        rate = 1e-4
+        trusted = 10.0 if len(held_out_classes(config, labeled)) else 1.0
     else:
         rate = 1e-5 if config.train_layers == "all" else 3e-5
-    return config.model_copy(update={"learning_rate": rate})
+    rates = {"learning_rate": trusted * rate}
+    if config.command == "semi":
+        rates["label_learning_rate"] = rate
+    return config.model_copy(update={name: value for name, value in rates.items() if getattr(config, name) == "auto"})
 
 
 def _file_name(spec: str) -> str:

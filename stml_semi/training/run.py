@@ -92,12 +92,13 @@ def train(
     trackers = Trackers(config, folder.path, progress.note, enabled=accelerator.is_main_process)
     tables = cache_tables(config, prepared.tables, prepared.views.size)
     outputs = Outputs(folder, trackers, progress, callbacks or Callbacks())
-    trainer = Trainer(prepared, tables, outputs, labeled_loss=labeled_loss)
+    shared = share_of_labeled(prepared.tables)
+    trainer = Trainer(prepared, tables, outputs, novelty=novelty(shared), labeled_loss=labeled_loss)
     start = trainer.restore() if config.resume else 0
     # Nothing is written or deleted before all input was found good.
     kept, commit = kept_classes(config, prepared.tables), backbone_commit(config)
     together(lambda: folder.prepare(config, kept, claim=claim(prepared.tables), backbone_commit=commit))
-    _announce(prepared, progress)
+    _announce(prepared, progress, shared)
     session = folder.session(describe_start(processes=distributed.world_size(), first_step=start), gpu_joules)
     with explained(trainer.batches.rows, config.micro_batch_size), session, trackers.started(start):
         choice = trainer.train(start)
@@ -107,7 +108,16 @@ def train(
         accelerator.wait_for_everyone()
 
 
-def _announce(prepared: Prepared, progress: Progress) -> None:
+def novelty(shared: float) -> float:
+    """How much unlabeled images show beside the labeled ones: 1 if there are as many new ones, 0 if there are none.
+
+    Args:
+        shared: of them that are labeled ones, 0..1.
+    """
+    return min(1.0, (1 - shared) / shared) if shared else 1.0
+
+
+def _announce(prepared: Prepared, progress: Progress, shared: float) -> None:
     """What the user should know before it starts; what was excluded is listed in the run folder."""
     config, tables, folder = prepared.config, prepared.tables, prepared.folder
     if tables.excluded is not None:
@@ -118,10 +128,10 @@ def _announce(prepared: Prepared, progress: Progress) -> None:
         progress.note(text)
     for sentence in skipped_files(tables):
         progress.note(f"warning: {sentence}")
-    if (share := share_of_labeled(tables)) > 0.9:
+    if shared > 0.9:
         progress.note(
-            f"warning: {share:.0%} of the unlabeled images are labeled ones too: they show nothing new and can harm "
-            "the model; name others with --unlabeled, or train with `sup`"
+            f"warning: {shared:.0%} of the unlabeled images are labeled ones too: they show nothing new, so that the "
+            "labels decide; name others with --unlabeled"
         )
     if config.sigma != "auto" and len(held_out_classes(config, tables.labeled)):
         progress.note(

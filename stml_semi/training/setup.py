@@ -63,7 +63,7 @@ def setup(config: TrainConfig) -> Prepared:
     backbone = together(lambda: open_configured_backbone(config))
     set_seed(config.seed)
     embedder = together(lambda: build_embedder(config, backbone))
-    config = with_learning_rate(config, embedder)
+    config = with_learning_rate(config, embedder, tables.labeled)
     views = ViewSettings(config.augment, view_size(backbone.processor), config.num_views, config.seed)
     return Prepared(config, notes, accelerator, folder, tables, backbone, embedder, views)
 

@@ -12,7 +12,7 @@ from stml_semi.data.run_tables import Tables
 from stml_semi.runtime import distributed
 from stml_semi.training.health import affinity_histogram, agreement, collapse, is_collapsed, spread
 from stml_semi.training.objective import LOGGED, Terms
-from stml_semi.training.optimizer import learning_rate_factor
+from stml_semi.training.optimizer import learning_rate
 from stml_semi.training.outputs import Outputs
 
 
@@ -59,11 +59,12 @@ class StepLog:
         if self._known is not None and terms.affinity is not None and terms.image_index is not None:
             line |= agreement(terms.affinity, terms.image_index, self._known)
         self._check_collapse(step, line)
-        table = None if self.batches.pool is None else self.batches.pool.table
-        if table is not None and table.calibrated is not None:
-            line["trust"] = table.calibrated.trust
+        pool = self.batches.pool
+        trust = 0.0 if pool is None else pool.trust(step - 1)
+        if pool is not None and pool.is_measured:
+            line["trust"] = trust
         line |= {
-            "lr": self.config.peak_learning_rate * learning_rate_factor(self.config, step - 1 - (skipped or 0)),
+            "lr": learning_rate(self.config, step - 1 - (skipped or 0), trust),
             "bad_images": self.outputs.folder.log.num_bad,
             **self._passes(step),
             **self._pace(),

@@ -36,13 +36,20 @@ class Trainer:
     """Trains an embedder on labeled and unlabeled images. All sizes in the configuration are global."""
 
     def __init__(
-        self, prepared: Prepared, tables: Tables, outputs: Outputs, *, labeled_loss: LossFunction | None = None
+        self,
+        prepared: Prepared,
+        tables: Tables,
+        outputs: Outputs,
+        *,
+        novelty: float = 1.0,
+        labeled_loss: LossFunction | None = None,
     ) -> None:
         """
         Args:
             prepared: configuration, accelerator and model of the run.
             tables: its images, the training images perhaps in a cache.
             outputs: where the run writes and speaks.
+            novelty: how much the unlabeled images show beside the labeled ones, 0..1.
             labeled_loss: of the program that trains, in place of the one that the configuration names.
         """
         self.outputs = outputs
@@ -53,7 +60,7 @@ class Trainer:
         if tables.unlabeled is not None:
             # Of a table they were taken out; what a stream gives is compared as it is read.
             scored = EvaluatedImages(scored_tables(tables)) if isinstance(tables.unlabeled, ImageStream) else None
-            self.pool = open_pool(config, tables.unlabeled, self.folder.pool, scored)
+            self.pool = open_pool(config, tables.unlabeled, self.folder.pool, scored, novelty=novelty)
         self.embedder = prepared.embedder.to(self.device)
         if self.device.type == "cuda" and self.embedder.channels_last:
             # On a CPU the layout of the input is enough, and fused AdamW is slower on such weights.
@@ -150,7 +157,8 @@ class Trainer:
     # ------------------------------------------------------------------ one step
 
     def _step(self, batch: Batch, step: int) -> Terms:
-        set_learning_rate(self.optimizer, self.config, step - self._skipped)
+        trust = 0.0 if self.pool is None else self.pool.trust(step)
+        set_learning_rate(self.optimizer, self.config, step - self._skipped, trust)
         if self.taken is not None:
             self.taken.begin()
         torch.manual_seed(self.config.seed * 1_000_003 + step)  # For losses that draw: alike in all processes.

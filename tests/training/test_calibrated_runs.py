@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from helpers.pictures import write_pictures
 from helpers.real_runs import TERMS
+from safetensors.torch import load_file
 
 from stml_semi.models.teacher import Teacher
 from stml_semi.training.resolve import resolve
-from stml_semi.training.run import run
+from stml_semi.training.run import novelty, run
 
 
 @pytest.fixture
@@ -107,3 +108,36 @@ def test_trust_is_in_the_log_on_the_terminal_and_in_the_report(train, tmp_path, 
     shown = lines(folder)[-1]["trust"]
     assert f" trust {shown:.0%}, " in capsys.readouterr().err
     assert "Trust: share of the pull between unlabeled images that is right" in (folder / "report.html").read_text()
+
+
+def test_the_learning_rate_follows_trust(train, tmp_path):
+    folder = train(tmp_path / "run", learning_rate=1e-3, label_learning_rate=1e-4, lr_schedule="constant")
+    found = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+    rates, trusts = ([line.get(key, 0.0) for line in found if "loss" in line] for key in ("lr", "trust"))
+    assert trusts[:2] == [0, 0]
+    assert 0 < trusts[2] < 1
+    assert rates == pytest.approx([1e-4 + 9e-4 * trust for trust in trusts])
+    flat = train(tmp_path / "flat", learning_rate=1e-3, label_learning_rate=1e-3, max_steps=3)
+    moved = [second_step(run) for run in (folder, flat)]
+    assert moved[1] > 5 * moved[0] > 0
+
+
+def second_step(folder: Path) -> float:
+    """How far it took a head."""
+    first, second = (load_file(folder / f"checkpoints/step-{i}/modules.safetensors") for i in (1, 2))
+    return float((second["embedder.head_f.weight"] - first["embedder.head_f.weight"]).norm())
+
+
+def test_unlabeled_images_that_are_the_labeled_ones_have_no_weight(train, tmp_path, capsys):
+    """The run is one on labels alone, at the rate of such a run."""
+    folder = train(tmp_path / "run", unlabeled=str(tmp_path / "labeled"), learning_rate=1e-3, lr_schedule="constant")
+    assert "100% of the unlabeled images are labeled ones too: they show nothing new" in capsys.readouterr().err
+    found = [line for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+    assert {(line["lr"], line["unlabeled_weight"], line["trust"]) for line in found} == {(1e-4, 0.0, 0.0)}
+    half = f"{tmp_path / 'labeled'},{tmp_path / 'photos'}"
+    mixed = train(tmp_path / "half", unlabeled=half, max_steps=4)
+    assert lines(mixed)[-1]["trust"] > 0
+
+
+def test_as_many_new_images_as_labeled_ones_have_their_whole_weight():
+    assert [novelty(shared) for shared in (0.0, 0.04, 0.5, 0.75, 0.9, 1.0)] == pytest.approx([1, 1, 1, 1 / 3, 1 / 9, 0])

@@ -101,4 +101,20 @@ def test_the_learning_rate_follows_from_what_trains(make_backbone, backbone, val
     name = backbone if backbone == "tiny-resnet" else str(make_backbone(backbone))
     config = TrainConfig(labeled="x", backbone=name, **values)
     embedder = build_embedder(config, open_configured_backbone(config))
-    assert with_learning_rate(config, embedder).peak_learning_rate == rate
+    assert with_learning_rate(config, embedder, None).peak_learning_rate == rate
+
+
+def test_trusted_images_are_worth_a_higher_rate(fitted, make_backbone):
+    """Where trust is measured, which takes five classes, and for convolutional networks."""
+
+    def rates(backbone: str, classes: int) -> TrainConfig:
+        config = fitted(classes, 12, backbone=backbone).config
+        embedder = build_embedder(config, open_configured_backbone(config))
+        return with_learning_rate(config, embedder, open_tables(config).labeled)
+
+    few, found, vit = rates("tiny-resnet", 4), rates("tiny-resnet", 5), rates(str(make_backbone("vit")), 5)
+    assert [(one.rate(0), one.rate(1)) for one in (few, found, vit)] == [(1e-4, 1e-4), (1e-4, 1e-3), (1e-5, 1e-5)]
+    assert found.rate(0.5) == pytest.approx(5.5e-4)
+    fixed = found.model_copy(update={"learning_rate": 1e-6})
+    assert (fixed.rate(0), fixed.rate(0.5)) == (1e-6, 1e-6)
+    assert found.model_copy(update={"unlabeled": None}).rate(0) == found.peak_learning_rate

@@ -101,6 +101,7 @@ class UnlabeledPool:
         num_neighbors: int,
         refresh_every: int,
         first_step: int,
+        novelty: float = 1.0,
     ) -> None:
         """
         Args:
@@ -110,12 +111,14 @@ class UnlabeledPool:
             num_neighbors: size of that company, the query included.
             refresh_every: steps for which images stay live.
             first_step: step at which unlabeled images are first used; refreshes count from there.
+            novelty: how much the images show beside labeled ones: a factor on the trust in them, 0..1.
         """
         self.live, self.seed = live, seed
         self.queries_per_batch = queries_per_batch
         self.num_neighbors = num_neighbors
         self.refresh_every = refresh_every
         self.first_step = first_step
+        self.novelty = novelty
         self.table: PoolTable | None = None
         self.excluded: list[ExcludedImage] = []
         """Images of a stream that were left out since the list was last emptied, because the run is scored on them."""
@@ -133,6 +136,17 @@ class UnlabeledPool:
         if self.table is None or step < self.first_step:
             return False
         return self.table.refresh == (step - self.first_step) // self.refresh_every
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether anything says how far the relations between the images are to be trusted."""
+        return self.novelty < 1 or (self.table is not None and self.table.calibrated is not None)
+
+    def trust(self, step: int) -> float:
+        """How far they are trusted at `step`, 0..1: not at all before they are used, wholly where nothing is known."""
+        if self.table is None or step < self.first_step:
+            return 0.0
+        return self.novelty * (1.0 if self.table.calibrated is None else self.table.calibrated.trust)
 
     @property
     def num_known(self) -> int:
@@ -183,7 +197,7 @@ class UnlabeledPool:
         table = self.table
         assert table is not None
         if not table.compared.shape[1]:
-            return PoolRelations(table.sigma, None)
+            return PoolRelations(table.sigma, None, trust=self.trust(self.first_step))
         if self._compared is None or self._compared.table is not table:
             self._compared = _Compared.of(table, image_index.device)
         rows = self._compared.rows
@@ -195,12 +209,13 @@ class UnlabeledPool:
         overlap = overlap.where(known, same.float())
         calibrated = table.calibrated
         if calibrated is None:
-            return PoolRelations(table.sigma, overlap.repeat(num_views, num_views))
+            return PoolRelations(table.sigma, overlap.repeat(num_views, num_views), trust=self.trust(self.first_step))
         assert self._compared.unit is not None
         assert self._compared.similarity is not None
         unit, similarity = (part[positions] for part in (self._compared.unit, self._compared.similarity))
         likely = affinity(calibrated.weights, unit, similarity, overlap).where(known, 0.0).masked_fill(same, 1.0)
-        return PoolRelations(table.sigma, None, likely.repeat(num_views, num_views), calibrated.trust)
+        likely = likely.repeat(num_views, num_views)
+        return PoolRelations(table.sigma, None, likely, self.trust(self.first_step))
 
 
 class _Compared(NamedTuple):

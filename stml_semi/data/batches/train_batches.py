@@ -24,6 +24,8 @@ def open_pool(
     unlabeled: ImageTable | ImageStream,
     folder: Path,
     evaluated: EvaluatedImages | None = None,
+    *,
+    novelty: float = 1.0,
 ) -> UnlabeledPool:
     """The pool of a run, before its first refresh.
 
@@ -32,6 +34,7 @@ def open_pool(
         unlabeled: its images.
         folder: for the live images of streams.
         evaluated: images that a stream must not give to the pool.
+        novelty: how much its images show beside labeled ones, 0..1.
     """
     return UnlabeledPool(
         live_images(unlabeled, seed=config.seed, pool_size=config.live_images, folder=folder, evaluated=evaluated),
@@ -40,6 +43,7 @@ def open_pool(
         num_neighbors=config.num_neighbors,
         refresh_every=config.refresh_every,
         first_step=config.warmup_steps,
+        novelty=novelty,
     )
 
 

@@ -183,7 +183,7 @@ def _run(values: dict[str, Any]) -> Iterator[Finding]:
     yield from _caught("--unlabeled-batch-size", lambda: check_unlabeled_size(config, tables))
     backbone = open_configured_backbone(config)
     embedder = build_embedder(config, backbone)
-    config = with_learning_rate(config, embedder)
+    config = with_learning_rate(config, embedder, tables.labeled)
     size = view_size(backbone.processor)
     plan = describe_run(config, tables, embedder, size)
     yield Finding("ok", "steps", plan["steps"])

@@ -90,7 +90,11 @@ def describe_run(config: TrainConfig, tables: Tables, embedder: Embedder, size: 
 
 def _steps(config: TrainConfig) -> str:
     warmup = f", the first {config.warmup_steps} on labels alone" if config.unlabeled and config.warmup_steps else ""
-    return f"{config.max_steps}{warmup}; learning rate {config.peak_learning_rate:g}, {config.lr_schedule}"
+    least, full = config.rate(0), config.peak_learning_rate
+    rate = (
+        f"{full:g}" if least == full else f"{least:g} on labels alone, {full:g} with full trust in the unlabeled images"
+    )
+    return f"{config.max_steps}{warmup}; learning rate {rate}, {config.lr_schedule}"
 
 
 def _rows(config: TrainConfig) -> int:
