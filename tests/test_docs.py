@@ -1,12 +1,14 @@
 """Every command and snippet of docs/ is run, in order, on images in miniature; those of test_stranger there.
 
 Added to what a page says: flags that make training short (docs_blocks.SMALL), and --dry-run for training whose run
-folder the page does not use again, except the first. A block marked `no-run: REASON` is parsed, flags and all.
+folder the page does not use again, except the first. A block marked `no-run: REASON` is parsed, flags and all; one
+marked `needs: PACKAGE` is run where the package is installed.
 """
 
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +111,9 @@ def test_every_snippet_of_a_page_runs(page, scratch, monkeypatch):
         if block.language == "yaml":
             Path(block.info).write_text(block.text)
         elif block.language == "python":
-            exec(compile(block.text, place, "exec"), names)
+            code = compile(block.text, place, "exec")
+            if not _missing(block.info):
+                exec(code, names)
         elif block.language == "bash":
             if block.info:
                 _only_checked(block, monkeypatch)
@@ -123,6 +127,12 @@ def test_every_snippet_of_a_page_runs(page, scratch, monkeypatch):
                 trained = trained or trains
         else:
             assert block.language == "text", f"{place}: a block is bash, python, yaml or text"
+
+
+def _missing(info: str) -> list[str]:
+    """Packages, or more, that are not here, of a block that is marked `needs: THIS THAT`."""
+    assert not info or info.startswith("needs: "), info
+    return [name for name in info.removeprefix("needs: ").split() if find_spec(name) is None]
 
 
 class _named:
