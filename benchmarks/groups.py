@@ -2,10 +2,10 @@
 
     python benchmarks/groups.py tiny-resnet kanji:test --labels 4
 
-Accuracy of generalized category discovery: every group is given a class, one each, so that most images are right
-(Hungarian), over all images of the pool and over those of known (Old) and other classes (New). Beside it K-means and
-Ward, which are told how many classes there are. Then: how many images of known classes are in a group of their name,
-and how many of new ones in a new group.
+Accuracy of generalized category discovery (`stml_semi.metrics.group_accuracy`): every group is given a class, one each,
+so that most images are right, over all images of the pool and over those of known (Old) and other classes (New). Beside
+it K-means and Ward, which are told how many classes there are. Then: how many images of known classes are in a group of
+their name, and how many of new ones in a new group.
 """
 
 import argparse
@@ -13,8 +13,6 @@ import argparse
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import AgglomerativeClustering, KMeans
 
 from stml_semi import load
@@ -22,17 +20,8 @@ from stml_semi.curation.coverage import survey
 from stml_semi.curation.groups import names_of
 from stml_semi.curation.propagation import propagate
 from stml_semi.data.sources.open_source import open_source
+from stml_semi.metrics import group_accuracy
 from stml_semi.models.evaluation import embed_table
-
-Labels = NDArray[np.int64]
-
-
-def right(groups: Labels, classes: Labels) -> NDArray[np.bool_]:
-    """(n,) images whose group was given their class."""
-    table = np.zeros((groups.max() + 1, classes.max() + 1), np.int64)
-    np.add.at(table, (groups, classes), 1)
-    given = dict(zip(*linear_sum_assignment(-table), strict=True))
-    return np.array([given.get(group, -1) for group in groups.tolist()]) == classes
 
 
 def main() -> None:
@@ -61,8 +50,8 @@ def main() -> None:
     }
     print("| | groups of 3 and more | All | Old | New |\n|---|---|---|---|---|")
     for name, groups in ways.items():
-        hit = right(groups, classes[pool])
-        parts = " | ".join(f"{100 * hit[part].mean():.1f}" for part in (slice(None), old, ~old))
+        found_right = group_accuracy(*map(torch.from_numpy, (groups.astype(np.int64), classes[pool], old)))
+        parts = " | ".join(f"{100 * (share or 0):.1f}" for share in found_right)
         print(f"| {name} | {(np.bincount(groups) >= 3).sum()} | {parts} |")
     names = names_of(found[len(pool) :], torch.from_numpy(classes[labeled]))
     called = np.array([names.get(group, -1) for group in found[: len(pool)].tolist()])

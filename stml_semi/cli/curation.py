@@ -192,7 +192,9 @@ def groups(
             ]
             write_sections(html, index, sections)
     if as_json:
-        print(json.dumps(found._asdict() | {"groups": [group._asdict() for group in found.groups]}))
+        plain = {"groups": [group._asdict() for group in found.groups]}
+        plain |= {"accuracy": found.accuracy and found.accuracy._asdict()}
+        print(json.dumps(found._asdict() | plain))
     else:
         from stml_semi.cli.printing import print_pool_groups
 

@@ -291,6 +291,13 @@ def print_pool_groups(found: "Groups", count: int) -> None:
     kinds = f", {len(found.groups) - new:,} of known classes and {new:,} new" if found.classes else ""
     alone = f"{found.num_alone:,} of {found.num_images:,} images are in none"
     print(f"{_counted(len(found.groups), 'group')}{kinds}; {alone}")
+    if found.accuracy is not None:
+        old, new = (
+            "" if value is None else f"; {name} classes {value:.1%}"
+            for name, value in (("known", found.accuracy.old), ("new", found.accuracy.new))
+        )
+        split = old + new if found.classes else ""
+        print(f"accuracy against the labels of the index, one class a group: {found.accuracy.all:.1%}{split}")
 
 
 def print_plan(plan: dict[str, str]) -> None:

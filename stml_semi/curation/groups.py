@@ -3,6 +3,7 @@
 import csv
 import io
 from collections import Counter as Tally
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from stml_semi.curation.coverage import survey
 from stml_semi.curation.pool import embed_labeled, nearest_classes, whole_index
 from stml_semi.curation.propagation import propagate
 from stml_semi.data.sources.objects import Source
+from stml_semi.metrics import GroupAccuracy, group_accuracy
 from stml_semi.runtime import distributed
 from stml_semi.runtime.names import to_utf8
 from stml_semi.runtime.progress import Counter
@@ -48,6 +50,8 @@ class Groups(NamedTuple):
     """Images in smaller groups, which are left out."""
     classes: list[str]
     """Of the labeled images."""
+    accuracy: GroupAccuracy | None = None
+    """Of all groups, small ones too, where the images of the index have labels themselves."""
 
 
 def find_groups(
@@ -114,7 +118,20 @@ def find_groups(
         for (members, cosines), (nearest_class, cosine) in zip(found, nearest, strict=True)
     ]
     groups.sort(key=lambda group: (-len(group.rows), group.rows[0]))
-    return Groups(groups, len(rows), len(rows) - sum(len(group.rows) for group in groups), [*known.classes])
+    alone = len(rows) - sum(len(group.rows) for group in groups)
+    return Groups(groups, len(rows), alone, [*known.classes], _accuracy(index, rows, own, known.classes))
+
+
+def _accuracy(
+    index: Index, rows: NDArray[np.int64], groups: NDArray[np.int64], known: Sequence[str]
+) -> GroupAccuracy | None:
+    """Against the labels that the index has; None unless all of its images have one."""
+    labels = index.labels()
+    if len(labels) < len(rows):
+        return None
+    names, classes = np.unique([labels[row] for row in rows.tolist()], return_inverse=True)
+    old = torch.from_numpy(np.isin(names, known)[classes])
+    return group_accuracy(torch.from_numpy(groups), torch.from_numpy(classes), old)
 
 
 def names_of(groups: NDArray[np.int64], labels: Tensor) -> dict[int, int]:

@@ -1,5 +1,6 @@
-"""Retrieval metrics and their intervals, and what a threshold on the similarity is worth."""
+"""Retrieval metrics and their intervals, what a threshold on the similarity is worth, and how right groups are."""
 
+from stml_semi.metrics.grouping import GroupAccuracy, group_accuracy
 from stml_semi.metrics.open_set import (
     OpenSetScores,
     PairCounts,
@@ -25,6 +26,7 @@ from stml_semi.metrics.retrieval import (
 
 __all__ = [
     "ClassScores",
+    "GroupAccuracy",
     "Interval",
     "OpenSetScores",
     "PairCounts",
@@ -33,6 +35,7 @@ __all__ = [
     "bootstrap",
     "class_scores",
     "false_non_match_rate",
+    "group_accuracy",
     "open_set_scores",
     "pair_counts",
     "precision_thresholds",

@@ -214,6 +214,17 @@ class Index:
         found = self._of_rows(rows, ["row", "image"]).to_pylist()
         return {row["row"]: from_utf8(row["image"]) for row in found}
 
+    def labels(self) -> dict[int, str]:
+        """Labels of all readable rows that have one.
+
+        Raises:
+            BadInput: the table is damaged.
+        """
+        with self._read():
+            found = self.table.to_table(columns=["row", "label"], filter="reason IS NULL AND label IS NOT NULL")
+        names = map(from_utf8, found.column("label").to_pylist())
+        return dict(zip(found.column("row").to_pylist(), names, strict=True))
+
     def key(self, row: int) -> tuple[int, int] | None:
         """What the image of a row was when it was embedded; None if there is no such row."""
         found = self._of_rows([row], ["row", *KEYS]).to_pylist()

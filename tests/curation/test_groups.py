@@ -10,10 +10,12 @@ import torch
 from helpers.command_line import call
 from helpers.indexes import made_up
 from helpers.pictures import write_pictures
+from scipy.optimize import linear_sum_assignment
 
 from stml_semi.curation.coverage import survey
 from stml_semi.curation.groups import find_groups, names_of
 from stml_semi.curation.propagation import propagate
+from stml_semi.metrics import group_accuracy
 from stml_semi.runtime.errors import BadInput
 from stml_semi.search.embed import embed_source
 
@@ -110,3 +112,36 @@ def test_an_index_without_readable_images(tmp_path):
         find_groups(str(tmp_path / "index"))
     found = find_groups(made_up(tmp_path / "one", torch.eye(4)[:1]))
     assert (found.groups, found.num_alone) == ([], 1)
+
+
+def test_labels_of_the_index_say_how_right_the_groups_are(monkeypatch, capsys, tmp_path):
+    embed_source("tiny-resnet", "kanji:train", str(tmp_path / "index"), num_workers=0)
+    flags = ["groups", "--index", tmp_path / "index", "--num-workers", 0]
+    code, out, err = call(monkeypatch, capsys, *flags, "--labeled", "kanji:train", "--json")
+    assert code == 0, err
+    known = json.loads(out)["accuracy"]
+    assert 0.2 < known["all"] == known["old"] < 1
+    assert known["new"] is None
+    code, out, _ = call(monkeypatch, capsys, *flags)
+    assert out.splitlines()[-1].startswith("accuracy against the labels of the index, one class a group: ")
+    assert "known classes" not in out
+
+
+def test_accuracy_is_the_best_that_one_class_a_group_allows():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        num_groups, num_classes = torch.randint(1, 30, (2,), generator=generator).tolist()
+        groups, classes = (torch.randint(n, (200,), generator=generator) for n in (num_groups, num_classes))
+        known = torch.rand(200, generator=generator) < 0.5
+        table = torch.zeros(num_groups, num_classes, dtype=torch.int64)
+        table.index_put_((groups, classes), torch.ones(200, dtype=torch.int64), accumulate=True)
+        best = int(table.numpy()[linear_sum_assignment(-table.numpy())].sum()) / 200
+        found = group_accuracy(groups, classes, known)
+        assert found.all == pytest.approx(best)
+        assert found.old is not None
+        assert found.new is not None
+        share = float(known.double().mean())
+        assert share * found.old + (1 - share) * found.new == pytest.approx(best)
+    none = torch.arange(0)
+    with pytest.raises(ValueError, match="groups are empty"):
+        group_accuracy(none, none, none.bool())
