@@ -46,7 +46,7 @@ for _count in UNLABELED[:2]:
     ARMS[f"{_count:,} unlabeled images: semi, small neighborhoods"] = (
         ARMS[f"{_count:,} unlabeled images: semi"] + " --num-neighbors 2 --pool-neighbors 5"
     )
-DIVIDED = ((60, 4), (100, 3))
+DIVIDED = ((60, 4), (100, 3), (20, 3), (150, 1))
 for _classes, _each in DIVIDED:
     _divided, _key = f"{_each} images of {_classes} of 500 classes labeled, all others unlabeled", f"{_classes}x{_each}"
     ARMS[f"{_divided}: sup"] = f"sup --labeled {{labels{_key}}} --learning-rate 1e-4 --max-steps 500"
