@@ -64,12 +64,18 @@ def setup(config: TrainConfig) -> Prepared:
     set_seed(config.seed)
     embedder = together(lambda: build_embedder(config, backbone))
     config = with_learning_rate(config, embedder, tables.labeled)
+    check_alike(config, resolved=True)
     views = ViewSettings(config.augment, view_size(backbone.processor), config.num_views, config.seed)
     return Prepared(config, notes, accelerator, folder, tables, backbone, embedder, views)
 
 
-def check_alike(config: TrainConfig) -> None:
+def check_alike(config: TrainConfig, *, resolved: bool = False) -> None:
     """What is computed is the same in all processes, whichever machine they were started on.
+
+    Args:
+        config: of this process.
+        resolved: whether nothing is `auto` any more that becomes a number. Before, `auto` may be what the run folder of
+            another machine has as a number.
 
     Raises:
         BadInput: on all, with the first flag that differs.
@@ -80,7 +86,7 @@ def check_alike(config: TrainConfig) -> None:
     def check() -> None:
         for name in TrainConfig.model_fields:
             here, there = getattr(config, name), getattr(first, name)
-            if here != there and name not in may_differ:
+            if here != there and name not in may_differ and (resolved or "auto" not in (here, there)):
                 raise BadInput(
                     f"{flag(name)} is {here} in process {rank()}, but {there} in process 0: give all machines the same "
                     "flags. What is left out, --resume takes from the run folder, which all of them then have to see"

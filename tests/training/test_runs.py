@@ -88,6 +88,10 @@ def test_machines_are_given_the_same_flags(monkeypatch):
     others["learning_rate"] = 1e-3
     with pytest.raises(BadInput, match=r"--learning-rate is 0.0001 in process 0, but 0.001 in process 0: give all"):
         check_alike(config)
+    others["learning_rate"] = "auto"  # The number follows, and is compared again.
+    check_alike(config)
+    with pytest.raises(BadInput, match=r"--learning-rate is 0.0001 in process 0, but auto"):
+        check_alike(config, resolved=True)
 
 
 @pytest.mark.slow

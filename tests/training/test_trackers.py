@@ -11,6 +11,9 @@ from helpers.pictures import write_pictures
 from stml_semi.run_folder.recipe import build_config
 from stml_semi.training.trackers import Trackers, check_installed
 
+NOT_SHOWN = ("step", "model", "data", "over_frozen", "truncated")
+"""Names of a line of metrics.jsonl that are no value of a chart."""
+
 
 class Recorder:
     """Stands for a tracker on the network."""
@@ -126,7 +129,7 @@ def test_a_run_reports_every_value_and_pictures_of_retrieval(monkeypatch, record
     expected = {}
     for line in lines:
         place = f"eval/{line['model']}" if "model" in line else "train"
-        values = {key: value for key, value in line.items() if key not in ("step", "model", "data", "over_frozen")}
+        values = {key: value for key, value in line.items() if key not in NOT_SHOWN}
         expected |= {(f"{place}/{key.replace('@', '_at_')}", line["step"]): value for key, value in values.items()}
     assert seen == pytest.approx(expected)
     assert [step for step, _ in recorder.seen] == [0, 2]
