@@ -182,10 +182,10 @@ class TrainConfig(BaseModel):
     learning_rate: Optimization[Positive | Literal["auto"]] = "auto"
     """Peak learning rate of AdamW for backbone and heads: a number, or auto, which follows from what trains: 1e-5 for a
     transformer, 3e-5 for its last blocks, 1e-4 for a convolutional network or LoRA, 1e-3 for the heads alone. In `semi`
-    it is the rate at full trust in the unlabeled images, and 1e-3 for a convolutional network."""
+    it is the rate at full trust in the unlabeled images; 1e-3 for a convolutional network, if trust is measured."""
     label_learning_rate: Optimization[Positive | Literal["auto"]] = "auto"
     """Of `semi`: the peak rate where labels alone decide, in the label warm-up and where trust is zero; with trust the
-    rate rises to learning_rate. Never above that. auto: what auto gives `sup`."""
+    rate rises to learning_rate, which is not lower. auto: what auto gives `sup`."""
     proxy_lr_scale: Optimization[Positive] = 100.0
     """Learning rate of the proxies, as a multiple of learning_rate."""
     layer_decay: Optimization[Annotated[float, Field(gt=0, le=1)]] = 1.0
@@ -276,8 +276,7 @@ class TrainConfig(BaseModel):
         full = self.peak_learning_rate
         if self.command != "semi" or isinstance(self.label_learning_rate, str):
             return full
-        least = min(self.label_learning_rate, full)
-        return least + (full - least) * trust
+        return self.label_learning_rate + (full - self.label_learning_rate) * trust
 
     @property
     def warmup_steps(self) -> int:

@@ -48,7 +48,10 @@ for _count in UNLABELED[:2]:
     )
 DIVIDED = ((60, 4), (100, 3), (20, 3), (150, 1))
 for _classes, _each in DIVIDED:
-    _divided, _key = f"{_each} images of {_classes} of 500 classes labeled, all others unlabeled", f"{_classes}x{_each}"
+    _divided, _key = (
+        f"{_each} image{'s' * (_each > 1)} of {_classes} of 500 classes labeled, all others unlabeled",
+        f"{_classes}x{_each}",
+    )
     ARMS[f"{_divided}: sup"] = f"sup --labeled {{labels{_key}}} --learning-rate 1e-4 --max-steps 500"
     ARMS[f"{_divided}: semi"] = (
         f"semi --labeled {{labels{_key}}} --unlabeled {{others{_key}}} --learning-rate 1e-3 --max-steps 1000"

@@ -84,7 +84,10 @@ def field_values(flags: dict[str, Any]) -> dict[str, Any]:
         BadInput: as `read_recipe`.
     """
     given = {key: value for key, value in flags.items() if key != "recipe" and value not in (None, False)}
-    return (read_recipe(flags["recipe"]) if flags["recipe"] else {}) | given
+    recipe = read_recipe(flags["recipe"]) if flags["recipe"] else {}
+    if "learning_rate" in given:
+        recipe.pop("label_learning_rate", None)  # It belongs to the recipe's learning rate.
+    return recipe | given
 
 
 @with_training_flags

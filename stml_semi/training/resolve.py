@@ -53,6 +53,9 @@ def resolve(command: Command, values: dict[str, Any]) -> TrainConfig:
     tested = next((found for part in specs_of(known[0] or known[1]) if (found := benchmark_of(part))), None)
     if not values.get("eval") and not values.get("test_classes") and tested is not None:
         values["eval"] = tested.eval
+    if command == "sup" and values.get("label_learning_rate", "auto") != "auto":
+        # Where labels alone decide: of a run of `semi` as the recipe, this is the baseline's rate.
+        values["learning_rate"] = values.pop("label_learning_rate")
     if values.get("backbone_weights") and values.get("backbone", "auto") == "auto":
         values["backbone"] = "resnet50"
     if values.get("backbone", "auto") == "auto":
@@ -156,6 +159,9 @@ def with_learning_rate(config: TrainConfig, embedder: Embedder, labeled: ImageTa
         config: of the run.
         embedder: its model.
         labeled: its labeled images.
+
+    Raises:
+        BadInput: labels alone are to have a higher rate than all.
     """
     transformer = any("attention" in type(module).__name__.lower() for module in embedder.backbone.modules())
     trusted = 1.0
@@ -168,10 +174,18 @@ def with_learning_rate(config: TrainConfig, embedder: Embedder, labeled: ImageTa
         trusted = 10.0 if len(held_out_classes(config, labeled)) else 1.0
     else:
         rate = 1e-5 if config.train_layers == "all" else 3e-5
-    rates = {"learning_rate": trusted * rate}
-    if config.command == "semi":
-        rates["label_learning_rate"] = rate
-    return config.model_copy(update={name: value for name, value in rates.items() if getattr(config, name) == "auto"})
+    if config.learning_rate == "auto":
+        config = config.model_copy(update={"learning_rate": trusted * rate})
+    if config.command != "semi":
+        return config
+    full, least = config.peak_learning_rate, config.label_learning_rate
+    if least == "auto":
+        return config.model_copy(update={"label_learning_rate": min(rate, full)})
+    if least > full:
+        raise BadInput(
+            f"--label-learning-rate {least:g} is above --learning-rate, which is {full:g}: raise that, or lower this"
+        )
+    return config
 
 
 def _file_name(spec: str) -> str:

@@ -80,6 +80,18 @@ def test_a_run_without_evaluation_or_even_pictures_gets_the_rest_of_the_page(tmp
     assert "Nearest neighbors" not in page.text
 
 
+def test_what_fewer_dimensions_score_is_told_of_the_exported_model(tmp_path):
+    run = unfinished(tmp_path / "run", str(tmp_path / "gone"))
+    line = {"step": 90, "data": "birds", "recall@1": 0.6, "r_precision": 0.5, "map@r": 0.4, "num_queries": 9}
+    for model, score in (("student", 0.123), ("teacher", 0.456)):
+        run.log.write(line | {"model": model, "truncated": {"64": {"recall@1": score, "map@r": 0.1}}})
+    page = Page(report_runs([str(run.path)], None))
+    page.check()
+    assert "The leading dimensions of the embeddings alone" in page.text
+    assert "64 12.3 10.0" in " ".join(re.sub(r"<[^>]+>", " ", page.source.split("Dimensions</th>")[1]).split())
+    assert "45.6" not in page.text
+
+
 def test_a_report_of_no_run_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="no run folder"):
         report_runs([str(tmp_path)], None)

@@ -128,15 +128,18 @@ def second_step(folder: Path) -> float:
     return float((second["embedder.head_f.weight"] - first["embedder.head_f.weight"]).norm())
 
 
-def test_unlabeled_images_that_are_the_labeled_ones_have_no_weight(train, tmp_path, capsys):
+@pytest.mark.parametrize("relations", ["pool", "batch"])
+def test_unlabeled_images_that_are_the_labeled_ones_have_no_weight(train, tmp_path, capsys, relations):
     """The run is one on labels alone, at the rate of such a run."""
-    folder = train(tmp_path / "run", unlabeled=str(tmp_path / "labeled"), learning_rate=1e-3, lr_schedule="constant")
+    values = {"learning_rate": 1e-3, "lr_schedule": "constant", "relations": relations}
+    folder = train(tmp_path / "run", unlabeled=str(tmp_path / "labeled"), **values)
     assert "100% of the unlabeled images are labeled ones too: they show nothing new" in capsys.readouterr().err
     found = [line for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
     assert {(line["lr"], line["unlabeled_weight"], line["trust"]) for line in found} == {(1e-4, 0.0, 0.0)}
     half = f"{tmp_path / 'labeled'},{tmp_path / 'photos'}"
-    mixed = train(tmp_path / "half", unlabeled=half, max_steps=4)
-    assert lines(mixed)[-1]["trust"] > 0
+    mixed = train(tmp_path / "half", unlabeled=half, max_steps=4, relations=relations)
+    weights = [json.loads(line).get("unlabeled_weight") for line in (mixed / "metrics.jsonl").read_text().splitlines()]
+    assert weights[3] > 0
 
 
 def test_as_many_new_images_as_labeled_ones_have_their_whole_weight():

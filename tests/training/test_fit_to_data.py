@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 from helpers.pictures import write_pictures
 
+from stml_semi.cli.train import field_values
 from stml_semi.config import TrainConfig
 from stml_semi.data.run_tables import check_sizes, open_tables
 from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.run_folder.recipe import build_config
 from stml_semi.runtime.errors import BadInput
-from stml_semi.training.resolve import Fitted, fit_to_data, with_learning_rate
+from stml_semi.training.resolve import Fitted, fit_to_data, resolve, with_learning_rate
 
 
 @pytest.fixture
@@ -107,14 +108,27 @@ def test_the_learning_rate_follows_from_what_trains(make_backbone, backbone, val
 def test_trusted_images_are_worth_a_higher_rate(fitted, make_backbone):
     """Where trust is measured, which takes five classes, and for convolutional networks."""
 
-    def rates(backbone: str, classes: int) -> TrainConfig:
-        config = fitted(classes, 12, backbone=backbone).config
+    def rates(backbone: str, classes: int, **values: Any) -> TrainConfig:
+        config = fitted(classes, 12, backbone=backbone, **values).config
         embedder = build_embedder(config, open_configured_backbone(config))
         return with_learning_rate(config, embedder, open_tables(config).labeled)
 
     few, found, vit = rates("tiny-resnet", 4), rates("tiny-resnet", 5), rates(str(make_backbone("vit")), 5)
     assert [(one.rate(0), one.rate(1)) for one in (few, found, vit)] == [(1e-4, 1e-4), (1e-4, 1e-3), (1e-5, 1e-5)]
     assert found.rate(0.5) == pytest.approx(5.5e-4)
-    fixed = found.model_copy(update={"learning_rate": 1e-6})
-    assert (fixed.rate(0), fixed.rate(0.5)) == (1e-6, 1e-6)
+    slow = rates("tiny-resnet", 5, learning_rate=1e-6)
+    assert (slow.rate(0), slow.rate(0.5)) == (1e-6, 1e-6)
+    with pytest.raises(BadInput, match="--label-learning-rate 0.1 is above --learning-rate, which is 0.001: raise"):
+        rates("tiny-resnet", 5, label_learning_rate=0.1)
     assert found.model_copy(update={"unlabeled": None}).rate(0) == found.peak_learning_rate
+
+
+def test_the_baseline_of_a_semi_run_has_the_rate_of_labels_alone(tmp_path):
+    """`sup` with the config.yaml of a run, whose learning rate is that of trusted unlabeled images."""
+    (tmp_path / "config.yaml").write_text("labeled: a\nunlabeled: b\nlearning_rate: 1e-3\nlabel_learning_rate: 1e-4\n")
+    flags = {"recipe": str(tmp_path / "config.yaml")}
+    assert resolve("sup", field_values(flags)).learning_rate == 1e-4
+    assert resolve("sup", field_values(flags | {"learning_rate": "3e-4"})).learning_rate == 3e-4
+    semi = resolve("semi", field_values(flags))
+    assert (semi.learning_rate, semi.label_learning_rate) == (1e-3, 1e-4)
+    assert resolve("semi", field_values(flags | {"learning_rate": "5e-5"})).label_learning_rate == "auto"
