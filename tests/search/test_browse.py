@@ -315,16 +315,27 @@ def test_what_cannot_start_is_one_line(monkeypatch, capsys, folder, server, flag
 def test_the_command_serves_until_it_is_interrupted(folder: Path):
     command = [sys.executable, str(ROOT / "cli.py"), "browse", "--index", str(folder / "index"), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # A suite that a script started in the background ignores Ctrl+C, and so would what it starts.
     running = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert running.stdout is not None
-    line = running.stdout.readline()
-    port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/ \(Ctrl\+C ends it\)\n", line)[1])  # type: ignore[index]
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", "/picture/3")
-    assert connection.getresponse().status == 200
-    connection.close()
-    running.send_signal(signal.SIGINT)
-    assert running.communicate(timeout=60) == ("", "")
+    with running:
+        try:
+            assert running.stdout is not None
+            line = running.stdout.readline()
+            port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/ \(Ctrl\+C ends it\)\n", line)[1])  # type: ignore[index]
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", "/picture/3")
+            assert connection.getresponse().status == 200
+            connection.close()
+            running.send_signal(signal.SIGINT)
+            assert running.communicate(timeout=60) == ("", "")
+        finally:
+            running.kill()
     assert running.returncode == 0
