@@ -40,6 +40,7 @@ Start = Annotated[T, Mark.START, Mark.ADJUSTABLE, Mark.UNPUBLISHED]
 Command = Literal["semi", "unsup", "sup"]
 Augmentation = Literal["auto", "paper", "strong", "glyph", "none"]
 PoolingKind = Literal["auto", "cls", "mean", "mean_max", "pooler"]
+Fit = Literal["auto", "crop", "pad", "squash"]
 Balance = Literal["unit", "ratio", "fixed"]
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -119,6 +120,9 @@ class TrainConfig(BaseModel):
     evaluated images; they are listed in overlap.jsonl of the run."""
     image_size: Data[Annotated[int, Field(ge=8)] | None] = None
     """Side of the square input in pixels. Default: what the backbone's image processor says."""
+    fit: Data[Fit] = "auto"
+    """What becomes of images of another shape, in evaluation and in the exported model: crop keeps their middle, pad
+    all of them between black bars, squash distorts them. Default: what the backbone's image processor does."""
 
     backbone: Model[Place[str]] = "auto"
     """Any image backbone that transformers.AutoModel opens: folder, hub id, timm/... id, tiny-resnet.

@@ -3,11 +3,14 @@
 import contextlib
 import json
 import sys
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from stml_semi.cli.terminal import among, is_main, one_line_errors, print_outcome, quiet_libraries
+
+if TYPE_CHECKING:
+    from stml_semi.config import Fit
 
 
 def embed(
@@ -25,6 +28,10 @@ def embed(
     image_size: Annotated[
         int | None, typer.Option(help="Of a bare backbone: side of its input in pixels. Default: its own.", min=8)
     ] = None,
+    fit: Annotated[
+        str,
+        typer.Option(help="Of a bare backbone: crop, pad or squash images of another shape. Default: what it does."),
+    ] = "auto",
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 256,
     num_workers: Annotated[int | None, typer.Option(help="Processes that decode images.", min=0)] = None,
     part_size: Annotated[
@@ -52,6 +59,7 @@ def embed(
             approximate=approximate,
             image_column=image_column,
             image_size=image_size,
+            fit=cast("Fit", fit),
             batch_size=batch_size,
             num_workers=num_workers,
             part_size=part_size,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from stml_semi.data.framing import SQUASH, Framing, frame, resize
 from stml_semi.runtime.errors import BadInput, one_line
 
 AUGMENTS: tuple[str, ...] = ("paper", "strong", "glyph", "none")
@@ -45,7 +46,9 @@ def view_rng(seed: int, step: int, position: int, view: int) -> np.random.Genera
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def augment(pixels: Tensor, *, preset: str, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
+def augment(
+    pixels: Tensor, *, preset: str, size: tuple[int, int], rng: np.random.Generator, framing: Framing = SQUASH
+) -> Tensor:
     """One random view of an image.
 
     paper: random resized crop (16-100% of the area, 3/4 to 4/3) and flip, as in the STML paper.
@@ -58,6 +61,7 @@ def augment(pixels: Tensor, *, preset: str, size: tuple[int, int], rng: np.rando
         preset: one of `AUGMENTS`.
         size: height and width of the view, 2 at least: torch resizes to a width of 1 wrongly.
         rng: source of all randomness.
+        framing: what becomes of an image of another shape, where the whole of it is shown (glyph, none).
 
     Returns:
         (3, *size) uint8; those of crops are channels-last in memory, as `blank_views`.
@@ -68,9 +72,9 @@ def augment(pixels: Tensor, *, preset: str, size: tuple[int, int], rng: np.rando
         case "strong":
             return _blur(_jitter(_crop_and_flip(pixels, size, rng), rng), rng)
         case "glyph":
-            return _wiggle(_resize(pixels, size), rng)
+            return _wiggle(frame(pixels, size, framing), rng)
         case "none":
-            return _resize(pixels, size)
+            return frame(pixels, size, framing)
     raise BadInput(f"--augment '{preset}' is unknown: choose one of {', '.join(AUGMENTS)}")
 
 
@@ -99,18 +103,10 @@ def blank_views(*shape: int, size: tuple[int, int]) -> Tensor:
     return torch.empty((*shape, *size, 3), dtype=torch.uint8).movedim(-1, -3)
 
 
-def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(pixels.shape[1:]) == tuple(size):
-        return pixels.clone()
-    # Whole and channels-last, resizing needs no conversion on either side; numpy copies such parts fastest.
-    part = torch.from_numpy(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()[None])).permute(0, 3, 1, 2)
-    return F.interpolate(part, size=size, mode="bilinear", antialias=True)[0]
-
-
 def _crop_and_flip(pixels: Tensor, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
     height, width = pixels.shape[1:]
     top, left, box_height, box_width = _random_box(height, width, rng)
-    view = _resize(pixels[:, top : top + box_height, left : left + box_width], size)
+    view = resize(pixels[:, top : top + box_height, left : left + box_width], size)
     return view[None].flip(-1)[0] if rng.random() < 0.5 else view
 
 

@@ -5,6 +5,7 @@ from stml_semi.data.views import normalization, view_size
 from stml_semi.models.adaptation import add_lora, checkpoint_blocks, freeze_prefix
 from stml_semi.models.backbone import Backbone, open_backbone
 from stml_semi.models.embedder import Embedder, freeze_unused
+from stml_semi.models.fit import fit_images
 from stml_semi.models.image_size import resize
 from stml_semi.models.model_files import commit_of, parse_name
 from stml_semi.models.pooling import resolve_pooling
@@ -19,7 +20,7 @@ def open_configured_backbone(config: TrainConfig) -> Backbone:
     """
     weights = config.backbone_weights
     backbone = open_resnet50(weights) if weights else open_backbone(config.backbone)
-    return backbone if config.image_size is None else resize(backbone, config.image_size)
+    return fit_images(backbone if config.image_size is None else resize(backbone, config.image_size), config.fit)
 
 
 def backbone_commit(config: TrainConfig) -> str | None:

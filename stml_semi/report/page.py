@@ -163,7 +163,7 @@ def _models(
     frozen: list[Model] = []
     trained: list[Model] = []
     for place, run in runs:
-        key = (run.config.backbone, run.config.pooling, run.config.image_size)
+        key = (run.config.backbone, run.config.pooling, run.config.image_size, run.config.fit)
         if key not in starts:
             starts[key] = len(frozen)
             name = f"frozen {run.config.backbone}" if many else "frozen backbone"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from stml_semi.config import Fit
 from stml_semi.data.batches.plan import Rows
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.open_source import open_source, open_with_others
@@ -59,6 +60,7 @@ def embed_source(
     approximate: bool = False,
     image_column: str | None = None,
     image_size: int | None = None,
+    fit: Fit = "auto",
     batch_size: int = 256,
     num_workers: int | None = None,
     part_size: int = PART_SIZE,
@@ -77,7 +79,7 @@ def embed_source(
     """
     table = open_source(data, flag="--data", labels="ignored", image_column=image_column)
     accelerator = Accelerator()
-    retriever = load(model, device=accelerator.device, image_size=image_size)
+    retriever = load(model, device=accelerator.device, image_size=image_size, fit=fit)
     info = IndexInfo(
         model=_absolute(model),
         fingerprint=fingerprint(retriever),
@@ -88,6 +90,7 @@ def embed_source(
         num_features=retriever.num_features,
         commit=retriever.commit,
         image_size=image_size,
+        fit=fit,
     )
     index = Index(output, info)
     main = accelerator.is_main_process
@@ -190,7 +193,7 @@ def _problem(index: Index) -> str | None:
             return f"--output {folder}: is a file; choose another folder"
         filled = folder.exists() and any(folder.iterdir())
         return f"--output {folder}: holds files that are no index; choose another folder" if filled else None
-    fields = ("fingerprint", "image_size", "image_column", "num_features")
+    fields = ("fingerprint", "image_size", "fit", "image_column", "num_features")
     changed = [name for name in fields if getattr(found, name) != getattr(index.info, name)]
     # The same source under another name (a table that was moved) has the same images.
     same = found.data == index.info.data or (found.num_rows, found.sample) == (index.info.num_rows, index.info.sample)

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stml_semi.config import Fit
 from stml_semi.data.any_image import OneImage
 from stml_semi.runtime.errors import BadInput, one_line
 from stml_semi.runtime.files import write_text
@@ -80,6 +81,8 @@ class IndexInfo(NamedTuple):
     """Of the hub, at which the model was opened; None of a local one."""
     image_size: int | None = None
     """Side of the input that a bare backbone was opened for; None: its own."""
+    fit: Fit = "auto"
+    """What a bare backbone was told to do with images of another shape."""
 
 
 class Index:

@@ -200,7 +200,7 @@ def open_model(index: Index, model: str | None = None) -> Retriever:
     Raises:
         BadInput: no such model, or another than the index's.
     """
-    retriever = load(model or _made_with(index), image_size=index.info.image_size)
+    retriever = load(model or _made_with(index), image_size=index.info.image_size, fit=index.info.fit)
     if fingerprint(retriever) != index.info.fingerprint:
         raise BadInput(
             f"--model {model or index.info.model}: the index was made with other weights ({index.info.model}), whose "

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from stml_semi.config import Fit
 from stml_semi.data.class_split import with_gallery
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.run_tables import open_labeled
@@ -57,6 +58,7 @@ def evaluate_model(
     image_column: str | None = None,
     label_column: str | None = None,
     image_size: int | None = None,
+    fit: Fit = "auto",
     batch_size: int = 256,
     num_workers: int | None = None,
     recall_at: str | None = None,
@@ -82,6 +84,7 @@ def evaluate_model(
         image_column: of both.
         label_column: of both.
         image_size: of a bare backbone, side of its input in pixels; default: its own.
+        fit: of a bare backbone, what becomes of images of another shape: see `TrainConfig.fit`.
         batch_size: images per forward pass.
         num_workers: decoding processes.
         recall_at: numbers of neighbors, joined by commas; default: what is customary with the data.
@@ -114,7 +117,7 @@ def evaluate_model(
     if place is not None and shared == len(table.classes):
         raise BadInput(f"--save-thresholds: the model was trained on the classes of {data}; give images of others")
     accelerator = Accelerator()
-    retriever = load(model, device=accelerator.device, image_size=image_size)
+    retriever = load(model, device=accelerator.device, image_size=image_size, fit=fit)
     if sizes and sizes[-1] >= (width := retriever.num_features):
         raise BadInput(f"--truncate-dims {truncate_dims}: embeddings have {width} dimensions; give smaller numbers")
     workers = resolve_num_workers(num_workers)

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stml_semi.config import Fit
 from stml_semi.data.any_image import OneImage, is_one, name_of, open_image
 from stml_semi.data.views import eval_views, view_size
 from stml_semi.models.backbone import open_backbone
+from stml_semi.models.fit import fit_images
 from stml_semi.models.image_size import resize
 from stml_semi.models.model_files import commit_of, parse_name
 from stml_semi.models.pooling import pool_output, resolve_pooling
@@ -168,6 +170,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     image_size: int | None = None,
+    fit: Fit = "auto",
     truncate_dim: int | None = None,
 ) -> Retriever:
     """Opens a trained model.
@@ -177,6 +180,7 @@ def load(
             frozen features are served). A hub id may end in `@` and a branch, tag or commit.
         device: where it runs; default: a GPU if there is one (CUDA, Apple's), else the CPU.
         image_size: of a bare backbone, side of its input in pixels; default: its own.
+        fit: of a bare backbone, what becomes of images of another shape: see `TrainConfig.fit`.
         truncate_dim: leading dimensions of its embeddings that are kept; default: all.
 
     Raises:
@@ -188,13 +192,15 @@ def load(
     is_bare = not (folder / "modules.json").is_file()
     if image_size is not None and not is_bare:
         raise BadInput(f"--image-size {image_size}: {model} has the size that it was trained at; leave the flag out")
+    if fit != "auto" and not is_bare:
+        raise BadInput(f"--fit {fit}: {model} crops, pads or squashes as it was trained to; leave the flag out")
     try:
         modules = None if is_bare else read_modules(folder)
     except BadInput as error:
         raise BadInput(f"--model {model}: {error}") from error
     # A hub id stays one: of a bare backbone the hub may have weights of another format than the copy here holds.
     backbone = open_backbone(name if is_bare and not Path(name).is_dir() else str(folder), flag="--model")
-    backbone = backbone if image_size is None else resize(backbone, image_size)
+    backbone = fit_images(backbone if image_size is None else resize(backbone, image_size), fit)
     size = view_size(backbone.processor, flag=f"--model {model}")
     if modules is None:
         pooling = resolve_pooling("auto", backbone.model, size, flag="--model")

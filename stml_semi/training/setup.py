@@ -9,6 +9,7 @@ from accelerate.utils import set_seed
 from stml_semi.config import Mark, TrainConfig, fields_that, flag
 from stml_semi.data.batches.loading import ViewSettings
 from stml_semi.data.claims import check_honest
+from stml_semi.data.framing import SQUASH
 from stml_semi.data.run_tables import (
     Tables,
     check_sizes,
@@ -23,6 +24,7 @@ from stml_semi.data.views import view_size
 from stml_semi.models.backbone import Backbone
 from stml_semi.models.build import build_embedder, open_configured_backbone
 from stml_semi.models.embedder import Embedder
+from stml_semi.models.fit import framing_of
 from stml_semi.run_folder.folder import RunFolder
 from stml_semi.runtime.distributed import from_main, rank, together
 from stml_semi.runtime.errors import BadInput
@@ -65,7 +67,9 @@ def setup(config: TrainConfig) -> Prepared:
     embedder = together(lambda: build_embedder(config, backbone))
     config = with_learning_rate(config, embedder, tables.labeled)
     check_alike(config, resolved=True)
-    views = ViewSettings(config.augment, view_size(backbone.processor), config.num_views, config.seed)
+    framing = None if config.fit == "auto" else framing_of(backbone.processor)
+    size = view_size(backbone.processor)
+    views = ViewSettings(config.augment, size, config.num_views, config.seed, framing or SQUASH)
     return Prepared(config, notes, accelerator, folder, tables, backbone, embedder, views)
 
 

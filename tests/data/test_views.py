@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from stml_semi.data.framing import Framing
 from stml_semi.data.images import ImageSource, read_pixels
 from stml_semi.data.views import (
     AUGMENTS,
@@ -197,23 +198,29 @@ def test_unknown_presets_name_the_flag_and_the_choices():
     st.integers(2, 64),
     st.integers(2, 64),
     st.sampled_from(AUGMENTS),
+    st.sampled_from(["crop", "pad", "squash"]),
 )
-def test_no_view_of_a_picture_that_is_fine_enough_is_enlarged(seed, height, width, view_height, view_width, preset):
-    shapes: list[tuple[int, int]] = []
+def test_no_view_of_a_picture_that_is_fine_enough_is_enlarged(
+    seed, height, width, view_height, view_width, preset, fit
+):
+    shapes: list[tuple[int, ...]] = []
     rngs = lambda: (view_rng(seed, 0, 0, view) for view in range(2))  # noqa: E731
     fine = fine_enough(height, width, preset=preset, size=(view_height, view_width), rngs=rngs())
 
     def look(pixels, size):
-        shapes.append(tuple(pixels.shape[1:]))
+        shapes.append((*pixels.shape[1:], *size))
         return torch.zeros(3, *size, dtype=torch.uint8)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stml_semi.data.views._resize", look)
+        patch.setattr("stml_semi.data.views.resize", look)
+        patch.setattr("stml_semi.data.framing.resize", look)
         for rng in rngs():
-            augment(
-                torch.zeros(3, height, width, dtype=torch.uint8), preset=preset, size=(view_height, view_width), rng=rng
-            )
-    assert fine == all(shape[0] >= view_height and shape[1] >= view_width for shape in shapes)
+            pixels = torch.zeros(3, height, width, dtype=torch.uint8)
+            size = (view_height, view_width)
+            augment(pixels, preset=preset, size=size, rng=rng, framing=Framing(fit))
+    none = all(shape[0] >= shape[2] and shape[1] >= shape[3] for shape in shapes)
+    # Padded, an image may be thinner than its view.
+    assert fine <= none if fit == "pad" else fine == none
 
 
 @pytest.mark.parametrize("preset", ["paper", "none"])

@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from stml_semi.data.batches.loading import BadImageEntry
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, read_image
-from stml_semi.data.views import eval_views, view_size
+from stml_semi.data.views import eval_view, eval_views, view_size
 from stml_semi.data.workers import MADE_AHEAD
 from stml_semi.runtime import distributed
+from stml_semi.runtime.errors import one_line
 from stml_semi.runtime.machine import free_shared_memory
 
 _IN_FLIGHT_BYTES = 2**28
@@ -56,21 +58,46 @@ class EvalPieces(Dataset[EvalBatch]):
         return len(self.pieces)
 
     def __getitem__(self, item: int) -> EvalBatch:
-        pictures, readable, bad = [], [], []
+        pictures: list[Image.Image | None] = []
+        bad: list[BadImageEntry] = []
         for row in self.pieces[item]:
             try:
                 pictures.append(read_image(self.table.source(int(row))))
-                readable.append(True)
             except BadImage as error:
                 bad.append(BadImageEntry(self.table.describe(int(row)), str(error)))
-                readable.append(False)
-        mask = torch.tensor(readable)
-        if not pictures:
+                pictures.append(None)
+        seen = self._views(pictures, self.pieces[item], bad)
+        mask = torch.tensor([picture is not None for picture in pictures])
+        if seen is None:
             return EvalBatch(torch.empty(0), mask, bad)
-        seen = eval_views(pictures, self.processor)
         pixels = seen.new_zeros((len(mask), *seen.shape[1:]))
         pixels[mask] = seen
         return EvalBatch(pixels, mask, bad)
+
+    def _views(
+        self, pictures: list[Image.Image | None], rows: NDArray[np.int64], bad: list[BadImageEntry]
+    ) -> Tensor | None:
+        """Of those that are readable. One that the processor fails on is not: None takes its place."""
+        if not any(pictures):
+            return None
+        try:
+            return eval_views([picture for picture in pictures if picture], self.processor)
+        except (RuntimeError, ValueError):
+            failed = {i: why for i, one in enumerate(pictures) if one and (why := self._problem(one))}
+            if not failed:
+                raise
+        for i, why in failed.items():
+            pictures[i] = None
+            bad.append(BadImageEntry(self.table.describe(int(rows[i])), why))
+        return self._views(pictures, rows, bad)
+
+    def _problem(self, picture: Image.Image) -> str | None:
+        try:
+            eval_view(picture, self.processor)
+        except (RuntimeError, ValueError) as error:
+            width, height = picture.size
+            return f"{width} x {height} pixels: the backbone's image processor fails on it ({one_line(error)})"
+        return None
 
 
 def _rows_in_flight(processor: Any, num_workers: int) -> int:

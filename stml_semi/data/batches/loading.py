@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stml_semi.data.batches.plan import LabeledPlan, Rows, UnlabeledPlan
+from stml_semi.data.framing import SQUASH, Framing
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, Enough, read_pixels
 from stml_semi.data.views import augment, blank_views, fine_enough, view_rng
@@ -53,6 +54,7 @@ class ViewSettings(NamedTuple):
     size: tuple[int, int]
     num_views: int
     seed: int
+    framing: Framing = SQUASH
 
 
 class Steps(Dataset[Batch]):
@@ -110,7 +112,7 @@ class Steps(Dataset[Batch]):
         by_class: bool = False,
     ) -> tuple[Tensor, Rows]:
         """Views (n, num_views, 3, H, W) of a share of rows, and the rows that were really used, (n,)."""
-        preset, size, _, seed = self.views
+        preset, size, _, seed, framing = self.views
         own = rows[share]
         pixels = blank_views(len(own), num_views, size=size)
         used = own.copy()
@@ -118,7 +120,7 @@ class Steps(Dataset[Batch]):
             rngs = partial(_view_rngs, seed, step, first + share.start + i, num_views)
             used[i], picture = _read_or_replace(table, int(row), by_class, self._enough(rngs), bad)
             for view, rng in enumerate(rngs()):
-                pixels[i, view] = augment(picture, preset=preset, size=size, rng=rng)
+                pixels[i, view] = augment(picture, preset=preset, size=size, rng=rng, framing=framing)
         return pixels, used
 
     def _enough(self, rngs: Callable[[], Iterator[np.random.Generator]]) -> Enough:

@@ -29,7 +29,7 @@ from stml_semi.training.resolve import fit_to_data, resolve, with_learning_rate
 _SAMPLE = 200
 """Images of a source that are opened."""
 _FREE_BYTES = 2 * 2**30
-_BACKBONE = ("backbone", "backbone_weights", "image_size")
+_BACKBONE = ("backbone", "backbone_weights", "image_size", "fit")
 
 
 def examine(values: dict[str, Any]) -> Iterator[Finding]:
@@ -185,7 +185,7 @@ def _run(values: dict[str, Any]) -> Iterator[Finding]:
     embedder = build_embedder(config, backbone)
     config = with_learning_rate(config, embedder, tables.labeled)
     size = view_size(backbone.processor)
-    plan = describe_run(config, tables, embedder, size)
+    plan = describe_run(config, tables, embedder, backbone.processor)
     yield Finding("ok", "steps", plan["steps"])
     if notes:
         yield Finding("ok", "defaults", "; ".join(notes))

@@ -14,10 +14,14 @@ from stml_semi.data.claims import claim, skipped_files
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.run_tables import Tables, describe_excluded
 from stml_semi.data.sources.streams import ImageStream
+from stml_semi.data.views import view_size
 from stml_semi.models.embedder import Embedder
+from stml_semi.models.fit import framing_of
 from stml_semi.runtime import distributed
 from stml_semi.training.known_images import checkpoint_bytes
 from stml_semi.training.setup import Prepared, setup
+
+_DONE = {"crop": "cropped", "pad": "padded", "squash": "squashed"}
 
 
 def dry_run(config: TrainConfig) -> dict[str, str]:
@@ -39,22 +43,24 @@ def dry_run(config: TrainConfig) -> dict[str, str]:
 
 def plan_of(prepared: Prepared) -> dict[str, str]:
     """Lines of the plan of a run that is set up, by name."""
-    plan = describe_run(prepared.config, prepared.tables, prepared.embedder, prepared.views.size)
+    plan = describe_run(prepared.config, prepared.tables, prepared.embedder, prepared.backbone.processor)
     if prepared.notes:
         plan["defaults"] = "; ".join(prepared.notes)
     return {**plan, "run folder": str(prepared.folder.path)}
 
 
-def describe_run(config: TrainConfig, tables: Tables, embedder: Embedder, size: tuple[int, int]) -> dict[str, str]:
+def describe_run(config: TrainConfig, tables: Tables, embedder: Embedder, processor: Any) -> dict[str, str]:
     """Lines of the plan, by name.
 
     Args:
         config: resolved.
         tables: of the run.
         embedder: the bare model.
-        size: height and width of its input in pixels.
+        processor: the image processor of its backbone.
     """
     lines, labeled, validation = {"steps": _steps(config)}, tables.labeled, tables.validation
+    size, framing = view_size(processor), framing_of(processor)
+    shapes = f" (other shapes are {_DONE[framing.fit]})" if framing else ""
     if labeled is not None:
         lines["labeled"] = (
             f"{len(labeled):,} images of {len(labeled.classes)} classes ({labeled.name}); {config.labeled_batch_size} "
@@ -72,7 +78,7 @@ def describe_run(config: TrainConfig, tables: Tables, embedder: Embedder, size: 
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
     total = sum(p.numel() for p in embedder.parameters())
     lines["model"] = (
-        f"{config.backbone} at {size[0]} x {size[1]} px, pooling {embedder.pooling.kind}, "
+        f"{config.backbone} at {size[0]} x {size[1]} px{shapes}, pooling {embedder.pooling.kind}, "
         f"{embedder.pooling.num_features} features -> {config.embedding_dim}; {trained / 1e6:.1f} of {total / 1e6:.1f} "
         f"million parameters train"
     )
