@@ -86,9 +86,11 @@ class TrainConfig(BaseModel):
     the best MAP@R on them is exported, or if clearly better the teacher, the frozen backbone or weights in between.
     What is tested on is then looked at once, at the end."""
     labeled_image_column: Data[str | None] = None
-    """Column of --labeled that holds the images or their paths. Default: found by type and name."""
+    """Column of --labeled that holds the images or their paths. Two, as in left,right, are pairs of the same thing:
+    classes are what they connect. Default: found by type and name."""
     labeled_label_column: Data[str | None] = None
-    """Column of --labeled that holds the class. Default: found by type and name."""
+    """Column of --labeled that holds the class; of pairs, 1 or 0: the same thing or not. Default: found by type and
+    name."""
     unlabeled_label_column: Data[str | None] = None
     """Column of --unlabeled that holds the class, where it is known: metrics.jsonl then says how far the teacher's
     relations are right (affinity_precision, affinity_recall). Nothing is trained on it. Default: none is read."""

@@ -3,7 +3,6 @@
 Importing this module is cheap: pyarrow and datasets are imported by the functions that need them.
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,9 @@ from numpy.typing import NDArray
 
 from stml_semi.data.image_table import ImageTable, paths_dataset
 from stml_semi.data.labels import class_name
+from stml_semi.data.sources.pairs import pair_of, table_from_pairs
 from stml_semi.data.sources.request import SourceRequest, listed
+from stml_semi.data.sources.table_paths import found_paths
 from stml_semi.runtime.errors import BadInput
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ LABEL_COLUMNS = (
     *("item_id", "product_id", "label_name", "species", "species_id", "identity", "y", "cls"),
 )
 _NUMBER = re.compile(r"-?\d+(\.\d+)?|nan", re.IGNORECASE)
-# Paths that are looked for on the disk before a table is taken for a good one.
-_ASKED = 5
 
 
 class Columns(NamedTuple):
@@ -60,6 +59,8 @@ def table_from_columns(request: SourceRequest, columns: Columns) -> ImageTable:
     names = listed([f"{name} ({kind})" if kind else name for name, kind in kinds.items()])
     if not columns.features:
         raise request.error("is empty; give a table with a column of images")
+    if pair := pair_of(request, list(columns.features)):
+        return table_from_pairs(request, columns, pair)
     image = image_column_of(request, columns.features)
     if image is None:
         first = (
@@ -79,14 +80,7 @@ def table_from_columns(request: SourceRequest, columns: Columns) -> ImageTable:
     texts = dataset.with_format("arrow")
     feature = dataset.features[image]
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        paths = texts[:][image].to_pylist()
-        images = paths_dataset(_found(paths, columns.folder))
-        few = [path for path in images[:_ASKED]["image"] if path["path"]]
-        if few and not any(os.path.exists(path["path"]) for path in few):
-            raise request.error(
-                f"none of the first {len(few)} files in column '{image}' exists, such as {few[0]['path']}; "
-                f"paths must be absolute or start from {columns.folder.absolute()}"
-            )
+        images = paths_dataset(found_paths(request, image, texts[:][image].to_pylist(), columns.folder))
     else:
         images = dataset.select_columns([image])
         images = images if image == "image" else images.rename_column(image, "image")
@@ -109,17 +103,6 @@ def _others(columns: Columns, used: set[str | None]) -> "Dataset | None":
         if name not in used and isinstance(feature, plain) and "binary" not in feature.dtype
     ]
     return columns.read(names) if names else None
-
-
-def _found(paths: list[str | None], folder: Path) -> list[str | None]:
-    """Paths that start from a folder. Those of Windows, and blanks around them, are only taken for what they are where
-    no file has such a name."""
-    tidy = [path and path.strip().replace("\\", "/") for path in paths]
-    other = [pair for pair in zip(paths, tidy, strict=True) if pair[0] != pair[1]][:_ASKED]
-    as_written, as_meant = (
-        any(os.path.exists(os.path.join(folder, pair[place] or "")) for pair in other) for place in (0, 1)
-    )
-    return [path and os.path.join(folder, path) for path in (tidy if as_meant and not as_written else paths)]
 
 
 def image_column_of(request: SourceRequest, features: Mapping[str, Any]) -> str | None:
