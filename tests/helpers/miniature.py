@@ -1,10 +1,6 @@
-"""Small archives in the exact layouts of the official ones, and the counts that they have instead.
-
-`python tests/helpers/miniature.py ARGUMENTS` is cli.py with these counts in place of the official ones.
-"""
+"""Small archives in the exact layouts of the official ones, and the counts that they have instead."""
 
 import io
-import sys
 import tarfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -218,12 +214,3 @@ def write_shard(path: Path, samples: list[tuple[int, int]], *, with_labels: bool
                 member = tarfile.TarInfo(f"{group}-{i:03d}.{kind}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    from stml_semi.cli.app import main
-    from stml_semi.data.benchmarks.facts import BENCHMARKS
-
-    replace_counts(BENCHMARKS)
-    main()

@@ -1,6 +1,8 @@
 """Whole runs in real processes, for the tests that need them."""
 
+import contextlib
 import getpass
+import io
 import json
 import os
 import re
@@ -13,6 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from accelerate.state import AcceleratorState
+
+from stml_semi.cli import app
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "stml_semi" / "data" / "embedded"
@@ -27,18 +32,47 @@ KANJI = [
 def train(
     folder: Path, *flags: str, processes: int = 1, command: str = "semi", report: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    running = start(folder, *flags, processes=processes, command=command, report=report)
+    """Trains to the end. One process is this one, since imports are half of what such a run takes."""
+    if processes == 1:
+        done = run_here(*_training(folder, flags, command, report))
+    else:
+        done = finish(start(folder, *flags, processes=processes, command=command, report=report))
+    assert done.returncode != 0 or re.search(rf"^processes +{processes},", done.stderr, re.MULTILINE)
+    return done
+
+
+def finish(running: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     output, errors = running.communicate(timeout=400)
-    assert running.returncode != 0 or re.search(rf"^processes +{processes},", errors, re.MULTILINE)
     return subprocess.CompletedProcess(running.args, running.returncode, output, errors)
+
+
+def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What cli.py does with these arguments, in this process."""
+    output, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    code: object = 0
+    before, sys.argv = sys.argv, ["cli.py", *arguments]
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            app.run()
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = before
+        AcceleratorState._reset_state(reset_partial_state=True)
+    texts = [stream.buffer.getvalue().decode() for stream in (output, errors)]  # pyright: ignore[reportAttributeAccessIssue]
+    return subprocess.CompletedProcess(arguments, int(str(code)), *texts)
 
 
 def start(
     folder: Path, *flags: str, processes: int = 1, command: str = "semi", report: bool = False
 ) -> subprocess.Popen[str]:
-    """Starts a training; the report would take a fifth of the time of such short ones."""
-    unless = () if report else ("--no-report",)
-    return cli(command, *_with_some(flags), *unless, "--output-dir", str(folder), processes=processes)
+    """Starts a training in a process of its own, or in several."""
+    return cli(*_training(folder, flags, command, report), processes=processes)
+
+
+def _training(folder: Path, flags: Iterable[str], command: str, report: bool) -> list[str]:
+    """The report would take a fifth of the time of such short ones."""
+    return [command, *_with_some(flags), *(() if report else ("--no-report",)), "--output-dir", str(folder)]
 
 
 def kanji() -> list[str]:

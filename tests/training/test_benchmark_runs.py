@@ -1,14 +1,12 @@
 """Runs on benchmarks by name, from official archives in miniature."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers import miniature
 from helpers.pictures import write_pictures
+from helpers.real_runs import run_here
 
 from stml_semi.data.benchmarks.facts import BENCHMARKS
 from stml_semi.run_folder.recipe import build_config, read_recipe
@@ -21,27 +19,33 @@ SMALL = [
 ]
 
 
-def command(*arguments: object, cwd: Path) -> str:
-    """cli.py with the miniature's counts, in a process of its own: what it prints on standard output."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("STML_DATA", None)
-    call = [sys.executable, str(Path(miniature.__file__)), *map(str, arguments)]
-    done = subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+def command(*arguments: object) -> str:
+    """What cli.py prints on standard output."""
+    done = run_here(*map(str, arguments))
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     return done.stdout
 
 
+@pytest.fixture
+def miniature_counts(monkeypatch):
+    for known in list(BENCHMARKS.values()):
+        monkeypatch.setitem(BENCHMARKS, known.name, known)
+    miniature.replace_counts(BENCHMARKS)
+
+
 @pytest.mark.slow
-def test_cub_and_inat_from_archives_to_evaluation(tmp_path):
+def test_cub_and_inat_from_archives_to_evaluation(miniature_counts, tmp_path, monkeypatch):
     """CUB is prepared first, iNaturalist is read where it lies."""
+    monkeypatch.delenv("STML_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
     root = tmp_path / "data"
     miniature.build("cub", tmp_path / "downloads")
     miniature.build("inat", root / "inat")
-    command("data", "prepare", "cub", "--source", "downloads", "--data-root", root, cwd=tmp_path)
+    command("data", "prepare", "cub", "--source", "downloads", "--data-root", root)
     (tmp_path / "downloads").rename(tmp_path / "gone")
     sources = ["--labeled", "cub", "--unlabeled", "inat", "--data-root", root]
-    printed = command("semi", *sources, *SMALL, "--output-dir", "run", cwd=tmp_path)
+    printed = command("semi", *sources, *SMALL, "--output-dir", "run")
     assert "cub:test" in printed
     claim = "no label of its classes was used; iNaturalist 2018 holds 81 of CUB's 100 test species"
     assert claim in " ".join(printed.split())
@@ -51,17 +55,15 @@ def test_cub_and_inat_from_archives_to_evaluation(tmp_path):
     assert {line["data"] for line in scores} == {"cub:test"}
     assert {line["num_queries"] for line in scores} == {24}
     assert (tmp_path / "run/bad_images.jsonl").read_text() == ""
-    evaluated = command(
-        *("evaluate", "--model", "run", "--data", "cub:test", "--data-root", root, "--json"), cwd=tmp_path
-    )
+    evaluated = command("evaluate", "--model", "run", "--data", "cub:test", "--data-root", root, "--json")
     assert json.loads(evaluated)["recall@1"] == pytest.approx(scores[-2]["recall@1"], abs=1e-6)
     # The claim is made once, in run.json, and said again wherever results are shown: also by an export elsewhere.
     assert json.loads((tmp_path / "run/run.json").read_text())["claim"] == claim
     root.rename(tmp_path / "moved")
-    command("export", "run", "--output", "exported", cwd=tmp_path)
+    command("export", "run", "--output", "exported")
     for card in (tmp_path / "run/model/README.md", tmp_path / "exported/README.md"):
         assert f"percent. {claim[0].upper()}{claim[1:]}." in card.read_text()
-    for page in (tmp_path / "run/report.html", Path(command("report", "run", cwd=tmp_path).strip())):
+    for page in (tmp_path / "run/report.html", Path(command("report", "run").strip())):
         assert claim in (tmp_path / page).read_text().replace("&#39;", "'")
 
 
@@ -122,11 +124,8 @@ def miniatures(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NEEDED))
-def test_every_recipe_runs(name, miniatures, make_backbone, tmp_path, monkeypatch, capsys):
+def test_every_recipe_runs(name, miniatures, miniature_counts, make_backbone, tmp_path, capsys):
     """Two steps with a small backbone of the same kind, on archives of few images; all else as in the recipe."""
-    for known in list(BENCHMARKS.values()):
-        monkeypatch.setitem(BENCHMARKS, known.name, known)
-    miniature.replace_counts(BENCHMARKS)
     recipe = read_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")
     small = {
         "backbone": str(make_backbone("resnet" if name.endswith("resnet50") else "vit")),
@@ -137,6 +136,7 @@ def test_every_recipe_runs(name, miniatures, make_backbone, tmp_path, monkeypatc
         "unlabeled_batch_size": 2 * recipe["num_neighbors"],
         "log_every": 1,
         "num_workers": 0,
+        "no_report": True,
         "data_root": str(miniatures),
         "output_dir": str(tmp_path / "run"),
     }
