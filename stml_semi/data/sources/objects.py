@@ -99,10 +99,12 @@ def _from_rows(rows: list[Any], flag: str) -> "Dataset":
 
 def _with_whole_paths(table: "Dataset") -> "Dataset":
     """Relative paths, which a program means from its working folder, made absolute: the table is written elsewhere."""
-    names = [name for name in IMAGE_COLUMNS if name in table.column_names]
-    first = {name: next(itertools.islice(table[name], 1), None) for name in names} if len(table) else {}
+    texts = [name for name, feature in table.features.items() if "string" in str(getattr(feature, "dtype", ""))]
+    first = {name: next(itertools.islice(table[name], 1), None) for name in texts} if len(table) else {}
     for name, value in first.items():
-        if isinstance(value, str) and not os.path.isabs(value) and os.path.exists(value):
+        # Pairs have columns of any name; a class may be called like a folder, hardly like a file.
+        exists = os.path.exists if name in IMAGE_COLUMNS else os.path.isfile
+        if isinstance(value, str) and not os.path.isabs(value) and exists(value):
             whole = [None if path is None else os.path.abspath(path) for path in table[name]]
             table = table.remove_columns(name).add_column(name, whole)  # pyright: ignore[reportCallIssue]
     return table

@@ -80,3 +80,13 @@ def test_a_data_set_without_images_names_its_columns(rows):
     table = Dataset.from_dict({"n": [1, 2]}, features=Features({"n": Value("int64")}))
     with pytest.raises(BadInput, match="n"):
         opened(table)
+
+
+def test_a_frame_of_pairs_names_images_from_the_working_folder(rows):
+    Path("1").mkdir()  # A folder that is called like an answer.
+    left, right = ([str(rows[i][0]) for i in places] for places in ((0, 1, 3), (1, 2, 4)))
+    spec = as_spec(pandas.DataFrame({"left": left, "right": right, "same": ["1", "1", "1"]}), "labeled")
+    assert spec is not None
+    table = open_source(spec, flag="--labeled", labels="required", image_column="left,right")
+    assert table.labels is not None
+    assert sorted(table.labels.tolist().count(label) for label in range(2)) == [2, 3]
