@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers.chromium import Tab, browser
 from helpers.command_line import call
 from helpers.indexes import made_up
 from helpers.pictures import write_pictures
@@ -91,6 +92,17 @@ def test_table_list_page_and_json(monkeypatch, capsys, world, tmp_path):
     assert page.count("<section") == len(sizes)
     assert page.count("<img") == sum(min(size, 12) for size in sizes)
     assert 'figure class="query"' not in page
+
+
+@pytest.mark.slow
+def test_the_page_reads_well(monkeypatch, capsys, world, tmp_path):
+    flags = ["groups", "--index", world / "index", "--labeled", world / "birds", "--num-workers", 0]
+    assert call(monkeypatch, capsys, *flags, "--html", tmp_path / "groups.html")[0] == 0
+    with browser() as running:
+        for scheme, width in (("light", 390), ("dark", 1440)):
+            tab = Tab(running, (tmp_path / "groups.html").as_uri(), scheme=scheme, width=width)
+            assert tab.beyond() == []
+            tab.check()
 
 
 def test_named_groups_show_what_they_are_called(world):
