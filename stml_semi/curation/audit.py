@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stml_semi.curation.coverage import all_nearest
 from stml_semi.curation.pool import embed_images
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.sources.objects import Source, as_spec
@@ -21,7 +22,9 @@ from stml_semi.data.sources.open_source import open_source
 from stml_semi.data.workers import resolve_num_workers
 from stml_semi.models.evaluation import EmbeddedTable
 from stml_semi.neighbors import nearest_neighbors
+from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import BadInput
+from stml_semi.runtime.progress import Counter
 from stml_semi.sharing.evaluate import trained_classes
 from stml_semi.sharing.load import load
 
@@ -171,7 +174,8 @@ class _Labeled:
         """Pairs of near-duplicates with different labels, the nearest first, each once."""
         if len(self.rows) < 2:
             return []
-        near = nearest_neighbors(self.embeddings, min(_NEAREST, len(self.rows) - 1))
+        with Counter("compare", len(self.rows), enabled=distributed.rank() == 0) as counter:
+            near = all_nearest(self.embeddings, min(_NEAREST, len(self.rows) - 1), counter.advance)
         differ = (self.labels[near.indices] != self.labels[:, None]) & (near.similarities >= threshold)
         places, columns = differ.nonzero(as_tuple=True)
         pairs: dict[tuple[int, int], float] = {}

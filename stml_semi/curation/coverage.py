@@ -65,12 +65,23 @@ def survey(embeddings: Tensor, progress: Callable[[int], None] = lambda images: 
     k = min(NEIGHBORS, len(unit) - 1)
     if k < 1:
         return Surroundings(unit, center, np.zeros((len(unit), 0), np.int64), np.zeros((len(unit), 0), np.float32))
+    near = all_nearest(unit, k, progress)
+    return Surroundings(unit, center, near.indices.numpy(), _weights(near.similarities))
+
+
+def all_nearest(unit: Tensor, k: int, progress: Callable[[int], None] = lambda images: None) -> Neighbors:
+    """The k others that are nearest to each image, (n, k).
+
+    Args:
+        unit: (n, d) of unit length.
+        k: below n.
+        progress: is told how many images were compared with all others.
+    """
     gallery, found = Gallery(unit), []
     for rows in torch.arange(len(unit)).split(_BLOCK):
         found.append(gallery.search(unit[rows], k, exclude=rows))
         progress(len(rows))
-    near = Neighbors(torch.cat([one.indices for one in found]), torch.cat([one.similarities for one in found]))
-    return Surroundings(unit, center, near.indices.numpy(), _weights(near.similarities))
+    return Neighbors(torch.cat([one.indices for one in found]), torch.cat([one.similarities for one in found]))
 
 
 def _weights(cosines: Tensor) -> NDArray[np.float32]:
