@@ -218,6 +218,15 @@ def eval_views(images: list[Image.Image], processor: Any) -> Tensor:
     return views
 
 
+def view_problem(image: Image.Image, processor: Any) -> str | None:
+    """Why a processor makes no view of an image (a strip of which padding leaves no pixel); None if it does."""
+    try:
+        eval_view(image, processor)
+    except (RuntimeError, ValueError) as error:
+        return f"{image.width} x {image.height} pixels: the backbone's image processor fails on it ({one_line(error)})"
+    return None
+
+
 def view_size(processor: Any, *, flag: str = "--backbone") -> tuple[int, int]:
     """Height and width of what the processor makes of any image.
 

@@ -1,6 +1,8 @@
 """`embed`: any model on any images, into an index on disk."""
 
 import hashlib
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -162,17 +164,28 @@ def _described(table: ImageTable, info: IndexInfo) -> Described:
         named = open_with_others(info.data, flag="--data", image_column=info.image_column)
     except BadInput:
         return nothing
-    if len(named) != len(table) or sample_names(named) != info.sample:
+    if len(named) != len(table) or not is_sample(sample_names(named), info):
         return nothing
-    if not np.array_equal(named.paths(), table.paths()):
+    first, second = ([path and os.path.abspath(path) for path in one.paths()] for one in (named, table))
+    if first != second:
         return nothing
     classes = np.array([to_utf8(name) for name in named.classes], np.object_)
     return Described(nothing.labels if named.labels is None else classes[named.labels], named.others)
 
 
 def sample_names(table: ImageTable) -> list[str]:
-    """First, middle and last image of a source, as an index remembers them."""
-    return [table.describe(row) for row in (0, len(table) // 2, len(table) - 1)]
+    """First, middle and last image of a source, as an index remembers them: the same from any working folder."""
+    return [_from_anywhere(table.describe(row)) for row in (0, len(table) // 2, len(table) - 1)]
+
+
+def is_sample(names: list[str], info: IndexInfo) -> bool:
+    """Whether these are the images that an index remembers."""
+    return names == [_from_anywhere(name) for name in info.sample]
+
+
+def _from_anywhere(name: str) -> str:
+    """A file in full; `name[row]` of a table without its folder."""
+    return Path(name).name if re.search(r"\[\d+\]$", name) else os.path.abspath(name)
 
 
 def fingerprint(retriever: Retriever) -> str:
@@ -196,7 +209,9 @@ def _problem(index: Index) -> str | None:
     fields = ("fingerprint", "image_size", "fit", "image_column", "num_features")
     changed = [name for name in fields if getattr(found, name) != getattr(index.info, name)]
     # The same source under another name (a table that was moved) has the same images.
-    same = found.data == index.info.data or (found.num_rows, found.sample) == (index.info.num_rows, index.info.sample)
+    same = found.data == index.info.data or (
+        found.num_rows == index.info.num_rows and is_sample(index.info.sample, found)
+    )
     if changed or not same:
         what = "other data"
         if changed:

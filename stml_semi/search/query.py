@@ -21,7 +21,7 @@ from stml_semi.runtime.errors import BadInput
 from stml_semi.runtime.finite import check_lengths
 from stml_semi.search.approximate import nearest as nearest_approximately
 from stml_semi.search.changes import row_key
-from stml_semi.search.embed import fingerprint, sample_names
+from stml_semi.search.embed import fingerprint, is_sample, sample_names
 from stml_semi.search.index import Index, Row
 from stml_semi.search.nearest import Backend, Near, nearest_rows
 from stml_semi.search.rerank import CANDIDATES, order
@@ -225,7 +225,7 @@ def open_indexed(index: Index) -> ImageTable | None:
             table = open_source(info.data, flag="--index", labels=labels, image_column=info.image_column)
         except BadInput:
             continue
-        if len(table) == info.num_rows and (labels == "ignored" or sample_names(table) == info.sample):
+        if len(table) == info.num_rows and (labels == "ignored" or is_sample(sample_names(table), info)):
             return table
     return None
 

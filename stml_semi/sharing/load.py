@@ -10,11 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from stml_semi.config import Fit
 from stml_semi.data.any_image import OneImage, is_one, name_of, open_image
-from stml_semi.data.views import eval_views, view_size
+from stml_semi.data.views import eval_views, view_problem, view_size
 from stml_semi.models.backbone import open_backbone
 from stml_semi.models.fit import fit_images
 from stml_semi.models.image_size import resize
@@ -126,7 +127,7 @@ class Retriever(nn.Module):
             while batch := list(itertools.islice(iterator, batch_size)):
                 known = [names[done + i] if names else name_of(image, done + i) for i, image in enumerate(batch)]
                 opened = [open_image(image, name) for image, name in zip(batch, known, strict=True)]
-                parts.append(self(eval_views(opened, self.processor).to(self.device)))
+                parts.append(self(self._views(opened, known).to(self.device)))
                 fix = "the model diverged or is damaged; take another checkpoint or model"
                 check_lengths(parts[-1], "the model", known.__getitem__, fix)
                 done += len(batch)
@@ -136,6 +137,15 @@ class Retriever(nn.Module):
         embeddings = F.normalize(embeddings, dim=1) if normalize_embeddings else embeddings
         embeddings = embeddings[0] if single else embeddings
         return embeddings if convert_to_tensor else embeddings.cpu().numpy()
+
+    def _views(self, images: list[Image.Image], names: Sequence[str]) -> Tensor:
+        try:
+            return eval_views(images, self.processor)
+        except (RuntimeError, ValueError):
+            for image, name in zip(images, names, strict=True):
+                if why := view_problem(image, self.processor):
+                    raise BadInput(f"{name}: {why}") from None
+            raise
 
     def similarity(self, first: NDArray[np.float32] | Tensor, second: NDArray[np.float32] | Tensor) -> Tensor:
         """Cosine similarities, as sentence-transformers computes them.

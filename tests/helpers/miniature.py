@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
 PER_CLASS = 6
 COUNTS: dict[str, dict[str, tuple[int, int | None, int | None]]] = {
     "cub": {"train": (24, 4, None), "test": (24, 4, None)},

@@ -95,9 +95,10 @@ def test_bars_stand_on_both_sides_and_crops_in_the_middle():
     assert frame(thin, (8, 8), Framing("pad")).sum() == 3 * 8 * 9
 
 
-def test_who_opens_an_export_pads_too(make_backbone, tmp_path):
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_who_opens_an_export_pads_too(name, make_backbone, tmp_path):
     """And whoever opens it for another size first: the bars follow."""
-    model, made = open_backbone(str(make_backbone("vit")))
+    model, made = open_backbone(str(make_backbone("vit")))._replace(processor=PROCESSORS[name][0])
     padded = fit_images(Backbone(model, made), "pad")
     folder = tmp_path / "backbone"
     padded.model.save_pretrained(folder)
@@ -178,6 +179,8 @@ def test_a_strip_that_padding_leaves_nothing_of_is_a_bad_image(tmp_path, photos_
     from stml_semi.search.embed import embed_source
 
     picture(400, 3).save(photos_folder / "strip.png")
+    with pytest.raises(BadInput, match=r"strip\.png: 400 x 3 pixels: the backbone's image processor fails on it"):
+        stml_semi.load("tiny-resnet", fit="pad").encode(sorted(photos_folder.iterdir()))
     made = embed_source("tiny-resnet", str(photos_folder), str(tmp_path / "index"), fit="pad", num_workers=0)
     assert (made.num_rows, made.num_bad) == (5, 1)
     reason = json.loads((tmp_path / "index" / "bad_images.jsonl").read_text())["reason"]

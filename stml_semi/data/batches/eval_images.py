@@ -13,10 +13,9 @@ from torch.utils.data import Dataset
 from stml_semi.data.batches.loading import BadImageEntry
 from stml_semi.data.image_table import ImageTable
 from stml_semi.data.images import BadImage, read_image
-from stml_semi.data.views import eval_view, eval_views, view_size
+from stml_semi.data.views import eval_views, view_problem, view_size
 from stml_semi.data.workers import MADE_AHEAD
 from stml_semi.runtime import distributed
-from stml_semi.runtime.errors import one_line
 from stml_semi.runtime.machine import free_shared_memory
 
 _IN_FLIGHT_BYTES = 2**28
@@ -83,21 +82,13 @@ class EvalPieces(Dataset[EvalBatch]):
         try:
             return eval_views([picture for picture in pictures if picture], self.processor)
         except (RuntimeError, ValueError):
-            failed = {i: why for i, one in enumerate(pictures) if one and (why := self._problem(one))}
+            failed = {i: why for i, one in enumerate(pictures) if one and (why := view_problem(one, self.processor))}
             if not failed:
                 raise
         for i, why in failed.items():
             pictures[i] = None
             bad.append(BadImageEntry(self.table.describe(int(rows[i])), why))
         return self._views(pictures, rows, bad)
-
-    def _problem(self, picture: Image.Image) -> str | None:
-        try:
-            eval_view(picture, self.processor)
-        except (RuntimeError, ValueError) as error:
-            width, height = picture.size
-            return f"{width} x {height} pixels: the backbone's image processor fails on it ({one_line(error)})"
-        return None
 
 
 def _rows_in_flight(processor: Any, num_workers: int) -> int:
