@@ -19,6 +19,9 @@ from torch import Tensor
 from stml_semi.neighbors import Gallery, check_embeddings
 from stml_semi.runtime.errors import BadInput
 
+# Numbers that a bootstrap draws at once: all of them would be gigabytes where there are many queries.
+_DRAWN = 2**16
+
 
 class QueryScores(NamedTuple):
     """Scores of single queries, to be averaged, compared or resampled. Not a number where `num_relevant` is 0."""
@@ -113,13 +116,14 @@ def bootstrap(
         sums = values.new_zeros(len(counts), values.shape[1]).index_add_(0, place, values)
         sizes = counts.double()
     generator = torch.Generator().manual_seed(seed)
-    means = torch.empty(num_samples, values.shape[1], dtype=torch.float64)
-    for sample in range(num_samples):
-        drawn = torch.randint(len(sums), (len(sums),), generator=generator)
-        times = torch.bincount(drawn, minlength=len(sums)).double()
-        means[sample] = times @ sums / (times @ sizes)
+    means = []
+    for part in torch.arange(num_samples).split(max(_DRAWN // len(sums), 1)):
+        drawn = torch.randint(len(sums), (len(part), len(sums)), generator=generator)
+        places = drawn + len(sums) * torch.arange(len(part))[:, None]
+        times = places.flatten().bincount(minlength=places.numel()).view_as(places).double()
+        means.append(times @ sums / (times @ sizes)[:, None])
     tail = (1 - confidence) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0).tolist()
+    low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0).tolist()
     return [Interval(*ends) for ends in zip(values.mean(0).tolist(), low, high, strict=True)]
 
 
