@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.docs_blocks import FOLLOWED, ROOT, TRAINING, commands, read_blocks
 from helpers.pictures import write_pictures
+from helpers.warm import Command, run_warm
 from PIL import Image
 
 
@@ -28,9 +29,13 @@ def environment(tmp_path_factory) -> dict[str, str]:
     (made,) = folder.glob("*.whl")
     install = ["--python", python, "install", "--quiet", "--no-index", "--no-deps", made]
     subprocess.run([sys.executable, "-m", "pip", *install], check=True)
-    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (_packages(python) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return os.environ | {"PATH": f"{python.parent}:/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+
+
+def _packages(python: Path) -> Path:
+    (found,) = (python.parents[1] / "lib").glob("python*/site-packages")
+    return found
 
 
 @pytest.fixture
@@ -54,13 +59,14 @@ def test_the_pages_can_be_followed(page, home, environment):
     assert b"0." in found.stdout
     blocks = [block for block in read_blocks(page) if block.language == "bash" and not block.info]
     lines = [line for block in blocks for line in commands(block.text)]
+    installed = _packages(Path(environment["PATH"].partition(":")[0]) / "python")
     assert len(lines) > 5
     for line in lines:
         words = shlex.split(line, comments=True)
         assert words[0] == "stml-semi"
         if words[1] in TRAINING:
             words += ["--max-steps", "2", "--image-size", "28", "--num-workers", "0"]
-        said = subprocess.run(words, cwd=home, env=environment, capture_output=True, text=True, timeout=600)
+        said = run_warm(Command(words[1:], environment, home, installed), timeout=600)
         assert said.returncode == 0, f"{line}\n{said.stdout}\n{said.stderr}"
         assert "Traceback" not in said.stderr
         assert str(ROOT) not in said.stdout + said.stderr

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from accelerate.state import AcceleratorState
+from helpers.warm import Command, run_warm
 
 from stml_semi.cli import app
 
@@ -33,10 +34,8 @@ def train(
     folder: Path, *flags: str, processes: int = 1, command: str = "semi", report: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Trains to the end. One process is this one, since imports are half of what such a run takes."""
-    if processes == 1:
-        done = run_here(*_training(folder, flags, command, report))
-    else:
-        done = finish(start(folder, *flags, processes=processes, command=command, report=report))
+    arguments = _training(folder, flags, command, report)
+    done = run_here(*arguments) if processes == 1 else run_together(*arguments, processes=processes)
     assert done.returncode != 0 or re.search(rf"^processes +{processes},", done.stderr, re.MULTILINE)
     return done
 
@@ -61,6 +60,14 @@ def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
         AcceleratorState._reset_state(reset_partial_state=True)
     texts = [stream.buffer.getvalue().decode() for stream in (output, errors)]  # pyright: ignore[reportAttributeAccessIssue]
     return subprocess.CompletedProcess(arguments, int(str(code)), *texts)
+
+
+def run_together(*arguments: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """What cli.py does with these arguments in several processes, as `accelerate launch` starts them."""
+    environment = {**_several(processes), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return run_warm(*(Command([*arguments], environment | rank, Path.cwd()) for rank in ranks))
 
 
 def start(
@@ -102,24 +109,32 @@ def cli(
     *arguments: str, processes: int = 1, script: Path = ROOT / "cli.py", cwd: Path | None = None
 ) -> subprocess.Popen[str]:
     """Starts cli.py, or another script, with these arguments."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable]
     if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         # accelerate starts several processes on a CPU only in this way: --cpu, or neither, would silently start one.
-        environment["ACCELERATE_USE_CPU"] = "true"
         launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
-        launch += ["--dynamo_backend", "no", "--num_processes", str(processes), "--main_process_port", str(port)]
+        launch += ["--dynamo_backend", "no", "--num_processes", str(processes)]
+        launch += ["--main_process_port", str(_free_port())]
     return subprocess.Popen(
         [*launch, str(script), *arguments],
-        env=environment,
+        env=_several(processes),
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def _several(processes: int) -> dict[str, str]:
+    """Variables of processes on a CPU."""
+    found = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return found | ({"ACCELERATE_USE_CPU": "true"} if processes > 1 else {})
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def lines(folder: Path, key: str = "loss") -> list[dict]:
