@@ -182,7 +182,7 @@ class TrainConfig(BaseModel):
     """How strongly the unlabeled term pulls; its meaning is set by --balance. Where labels calibrate the relations, it
     is multiplied by how right these are (trust in metrics.jsonl)."""
     label_warmup_steps: Objective[CountOrZero | None] = None
-    """First steps on labels alone; a fifth of the classes joins after them. Default: 10% of max_steps; unsup has
+    """First steps on labels alone; some of the classes join after them. Default: 10% of max_steps; unsup has
     none."""
 
     learning_rate: Optimization[Positive | Literal["auto"]] = "auto"

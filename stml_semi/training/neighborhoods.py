@@ -20,7 +20,8 @@ from stml_semi.neighbors import nearest_neighbors
 from stml_semi.runtime import distributed
 from stml_semi.runtime.errors import RunFailed
 from stml_semi.training.bad_images import BadImages
-from stml_semi.training.calibration import MOST_OTHERS, LabeledImages, calibrate, judge, search
+from stml_semi.training.calibration import MOST_OTHERS, LabeledImages, calibrate, judge
+from stml_semi.training.joint_table import search
 from stml_semi.training.known_images import Readable, compress, first_look, renew
 from stml_semi.training.outputs import Progress
 

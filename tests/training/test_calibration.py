@@ -5,7 +5,9 @@ import torch
 
 from stml_semi.config import TrainConfig
 from stml_semi.losses.evidence import Surroundings, trust
-from stml_semi.training.calibration import LabeledImages, calibrate, judge, search
+from stml_semi.training.calibration import LabeledImages, calibrate, judge
+from stml_semi.training.joint_table import search
+from stml_semi.training.labeled_pairs import _confusion
 
 CONFIG = TrainConfig(labeled="x", unlabeled="y")
 
@@ -56,11 +58,11 @@ def test_labeled_images_that_are_in_the_pool_too_do_not_count_as_wrong(share):
     assert measured(table, weights)[0] == pytest.approx(measured(table, alone)[0], abs=0.05)
 
 
-def divided(x, labels, *, classes, each):
-    """Of the first classes some images are labeled; the pool has all others. The first fifth was not trained on."""
+def divided(x, labels, *, classes, each, held_out=5):
+    """Of the first classes some images are labeled; the pool has all others. One of `held_out` was not trained on."""
     place = torch.arange(len(x)) % int(labels.bincount().max())
     is_labeled = (labels < classes) & (place < each)
-    held_out, others = is_labeled & (labels < classes // 5), is_labeled & (labels >= classes // 5)
+    held_out, others = is_labeled & (labels < classes // held_out), is_labeled & (labels >= classes // held_out)
     known = [LabeledImages(x[part], labels[part]) for part in (held_out, others)]
     return (x[~is_labeled], labels[~is_labeled]), known
 
@@ -75,6 +77,40 @@ def test_further_images_of_the_labeled_classes_in_the_pool_do_not_end_the_trust(
     claimed, due = measured(pool, weights)
     assert claimed > measured(pool, alone)[0] + 0.3
     assert 0.5 < claimed < due + 0.05
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_few_classes_say_how_quickly_likeness_becomes_rare(seed, monkeypatch):
+    x, labels = things(300, 16, 0.8, seed=seed)
+    pool, (held_out, others) = divided(x, labels, classes=20, each=4, held_out=2)
+    weights = calibrate(CONFIG, pool[0], held_out, others, seed=0)
+    monkeypatch.setattr("stml_semi.training.labeled_pairs._TAIL", 10**6)
+    without = calibrate(CONFIG, pool[0], held_out, others, seed=0)
+    assert weights is not None
+    assert without is not None
+    claimed, due = measured(pool, weights)
+    assert measured(pool, without)[0] + 0.15 < claimed < due + 0.05
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_a_rarer_likeness_is_not_taken_to_be_rarer_than_it_is(power):
+    """In a tail that is a power: of 50 samples of 200 pairs of classes more than 40 say more than the truth."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.cartesian_prod(torch.arange(10), torch.arange(10, 30))
+    level = torch.tensor([0.2, 0.4, 0.8])
+    above = []
+    for _ in range(50):
+        overlap = 0.01 * torch.rand(len(classes), generator=generator).pow(-1 / power)
+        above.append(_confusion(overlap, classes)(level) > (level / 0.01).pow(-power))
+    assert torch.stack(above).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("alike", [0, 3, 10])
+def test_without_enough_likeness_nothing_is_said_of_its_rarity(alike):
+    classes = torch.cartesian_prod(torch.arange(10), torch.arange(10, 30))
+    overlap = torch.zeros(len(classes))
+    overlap[:alike] = 0.3
+    assert _confusion(overlap, classes)(torch.tensor([0.1, 0.9])).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("classes", [15, 60, 100])

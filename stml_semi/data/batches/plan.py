@@ -59,13 +59,13 @@ def rows_by_class(labels: NDArray[np.int64], num_classes: int) -> list[Rows]:
 def held_out_classes(config: TrainConfig, labeled: ImageTable | None) -> Rows:
     """(H,) classes that the labeled warm-up leaves out: on them the first refresh measures what the teacher knows.
 
-    A fifth of them, two to forty; none where there are fewer than five, since each is needed, and none whose images
-    make too few pairs to measure anything.
+    Half of them up to ten, or a fifth up to forty; none where there are fewer than five, since each is needed, and none
+    whose images make too few pairs to measure anything.
     """
     if labeled is None or labeled.labels is None or not config.calibrates:
         return np.arange(0)
     sizes = np.bincount(labeled.labels, minlength=len(labeled.classes))
-    count = min(max(2, round(0.2 * len(sizes))), 40) if len(sizes) >= 5 else 0
+    count = min(max(min(len(sizes) // 2, 10), round(0.2 * len(sizes))), 40) if len(sizes) >= 5 else 0
     drawn = np.sort(np.random.default_rng([config.seed, _HELD_OUT]).permutation(len(sizes))[:count])
     pairs = (sizes[drawn] * (sizes[drawn] - 1) // 2).sum()
     return drawn if pairs >= FEWEST_PAIRS else drawn[:0]

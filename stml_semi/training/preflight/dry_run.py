@@ -160,7 +160,7 @@ def _relations(config: TrainConfig, labeled: ImageTable | None) -> str:
         return f"{compared}; sigma {config.sigma}"
     return (
         f"{compared}; sigma {config.sigma}; not calibrated: that takes five labeled classes, and {FEWEST_PAIRS} pairs "
-        f"of images in the fifth of them that is held out"
+        f"of images in those of them that are held out"
     )
 
 
