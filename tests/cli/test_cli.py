@@ -303,8 +303,8 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(monkeypatch, capsys, tmp_pa
     assert "120 per step, 24 queries x 5 neighbors, 2 views each; 1.0 epochs" in text
     assert "304 images per step by the student, none by the teacher" in text
     # One refresh: 10,560 images and the 88 that measure.
-    assert "10,560 images live, embedded and ranked 1 time (every 100 steps): 10,648 teacher forward passes" in text
-    assert "calibrated on 88 images of 4 labeled classes, which join training at step 10" in text
+    assert "10,560 images live, embedded and ranked 1 time (every 100 steps): 10,780 teacher forward passes" in text
+    assert "calibrated on 220 images of 10 labeled classes, which join training at step 10" in text
     assert "classes never trained on" in text
     assert not folder.exists()
     code, _, errors = call(monkeypatch, capsys, "semi", *flags, "--dry-run", "--labeled-loss", "nonsense")

@@ -78,7 +78,7 @@ def test_labels_that_cannot_measure_relations_are_told(pictures):
     enough = small(pictures) | {"labeled": "kanji", "unlabeled": "kanji-more"}
     (found,) = [finding for finding in examine(enough) if finding.what == "relations"]
     assert found.level == "ok"
-    assert "calibrated on 88 images of 4 labeled classes" in found.text
+    assert "calibrated on 220 images of 10 labeled classes" in found.text
     for values in (enough | {"relations": "batch"}, {**enough, "labeled": None}, {**enough, "unlabeled": None}):
         assert "relations" not in advice(values)
 

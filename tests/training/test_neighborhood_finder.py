@@ -130,7 +130,7 @@ def test_a_table_larger_than_a_refresh_is_embedded_once_and_renewed_in_turns():
     world = World(pool_size=100)
     whole = World().refresh()
     found = world.refresh()
-    assert [(name, len(rows)) for name, rows in world.embedded] == [("pool", 300), ("labeled", 32), ("labeled", 128)]
+    assert [(name, len(rows)) for name, rows in world.embedded] == [("pool", 300), ("labeled", 80), ("labeled", 80)]
     assert found.known is not None
     # As if a refresh embedded all, up to rounding.
     np.testing.assert_array_equal(found.rows, np.arange(300))
