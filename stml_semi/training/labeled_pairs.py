@@ -82,19 +82,20 @@ def from_labeled_pairs(
 
     Returns:
         None if nothing is found beyond it near to the held-out images: the pool has none of their classes then, and the
-        other measurement is right.
+        other measurement is right. None, too, if a single class is held out.
     """
     drawn = [_labeled_pairs(config, joint, labels, others, each, count, generator) for _ in range(DRAWS)]
     same, different, near = (
         PairEvidence(*(torch.cat([pairs[part][i] for pairs in drawn]) for i in range(2))) for part in range(3)
     )
     classes = torch.cat([pairs.classes for pairs in drawn])
-    if not len(same.overlap) or not len(different.overlap):
+    num_classes = len(labels.unique())
+    if num_classes < 2 or not len(same.overlap):  # One class says nothing of how classes differ.
         return None
     present = joint.first - int(joint.twins.sum())
-    num_classes = len(labels.unique())
+    num_pairs = num_classes * (num_classes - 1) / 2 + num_classes * len(others.unique())
     # Half a pair of classes might be alike beside those that were seen, as half a case is added to a rare count.
-    unseen = 0.5 * present / (num_classes * (num_classes - 1 + len(others.unique())))
+    unseen = 0.5 * present / num_pairs
     rare = _confusion(different.overlap, classes)
     weight = torch.cat(
         [
@@ -141,7 +142,8 @@ def _confusion(overlap: Tensor, classes: Tensor) -> Callable[[Tensor], Tensor]:
         overlap: (t,) between images of different classes.
         classes: (t, 2) of both images.
     """
-    pairs, place = classes.unique(dim=0, return_inverse=True)
+    # Two held-out classes meet in both directions, and are one observation.
+    pairs, place = classes.sort(dim=1).values.unique(dim=0, return_inverse=True)
     most = overlap.new_zeros(len(pairs)).scatter_reduce(0, place, overlap, "amax").sort(descending=True).values
     start = float(most[_TAIL]) if len(most) > _TAIL else 0.0
     if start <= 0:
